@@ -79,6 +79,7 @@ var pure = []string{
 	"pkg/compress",
 	"pkg/quant",
 	"pkg/eval",
+	"pkg/reward",
 }
 
 var rules = []rule{

@@ -12,8 +12,9 @@ const (
 	rounds   = 2 // of fitting the float16 and trying neighbours
 )
 
-// squareError returns the weighted squared error of the codes nearest to x.
-func squareError(x, w []float32, scale, low float64, top int) (sum float64) {
+// squareError returns the weighted squared error of the codes nearest to x. It may stop at any number that is bound or
+// more.
+func squareError(x, w []float32, scale, low float64, top int, bound float64) (sum float64) {
 	inv := 0.0
 	if scale > 0 {
 		inv = 1 / scale
@@ -21,7 +22,9 @@ func squareError(x, w []float32, scale, low float64, top int) (sum float64) {
 	for i, v := range x {
 		q := float64(nearest((float64(v)-low)*inv, 0, top))
 		off := float64(v) - low - float64(scale*q)
-		sum += float64(weightAt(w, i) * off * off)
+		if sum += float64(weightAt(w, i) * off * off); sum >= bound {
+			break
+		}
 	}
 	return sum
 }
@@ -43,16 +46,16 @@ func (b *affineBlock) sub(j int) (x, w []float32) {
 	return b.x[32*j : 32*j+32], w
 }
 
-// errorOf returns the error of sub-block j with the given integers.
-func (b *affineBlock) errorOf(j, scale, low int) float64 {
+// errorOf returns the error of sub-block j with the given integers, or some number that is bound or more.
+func (b *affineBlock) errorOf(j, scale, low int, bound float64) float64 {
 	x, w := b.sub(j)
-	return squareError(x, w, float64(b.d)*float64(scale), -float64(b.dmin)*float64(low), b.top)
+	return squareError(x, w, float64(b.d)*float64(scale), -float64(b.dmin)*float64(low), b.top, bound)
 }
 
 // total is the error of the super-block.
 func (b *affineBlock) total() (sum float64) {
 	for j := range b.scale {
-		sum += b.errorOf(j, b.scale[j], b.low[j])
+		sum += b.errorOf(j, b.scale[j], b.low[j], math.Inf(1))
 	}
 	return sum
 }
@@ -60,10 +63,11 @@ func (b *affineBlock) total() (sum float64) {
 // settle moves the integers of every sub-block to the best of their neighbours.
 func (b *affineBlock) settle() {
 	for j := range b.scale {
-		best, scale, low := math.Inf(1), b.scale[j], b.low[j]
+		scale, low := b.scale[j], b.low[j]
+		best := b.errorOf(j, scale, low, math.Inf(1)) // first, because it is near the best and ends the others early
 		for s := max(b.scale[j]-1, 0); s <= min(b.scale[j]+1, 63); s++ {
 			for l := max(b.low[j]-1, 0); l <= min(b.low[j]+1, 63); l++ {
-				if e := b.errorOf(j, s, l); e < best {
+				if e := b.errorOf(j, s, l, best); e < best {
 					best, scale, low = e, s, l
 				}
 			}
@@ -204,7 +208,7 @@ func (b *symmetricBlock) sub(j int) (x, w []float32) {
 	return b.x[16*j : 16*j+16], w
 }
 
-func (b *symmetricBlock) errorOf(j, scale int) (sum float64) {
+func (b *symmetricBlock) errorOf(j, scale int, bound float64) (sum float64) {
 	x, w := b.sub(j)
 	unit, inv := float64(b.d)*float64(scale), 0.0
 	if unit != 0 {
@@ -212,23 +216,26 @@ func (b *symmetricBlock) errorOf(j, scale int) (sum float64) {
 	}
 	for i, v := range x {
 		off := float64(v) - float64(unit*float64(nearest(float64(v)*inv, -q6Half, q6Half-1)))
-		sum += float64(weightAt(w, i) * off * off)
+		if sum += float64(weightAt(w, i) * off * off); sum >= bound {
+			break
+		}
 	}
 	return sum
 }
 
 func (b *symmetricBlock) total() (sum float64) {
 	for j := range b.scale {
-		sum += b.errorOf(j, b.scale[j])
+		sum += b.errorOf(j, b.scale[j], math.Inf(1))
 	}
 	return sum
 }
 
 func (b *symmetricBlock) settle() {
 	for j := range b.scale {
-		best, scale := math.Inf(1), b.scale[j]
+		scale := b.scale[j]
+		best := b.errorOf(j, scale, math.Inf(1))
 		for s := max(b.scale[j]-1, -128); s <= min(b.scale[j]+1, 127); s++ {
-			if e := b.errorOf(j, s); e < best {
+			if e := b.errorOf(j, s, best); e < best {
 				best, scale = e, s
 			}
 		}
