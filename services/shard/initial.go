@@ -48,11 +48,11 @@ func openInitial(w *shardv1.InitialWeights, spec *model.Spec) (initial, error) {
 
 // stage builds a range of layers. Of a model's files it reads the tensors of these layers only.
 func (i initial) stage(spec model.Spec, at model.Range, set kernel.Set[float32],
-	seed uint64) (*model.Stage[float32], error) {
+	o *shardv1.TrainOpen) (*model.Stage[float32], error) {
 	if i.files == nil {
-		return model.Init(spec, at, set, seed)
+		return model.Init(spec, at, set, o.GetSeed())
 	}
-	return model.Load(i.files, at, set, model.LoadOptions{Dense: true})
+	return model.Load(i.files, at, set, model.LoadOptions{Dense: !o.GetAdapter().GetStoredBase()})
 }
 
 func (i initial) close() error {

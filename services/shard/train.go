@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -80,6 +81,8 @@ type trainRun struct {
 	next *toNext   // nil on the last, unless the first one is behind it
 
 	scratch *optim.Scratch
+	adapter *adapter.Adapter // that is trained, with its initial values; nil for all parameters
+	base    initial          // the files of the base, if its weights are used as they are stored
 
 	all       []stateTensor     // the state of all spans
 	loaded    map[int]bool      // tensors of it that are loaded, until all are
@@ -208,6 +211,9 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	if err := checkShare(o); err != nil {
 		return err
 	}
+	if o.GetAdapter() != nil && (o.GetInitial() == nil || o.GetDiloco() != nil) {
+		return fault.Field("open.adapter", "needs initial weights, and no diloco")
+	}
 	config := optimizer(o.GetOptimizer())
 	if err := config.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open.optimizer")
@@ -258,7 +264,7 @@ func optimizer(o *shardv1.Optimizer) optim.Config {
 // build creates the stage and its optimizer state, and registers it for Exchange.
 func (t *training) build(
 	ctx context.Context, fail context.CancelCauseFunc, stream trainServer, o *shardv1.TrainOpen,
-) (*trainRun, error) {
+) (_ *trainRun, err error) {
 	spec, err := model.ParseHF(o.GetConfigJson())
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "open.config_json")
@@ -280,12 +286,22 @@ func (t *training) build(
 	if err != nil {
 		return nil, err
 	}
+	if r.adapter, err = openAdapter(o, &spec); err != nil {
+		return nil, errors.Join(err, source.close())
+	}
 	for i := range o.GetSpans() {
 		if err := r.addSpan(spec, i, kernels, source); err != nil {
 			return nil, errors.Join(err, source.close())
 		}
 	}
-	if err := source.close(); err != nil {
+	if o.GetAdapter().GetStoredBase() {
+		r.base = source // its weights stay in the mapped files
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, source.close())
+			}
+		}()
+	} else if err := source.close(); err != nil {
 		return nil, err
 	}
 	slices.SortFunc(r.state, func(a, b *paramState) int { return cmp.Compare(a.Name, b.Name) })
@@ -325,12 +341,20 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 		return fault.Field("open.spans", "layers %v of %d in span %d of stage %d of %d", at, len(spec.Layers), i,
 			o.GetStage(), o.GetStages())
 	}
-	stage, err := source.stage(spec, at, kernels, o.GetSeed())
+	stage, err := source.stage(spec, at, kernels, o)
+	if err == nil && r.adapter != nil {
+		err = trainAdapter(stage, r.adapter)
+	}
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "build layers %v", at)
 	}
 	stage.RecomputeLayers(o.GetRecomputeLayers())
 	s := &trainSpan{run: r, index: i, stage: stage, frozen: map[string]bool{}}
+	for _, p := range stage.Params().Tensors {
+		if !stage.Trained(p.Name) {
+			s.frozen[p.Owner()] = true
+		}
+	}
 	for _, p := range stage.Stepped() {
 		state := &paramState{Param: p, span: s, group: r.optim.For(optim.Parameter{
 			Name: p.Owner(), Shape: p.Shape, Hidden: stage.Spec.Hidden(p.Name)})}
@@ -405,6 +429,9 @@ func (r *trainRun) close() {
 	r.removeEvents()
 	if r.next != nil {
 		r.next.close()
+	}
+	if err := r.base.close(); err != nil {
+		r.service.log.Warn("close the base model", "run", r.open.GetRun(), "error", err)
 	}
 }
 

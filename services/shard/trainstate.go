@@ -193,6 +193,9 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 		}
 	}
 	clear(r.loaded)
+	for _, s := range r.spans {
+		s.stage.Changed()
+	}
 	r.step = l.GetStep()
 	if r.diloco != nil {
 		if err := r.diloco.loaded(r.step); err != nil {

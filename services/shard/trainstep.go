@@ -308,8 +308,12 @@ func (s *stepRun) forward(p pass) error {
 // dropout returns what a slot drops in this step.
 func (s *stepRun) dropout(slot int) model.Dropout {
 	d := s.open.GetDropout()
+	rate := 0.0
+	if s.adapter != nil {
+		rate = s.adapter.Dropout
+	}
 	return model.Dropout{Attention: d.GetAttention(), Residual: d.GetResidual(), Embedding: d.GetEmbedding(),
-		Key: model.DropoutKey(s.open.GetSeed(), s.step.GetStep(), uint64(slot))}
+		Adapter: rate, Key: model.DropoutKey(s.open.GetSeed(), s.step.GetStep(), uint64(slot))}
 }
 
 // microbatch waits for the trainer's data of a slot. The first span that needs it reads it; with isolated
