@@ -72,6 +72,7 @@ type fleetConfig struct {
 	manifest *Manifest
 	spec     model.Spec
 	initial  *shardv1.InitialWeights // nil for random ones, or if a checkpoint is loaded
+	adapter  *shardv1.TrainAdapter   // nil for all parameters
 	layout   layout
 	timing   timing
 	lease    string
@@ -180,7 +181,7 @@ func (f *fleet) openChain(replica int, addrs []string, shared share) (*chain, er
 			SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 			Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: f.initial,
 			RecomputeLayers: m.Recompute == recomputeLayers, Dropout: m.Dropout.open(),
-			Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(),
+			Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(), Adapter: f.adapter,
 			Folder: shared.folder, Token: shared.token,
 			Lease: f.lease, Epoch: f.epoch, HeartbeatMs: uint32(f.timing.heartbeat.Milliseconds()),
 		}

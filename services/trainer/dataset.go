@@ -53,7 +53,10 @@ type micro struct {
 // readData opens the data of the manifest. Its vocabulary is v unless that is nil. The caller closes the data.
 func readData(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error) {
 	read := readTexts
-	if len(m.Data.Tokens) > 0 {
+	switch {
+	case m.Data.Examples != "":
+		read = readExamples
+	case len(m.Data.Tokens) > 0:
 		read = openTokens
 	}
 	d, err := read(ctx, m, v)

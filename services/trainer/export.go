@@ -16,6 +16,12 @@ import (
 
 // export writes the trained model, its vocabulary and its manifest.
 func (t *training) export() error {
+	if t.run.plan.lowRank != nil {
+		if err := t.exportAdapter(); err != nil {
+			return fault.Wrap(fault.Internal, err, "export adapter")
+		}
+		return nil
+	}
 	dir := filepath.Join(t.run.dir, "model")
 	dtype, err := tensor.Parse(t.run.manifest.DType)
 	if err != nil {

@@ -49,6 +49,9 @@ type Manifest struct {
 	// Gradients says how replicas exchange gradients; exactly, in float32, when absent.
 	Gradients Gradients `json:"gradients"`
 
+	// Adapter makes the run train a low-rank adapter; absent for all parameters.
+	Adapter *Adapter `json:"adapter,omitempty"`
+
 	// Dropout has the rates of dropout, as GPT-2 and nanoGPT have it; none when absent. What is dropped depends on
 	// the seed, the step, the slot, the layer and the position only. Evaluation drops nothing.
 	Dropout Dropout `json:"dropout"`
@@ -86,6 +89,11 @@ type Data struct {
 
 	// Tokens are folders that "lamina data build" has written, with one vocabulary.
 	Tokens []TokenData `json:"tokens,omitempty"`
+	// Examples is a file of samples that are encoded already, as JSON lines {"ids", "mask"}, such as "lamina tune"
+	// and "lamina data masks --rows-only" write. The mask says which ids are trained. Samples are never divided, and
+	// attention keeps them apart. Packing is "best-fit" (default) or "none": a sequence for each.
+	Examples string `json:"examples,omitempty"`
+
 	// Packing says how the documents of token data fill sequences: "concat" (default) puts one behind the other
 	// and divides them anywhere; "best-fit" divides no document that fits, and pads what is left.
 	Packing string `json:"packing,omitempty"`
@@ -210,6 +218,10 @@ func (m *Manifest) setDefaults() {
 		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabularyTokens)
 		m.Data.Packing = cmp.Or(m.Data.Packing, corpus.PackConcat)
 	}
+	if m.Data.Examples != "" {
+		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabModel)
+		m.Data.Packing, m.Data.Isolate = cmp.Or(m.Data.Packing, corpus.PackBestFit), true
+	}
 	r.Type, o.Type = cmp.Or(r.Type, optim.RateCosine), cmp.Or(o.Type, optim.NameAdamW)
 	if r.Type == optim.RateWSD && r.Decay == 0 {
 		r.Decay = (m.Steps + 9) / 10
@@ -265,8 +277,11 @@ func (m *Manifest) checkOptimizer() error {
 }
 
 // checkParameters checks the rules for parameters.
-func (m *Manifest) checkParameters(spec *model.Spec) error {
+func (m *Manifest) checkParameters(spec *model.Spec, low *lowRank) error {
 	config := m.optim()
+	if low != nil {
+		return config.CheckNames(low.names)
+	}
 	params, err := spec.Parameters()
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "model")
@@ -353,6 +368,9 @@ func (m *Manifest) check() error {
 	if err := m.checkOptimizer(); err != nil {
 		return err
 	}
+	if err := m.checkAdapter(); err != nil {
+		return err
+	}
 	return m.checkModel()
 }
 
@@ -364,6 +382,17 @@ const maxFolders = 1024
 
 // check checks the data. Folders are checked when they are opened.
 func (d *Data) check(vocabulary string) error {
+	if d.Examples != "" {
+		switch {
+		case d.Text != "" || len(d.More) > 0 || len(d.Tokens) > 0:
+			return fault.Field("data.examples", "excludes texts and token data")
+		case vocabulary != vocabModel:
+			return fault.Field("vocabulary.type", "%q: examples are encoded with the vocabulary of a model", vocabulary)
+		case d.Packing != corpus.PackBestFit && d.Packing != packExamples:
+			return fault.Field("data.packing", "%q is neither %s nor %s", d.Packing, corpus.PackBestFit, packExamples)
+		}
+		return nil
+	}
 	if len(d.Tokens) == 0 {
 		switch {
 		case vocabulary == vocabularyTokens:
@@ -417,7 +446,10 @@ func (m *Manifest) String() string { return fmt.Sprintf("run %s", m.Name) }
 // files lists the fields that name files or folders of the trainer's machine.
 func (m *Manifest) files() []fileField {
 	var out []fileField
-	if len(m.Data.Tokens) == 0 {
+	switch {
+	case m.Data.Examples != "":
+		out = append(out, fileField{"data.examples", &m.Data.Examples})
+	case len(m.Data.Tokens) == 0:
 		out = append(out, fileField{"data.text", &m.Data.Text})
 	}
 	for i := range m.Data.More {

@@ -96,7 +96,7 @@ func (m *Manifest) checkModel() error {
 	if err != nil {
 		return err
 	}
-	return m.checkSpec(&spec)
+	return m.checkSpec(&spec, nil)
 }
 
 // anyVocab is the size of a vocabulary that is not known yet.
@@ -154,7 +154,7 @@ func (m *Manifest) shortSpec(vocab int) (model.Spec, error) {
 }
 
 // checkSpec checks the settings that depend on the model.
-func (m *Manifest) checkSpec(s *model.Spec) error {
+func (m *Manifest) checkSpec(s *model.Spec, low *lowRank) error {
 	if m.SequenceLen > s.Context {
 		return fault.Field(
 			"sequence_len",
@@ -166,7 +166,7 @@ func (m *Manifest) checkSpec(s *model.Spec) error {
 	if _, err := model.ConfigJSON(*s); err != nil { // what stages read, and the trained model's config.json
 		return fault.Wrap(fault.Invalid, err, "model")
 	}
-	return m.checkParameters(s)
+	return m.checkParameters(s, low)
 }
 
 // PathRule returns the path to open for a path that a manifest has in a field, or an error that names
@@ -181,6 +181,7 @@ type blueprint struct {
 	fixed    model.Spec
 	vocab    *vocab.Vocab // nil if it is made from the text
 	files    string       // folder of the vocabulary's files
+	lowRank  *lowRank     // the adapter that is trained; nil for all parameters
 }
 
 // blueprint reads the files that the manifest's model and vocabulary name, but no weights.
@@ -209,7 +210,7 @@ func (m *Manifest) blueprint(allowed PathRule) (*blueprint, error) {
 	size := anyVocab
 	if m.Vocabulary.Type == vocabModel {
 		var err error
-		if b.vocab, err = readVocab(b.files); err != nil {
+		if b.vocab, err = readVocab(b.files, b.lowRank != nil); err != nil {
 			return nil, pathFault(err, "vocabulary")
 		}
 		size = b.vocab.Size()
@@ -218,7 +219,7 @@ func (m *Manifest) blueprint(allowed PathRule) (*blueprint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b, m.checkSpec(&s)
+	return b, m.checkSpec(&s, b.lowRank)
 }
 
 // open reads the spec of the model that the run starts from.
@@ -234,7 +235,9 @@ func (b *blueprint) open(allowed PathRule) error {
 	if err != nil {
 		return pathFault(err, "model.from")
 	}
-	b.fixed, err = files.Dense()
+	if b.fixed, err = files.Dense(); err == nil {
+		err = b.openAdapter(allowed, files)
+	}
 	if err := errors.Join(err, files.Close()); err != nil {
 		return pathFault(err, "model.from")
 	}
@@ -288,12 +291,23 @@ func pathFault(err error, field string) error {
 }
 
 // readVocab reads the vocabulary of a Hugging Face folder, of the folder of a file, or of a GGUF file. The
-// trained model's folder gets its files, so a GGUF file needs a tokenizer.json beside it.
-func readVocab(path string) (*vocab.Vocab, error) {
-	if stat, err := os.Stat(path); err != nil {
+// trained model's folder gets its files, so a GGUF file needs a tokenizer.json beside it, unless only an adapter
+// is written.
+func readVocab(path string, adapterOnly bool) (*vocab.Vocab, error) {
+	stat, err := os.Stat(path)
+	if err != nil {
 		return nil, err
-	} else if !stat.IsDir() {
-		path = filepath.Dir(path)
 	}
-	return vocab.FromHF(path)
+	if stat.IsDir() {
+		return vocab.FromHF(path)
+	}
+	if !adapterOnly {
+		return vocab.FromHF(filepath.Dir(path))
+	}
+	file, err := weights.OpenGGUF(path)
+	if err != nil {
+		return nil, err
+	}
+	v, err := vocab.FromGGUF(file.Meta())
+	return v, errors.Join(err, file.Close())
 }

@@ -288,11 +288,15 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	initial := t.initial
-	if t.last != nil {
+	if t.last != nil && m.Adapter == nil {
 		initial = nil // the checkpoint has the weights
 	}
+	low, err := r.plan.lowRank.open()
+	if err != nil {
+		return false, err
+	}
 	f, err := openFleet(ctx, fleetConfig{log: r.service.log, dialer: r.service.cfg.Dialer, manifest: m, spec: t.spec,
-		initial: initial, layout: r.layout, timing: r.service.timing(),
+		initial: initial, adapter: low, layout: r.layout, timing: r.service.timing(),
 		share: func() (share, func() error, error) { return newShare(r.service.cfg.Dir, r.dir) }}, addrs)
 	if err != nil {
 		return false, err
