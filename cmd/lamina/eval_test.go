@@ -85,11 +85,26 @@ func TestEvalPreference_LikePyTorch(t *testing.T) {
 	for name, m := range want.Models {
 		var rows []any
 		for _, p := range m.Pairs {
-			rows = append(rows, map[string]any{"prompt_ids": p.Prompt, "chosen_ids": p.Chosen, "rejected_ids": p.Rejected})
+			rows = append(
+				rows,
+				map[string]any{"prompt_ids": p.Prompt, "chosen_ids": p.Chosen, "rejected_ids": p.Rejected},
+			)
 		}
 		base := sharedPath(t, "models/tiny", name)
-		args := []string{"eval", "preference", "-m", base, "--adapter", sharedPath(t, "models/tiny-lora", name), "--data",
-			jsonLines(t, rows...), "--beta", "0.1", "--format", "json"}
+		args := []string{
+			"eval",
+			"preference",
+			"-m",
+			base,
+			"--adapter",
+			sharedPath(t, "models/tiny-lora", name),
+			"--data",
+			jsonLines(t, rows...),
+			"--beta",
+			"0.1",
+			"--format",
+			"json",
+		}
 		for _, more := range [][]string{{"--kernels", "ref"}, {"--kernels", "cpu"}, {"--stages", "2"},
 			{"--reference", base}} {
 			got := verbJSON[preferenceResult](t, "", append(args, more...)...)

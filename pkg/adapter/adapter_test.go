@@ -185,13 +185,16 @@ func TestOpen_ErrorsNameTheTensor(t *testing.T) {
 		"want a shape [N,2]":        {f32(q+"lora_A.weight", 2, 3), f32(q+"lora_B.weight", 3, 4)},
 		"want a shape [r,I]":        {f32(q+"lora_A.weight", 6), f32(q+"lora_B.weight", 3, 2)},
 		"want rank 2":               {f32(q+"lora_A.weight", 3, 3), f32(q+"lora_B.weight", 3, 3)},
-		"use_dora is false":         {f32(q+"lora_A.weight", 2, 3), f32(q+"lora_B.weight", 3, 2), f32(q+"lora_magnitude_vector", 3)},
-		"base_model.model.":         {f32("model.layers.0.q_proj.lora_A.weight", 2, 3)},
-		"neither to an adapter":     {f32("base_model.model.lm_head.weight", 2, 3)},
-		"lora_B.bias is not":        {f32(q+"lora_B.bias", 3)},
-		"there are no tensors":      {f32(q+"base_layer.weight", 3)},
-		"type of base_model.model":  {{Name: q + "lora_A.weight", DType: tensor.I32, Shape: []int{1}, Data: make([]byte, 4)}},
-		"element 0 is NaN":          {{Name: q + "lora_A.weight", DType: tensor.F32, Shape: []int{1}, Data: []byte{0, 0, 0xc0, 0x7f}}},
+		"use_dora is false": {f32(q+"lora_A.weight", 2, 3), f32(q+"lora_B.weight", 3, 2),
+			f32(q+"lora_magnitude_vector", 3)},
+		"base_model.model.":     {f32("model.layers.0.q_proj.lora_A.weight", 2, 3)},
+		"neither to an adapter": {f32("base_model.model.lm_head.weight", 2, 3)},
+		"lora_B.bias is not":    {f32(q+"lora_B.bias", 3)},
+		"there are no tensors":  {f32(q+"base_layer.weight", 3)},
+		"type of base_model.model": {{Name: q + "lora_A.weight", DType: tensor.I32, Shape: []int{1},
+			Data: make([]byte, 4)}},
+		"element 0 is NaN": {{Name: q + "lora_A.weight", DType: tensor.F32, Shape: []int{1},
+			Data: []byte{0, 0, 0xc0, 0x7f}}},
 	} {
 		dir := t.TempDir()
 		text := []byte(`{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}`)

@@ -389,7 +389,13 @@ func TestMerged_ComputesTheSame(t *testing.T) {
 				moved = max(moved, math.Abs(float64(with[i]-base[i])))
 			}
 			if most > 1e-4 || moved < 1e-2 {
-				t.Errorf("%s, dora %v: merged logits differ by %g, the adapter moves them by %g", name, dora, most, moved)
+				t.Errorf(
+					"%s, dora %v: merged logits differ by %g, the adapter moves them by %g",
+					name,
+					dora,
+					most,
+					moved,
+				)
 			}
 		}
 	}

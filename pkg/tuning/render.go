@@ -265,8 +265,12 @@ func (t *turns) generated() error {
 	messages := t.assistants()
 	if len(messages) != len(blocks) {
 		if slices.ContainsFunc(messages, func(i int) bool { return !t.c.Messages[i].Train }) {
-			return fmt.Errorf("the template has %d generation blocks for %d messages of the assistant, so it is not clear "+
-				"which of them have weight 0", len(blocks), len(messages))
+			return fmt.Errorf(
+				"the template has %d generation blocks for %d messages of the assistant, so it is not clear "+
+					"which of them have weight 0",
+				len(blocks),
+				len(messages),
+			)
 		}
 		messages = slices.Repeat([]int{-1}, len(blocks))
 	}

@@ -117,8 +117,12 @@ func ParseRow(line int, text []byte, format string) (*Conversation, error) {
 	}
 	if format == "" || format == FormatAuto {
 		if format = detect(f); format == "" {
-			return nil, &RowError{line, "", "unknown form of row: want messages, conversations, prompt and completion, " +
-				"instruction and output or response, text, or ids"}
+			return nil, &RowError{
+				line,
+				"",
+				"unknown form of row: want messages, conversations, prompt and completion, " +
+					"instruction and output or response, text, or ids",
+			}
 		}
 	}
 	c := &Conversation{Line: line, Format: format}

@@ -68,7 +68,8 @@ func trained(t *testing.T, v *vocab.Vocab, s *tuning.Sample) string {
 	return strings.Join(out, "|")
 }
 
-const chatML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') + '<|im_end|>' + '\n' }}" +
+const chatML = "{% for m in messages %}" +
+	"{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') + '<|im_end|>' + '\n' }}" +
 	"{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 
 func TestRenderer_MasksOfTheVectors(t *testing.T) {
@@ -203,18 +204,27 @@ func TestRenderer_WeightZeroIsContext(t *testing.T) {
 	v := qwen(t)
 	marked := strings.Replace(chatML, "(m['content'] or '') + '<|im_end|>'", "''", 1)
 	marked = strings.Replace(marked, "+ '\n' }}{% endfor %}", "}}{% if m['role'] == 'assistant' %}{% generation %}"+
-		"{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}", 1)
+		"{{ m['content'] }}<|im_end|>{% endgeneration %}"+
+		"{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}", 1)
 	// Some templates end their generation blocks before the end of the turn; it is trained all the same.
 	early := strings.Replace(marked, "<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>", 1)
 	for name, template := range map[string]string{"plain": chatML, "marked": marked, "early": early} {
 		r := renderer(t, tuning.Config{Vocab: v, Template: template})
-		s := sampleOf(t, r, `{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0},
+		s := sampleOf(
+			t,
+			r,
+			`{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0},
 			{"role": "user", "content": "r"}, {"role": "assistant", "content": "b", "weight": 1},
-			{"role": "user", "content": "t"}, {"role": "assistant", "content": "c", "train": false}]}`)
+			{"role": "user", "content": "t"}, {"role": "assistant", "content": "c", "train": false}]}`,
+		)
 		if got := trained(t, v, s); got != "b<|im_end|>" || len(s.Notes) > 0 {
 			t.Errorf("%s: trained %q, %v", name, got, s.Notes)
 		}
-		s = sampleOf(t, r, `{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}`)
+		s = sampleOf(
+			t,
+			r,
+			`{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}`,
+		)
 		if n, refused := s.Refused(); !refused || n.Reason != tuning.TrainsNothing {
 			t.Errorf("%s: %v", name, s.Notes)
 		}
