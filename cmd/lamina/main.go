@@ -31,6 +31,7 @@ type cli struct {
 	Generate generateCmd `cmd:"" help:"Continue a prompt."`
 	Chat     chatCmd     `cmd:"" help:"Chat with a model in the terminal."`
 	Train    trainCmd    `cmd:"" help:"Pre-train a model from a manifest."`
+	Tune     tuneCmd     `cmd:"" help:"Fine-tune a model on conversations with a low-rank adapter."`
 	Runs     runsGroup   `cmd:"" help:"List, watch, pause, resume, stop and delete training runs, and fetch their files."`
 	Report   reportCmd   `cmd:"" help:"Write a report on training runs: curves, figures, manifest and sample texts as one HTML page, or steps as CSV."`
 	Status   statusCmd   `cmd:"" help:"Show the running services, the pipelines and the training runs."`
@@ -46,6 +47,7 @@ type cli struct {
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model for token ids."`
 	Embed      embedCmd      `cmd:"" help:"Compute the embeddings of texts: a JSON string on each line of standard input."`
 	Beams      beamsCmd      `cmd:"" help:"Search for the most likely continuations of token ids (beam search)."`
+	Merge      mergeCmd      `cmd:"" help:"Merge a low-rank adapter into its model and write the result."`
 	Export     exportCmd     `cmd:"" help:"Write a model as a GGUF file or a Hugging Face folder."`
 	Quantize   quantizeCmd   `cmd:"" help:"Write a model as a GGUF file with quantised weights, and say by how much they differ."`
 	Eval       evalGroup     `cmd:"" help:"Evaluate a model, with or without an adapter, and compare results."`

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -77,13 +78,39 @@ func (c *trainCmd) start(
 	}
 	switch last.GetState() {
 	case trainerv1.RunState_RUN_STATE_DONE:
-		fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n",
-			last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
+		return printTrained(e, last)
 	case trainerv1.RunState_RUN_STATE_STOPPED:
 		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
 	default:
 	}
 	return runError(last)
+}
+
+// printTrained says where the result of a run is and how it is served. An adapter is merged into its base.
+func printTrained(e *verb.Env, last *trainerv1.Run) error {
+	path := last.GetModelPath()
+	if !adapter.Is(path) {
+		_, err := fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n", path,
+			last.GetWeightsDigest(), path)
+		return err
+	}
+	a, err := adapter.Open(path)
+	if err != nil {
+		return err
+	}
+	merged := filepath.Join(filepath.Dir(path), "merged")
+	_, err = fmt.Fprintf(
+		e.Stdout,
+		"adapter  %s\nweights  sha256:%s\nserve it with: lamina merge -m %s --adapter %s %s && "+
+			"lamina up --model %s\n",
+		path,
+		last.GetWeightsDigest(),
+		a.Base,
+		path,
+		merged,
+		merged,
+	)
+	return err
 }
 
 // follow shows the progress of a run until it ends. The first interrupt stops the run after its current step,

@@ -183,12 +183,13 @@ func isTerminal(w io.Writer) bool {
 
 type dataMasksCmd struct {
 	rendererFlags
-	Model   string `short:"m" help:"GGUF file or Hugging Face folder whose vocabulary and chat template are used." xor:"model"`
-	Vocab   string `help:"Folder or file with a vocabulary, and perhaps a chat template." xor:"model"`
-	Data    string `required:"" help:"File of conversations: JSON lines, or a JSON array; - means standard input."`
-	Context int    `help:"Context length: the most ids of a sample; 0 means no limit." default:"0"`
-	Service bool   `help:"Encode as the tokenizer service and tune do: a control token in the text of a message stays text, and turns whose prompts differ in service are left out."`
-	Show    int    `help:"Number of samples to show as text on standard error: trained text is green, its context dim." default:"0"`
+	Model    string `short:"m" help:"GGUF file or Hugging Face folder whose vocabulary and chat template are used." xor:"model"`
+	Vocab    string `help:"Folder or file with a vocabulary, and perhaps a chat template." xor:"model"`
+	Data     string `required:"" help:"File of conversations: JSON lines, or a JSON array; - means standard input."`
+	Context  int    `help:"Context length: the most ids of a sample; 0 means no limit." default:"0"`
+	Service  bool   `help:"Encode as the tokenizer service and tune do: a control token in the text of a message stays text, and turns whose prompts differ in service are left out."`
+	RowsOnly bool   `help:"Print the samples that are not refused as JSON lines, which data.examples of a manifest reads; implies --service."`
+	Show     int    `help:"Number of samples to show as text on standard error: trained text is green, its context dim." default:"0"`
 }
 
 // maskedSample is a sample as the command prints it.
@@ -217,7 +218,8 @@ func (c *dataMasksCmd) Run(e *verb.Env) error {
 		return err
 	}
 	config := c.config(files, c.Context)
-	config.ControlText, config.Rules.KeepOtherPrompts = !c.Service, !c.Service
+	service := c.Service || c.RowsOnly
+	config.ControlText, config.Rules.KeepOtherPrompts = !service, !service
 	r, err := tuning.New(config)
 	if err != nil {
 		return err
@@ -238,7 +240,25 @@ func (c *dataMasksCmd) Run(e *verb.Env) error {
 		out.Samples = append(out.Samples, printable(s))
 	}
 	fmt.Fprint(e.Stderr, report)
+	if c.RowsOnly {
+		return writeExamples(e.Stdout, samples)
+	}
 	return verb.PrintJSON(e, out)
+}
+
+// writeExamples writes the samples that are not refused as JSON lines.
+func writeExamples(w io.Writer, samples []*tuning.Sample) error {
+	out := json.NewEncoder(w)
+	for _, s := range samples {
+		if _, refused := s.Refused(); refused {
+			continue
+		}
+		p := printable(s)
+		if err := out.Encode(map[string]any{"ids": p.IDs, "mask": p.Mask}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printable converts a sample for printing.

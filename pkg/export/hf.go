@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -39,6 +40,21 @@ func ToHF(dir string, f *model.Files, dtype tensor.DType, writeVocab func(dir st
 	if err != nil {
 		return err
 	}
+	return writeHF(dir, f, spec, params, dtype, writeVocab)
+}
+
+// MergedToHF is ToHF for a model with an adapter, which is merged into the weights.
+func MergedToHF(dir string, f *model.Files, a *adapter.Adapter, dtype tensor.DType,
+	writeVocab func(dir string) error) error {
+	params, spec, err := model.Merged(f, a)
+	if err != nil {
+		return err
+	}
+	return writeHF(dir, f, spec, params, dtype, writeVocab)
+}
+
+func writeHF(dir string, f *model.Files, spec model.Spec, params []model.Exported, dtype tensor.DType,
+	writeVocab func(dir string) error) error {
 	if err := model.ExportFiles(dir, spec, relaxed(params, f.Source), model.ExportOptions{DType: dtype}); err != nil {
 		return err
 	}

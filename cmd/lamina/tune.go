@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/tuning"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+type tuneCmd struct {
+	verb.KernelFlags
+	rendererFlags
+	Model        string  `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
+	Data         string  `required:"" help:"File of conversations: JSON lines or a JSON array, in any form that lamina data masks reads."`
+	Out          string  `required:"" help:"Folder for the adapter, the checkpoints, the encoded samples and the manifest."`
+	Name         string  `help:"Name of the run. Default: the name of the folder."`
+	Stages       int     `help:"Number of stages over which the layers are distributed." default:"1"`
+	Replicas     int     `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
+	Resume       bool    `help:"Continue from the last complete checkpoint."`
+	Rank         int     `help:"Rank of the adapter." default:"16"`
+	Alpha        float64 `help:"Scale of the adapter, divided by its rank; 0 means twice the rank." default:"0"`
+	Dropout      float64 `help:"Share of the adapter's inputs that is dropped." default:"0"`
+	Targets      string  `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
+	RSLoRA       bool    `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
+	DoRA         bool    `name:"dora" help:"Train the lengths of the weights' rows as well."`
+	LearningRate float64 `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
+	Epochs       float64 `help:"How often the data are read." default:"1"`
+	Steps        int     `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
+	Batch        int     `help:"Number of sequences in a step." default:"8"`
+	SequenceLen  int     `help:"Tokens in a sequence, into which several samples are packed; 0 chooses by the longest sample." default:"0"`
+	Validation   float64 `help:"Share of the samples that is held out for validation." default:"0.05"`
+	Seed         uint64  `help:"Seed of the adapter's initial values and the order of the data." default:"1"`
+	Show         int     `help:"Number of samples to show before the first step: trained text is green, its context dim." default:"2"`
+	DryRun       bool    `help:"Encode the data, print the manifest, and train nothing."`
+}
+
+// longestDefault is the longest sequence that is chosen without --sequence-len.
+const longestDefault = 1024
+
+// Run encodes the data, prints the manifest and trains.
+func (c *tuneCmd) Run(e *verb.Env) error {
+	if c.Batch < 1 || c.Steps < 0 || !(c.Epochs > 0) {
+		return fault.Field(
+			"batch",
+			"%d sequences, %v epochs, %d steps: want positive numbers",
+			c.Batch,
+			c.Epochs,
+			c.Steps,
+		)
+	}
+	f, err := model.Open(c.Model)
+	if err != nil {
+		return err
+	}
+	context, width := f.Spec.Context, f.Spec.Width
+	if err := f.Close(); err != nil {
+		return err
+	}
+	rows, err := readRows(e, c.Data)
+	if err != nil {
+		return err
+	}
+	most := min(context, longestDefault)
+	if c.SequenceLen > 0 {
+		most = min(context, c.SequenceLen)
+	}
+	renderer, err := c.renderer(rows, c.Model, most+1) // the last id of a sample is only a target
+	if err != nil {
+		return err
+	}
+	samples, report, err := c.samples(e, rows, renderer)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(e.Stderr, report)
+	var kept []*tuning.Sample
+	for _, s := range samples {
+		if _, refused := s.Refused(); !refused {
+			kept = append(kept, s)
+		}
+	}
+	if len(kept) < 2 {
+		return fault.Field("data", "%d samples are left, want 2 or more", len(kept))
+	}
+	manifest, err := c.manifest(kept, report, most, width)
+	if err != nil {
+		return err
+	}
+	if err := c.write(manifest, report, kept); err != nil {
+		return err
+	}
+	if err := c.show(e, kept); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.Stdout, "the same run: lamina train --manifest %s --out %s --stages %d --replicas %d\n%s\n",
+		filepath.Join(c.Out, "manifest.json"), c.Out, c.Stages, c.Replicas, manifest)
+	if c.DryRun {
+		return nil
+	}
+	return c.train(e, manifest)
+}
+
+// examplesFile is the name of the encoded samples in the folder of a run.
+const examplesFile = "examples.jsonl"
+
+// manifest returns the manifest of the run.
+func (c *tuneCmd) manifest(kept []*tuning.Sample, report *tuning.Report, most, width int) ([]byte, error) {
+	out, err := filepath.Abs(c.Out)
+	if err != nil {
+		return nil, err
+	}
+	from, err := filepath.Abs(c.Model)
+	if err != nil {
+		return nil, err
+	}
+	length := c.SequenceLen
+	if length == 0 { // room for several samples, in multiples of 64
+		length = min(max(256, (report.Longest+62)/64*64), most)
+	}
+	sequences, _, err := tuning.Pack(kept, length, 0)
+	if err != nil {
+		return nil, err
+	}
+	train := max(1, int(float64(len(sequences))*(1-c.Validation)))
+	steps := c.Steps
+	if steps == 0 {
+		steps = max(1, int(c.Epochs*float64(train)/float64(c.Batch)+0.5))
+	}
+	name := c.Name
+	if name == "" {
+		name = regexp.MustCompile(`[^A-Za-z0-9._-]+`).ReplaceAllString(filepath.Base(out), "-")
+		name = "tune-" + name[:min(len(name), 50)]
+	}
+	low := map[string]any{"rank": c.Rank, "target_modules": c.targets()}
+	if c.Alpha > 0 {
+		low["alpha"] = c.Alpha
+	}
+	if c.Dropout > 0 {
+		low["dropout"] = c.Dropout
+	}
+	if c.RSLoRA {
+		low["rslora"] = true
+	}
+	if c.DoRA {
+		low["dora"] = true
+	}
+	every := max(1, steps/5)
+	m := map[string]any{
+		"name":    name,
+		"model":   map[string]any{"from": from},
+		"adapter": low,
+		"data": map[string]any{
+			"examples":            filepath.Join(out, examplesFile),
+			"validation_fraction": c.Validation,
+		},
+		"slots":          c.Batch,
+		"slot_sequences": 1,
+		"sequence_len":   length,
+		"steps":          steps,
+		"learning_rate":  map[string]any{"max": c.LearningRate, "min": c.LearningRate / 10, "warmup": steps/20 + 1},
+		"betas":          []float64{0.9, 0.999},
+		"clip":           1,
+		"seed":           c.Seed,
+		"evaluate_every": every,
+	}
+	if width >= 512 {
+		m["recompute"] = "layers"
+	}
+	return json.MarshalIndent(m, "", "  ")
+}
+
+// targets returns the modules as a manifest has them.
+func (c *tuneCmd) targets() any {
+	switch t := c.Targets; {
+	case t == "all-linear":
+		return t
+	case len(t) > 1 && t[0] == '/' && t[len(t)-1] == '/':
+		return t[1 : len(t)-1]
+	}
+	return strings.Split(c.Targets, ",")
+}
+
+// write writes the encoded samples, the report of what was refused, and the manifest.
+func (c *tuneCmd) write(manifest []byte, report *tuning.Report, kept []*tuning.Sample) error {
+	if err := os.MkdirAll(c.Out, 0o755); err != nil {
+		return err
+	}
+	files := map[string]func(w io.Writer) error{
+		examplesFile: func(w io.Writer) error { return writeExamples(w, kept) },
+		"data-report.txt": func(w io.Writer) error {
+			if _, err := io.WriteString(w, report.String()); err != nil {
+				return err
+			}
+			for _, n := range report.Notes {
+				if _, err := fmt.Fprintln(w, n); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"manifest.json": func(w io.Writer) error {
+			_, err := w.Write(append(manifest, '\n'))
+			return err
+		},
+	}
+	for name, write := range files {
+		if err := weights.WriteFile(filepath.Join(c.Out, name), write); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// show shows the first samples and keeps them in the folder of the run.
+func (c *tuneCmd) show(e *verb.Env, kept []*tuning.Sample) error {
+	if !slices.ContainsFunc(kept, func(s *tuning.Sample) bool { return s.Text != "" }) {
+		return nil // rows of ids may come without a vocabulary
+	}
+	files, err := c.loadChatFiles(c.Model, false)
+	if err != nil {
+		return err
+	}
+	var plain strings.Builder
+	for _, s := range kept[:min(len(kept), max(c.Show, 0))] {
+		fmt.Fprintf(e.Stderr, "line %d:\n%s\n", s.Line, tuning.Show(files.vocab, s, 0, isTerminal(e.Stderr)))
+		fmt.Fprintf(&plain, "line %d:\n%s\n", s.Line, tuning.Show(files.vocab, s, 0, false))
+	}
+	return weights.WriteFile(filepath.Join(c.Out, "first-samples.txt"), func(w io.Writer) error {
+		_, err := io.WriteString(w, plain.String())
+		return err
+	})
+}
+
+// train runs the manifest on a mesh in this process.
+func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
+	run := trainCmd{KernelFlags: c.KernelFlags, Stages: c.Stages, Replicas: c.Replicas, Resume: c.Resume, Out: c.Out,
+		Format: "text"}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Ctx))
+	defer cancel()
+	client, done, err := run.dial(ctx, e)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.follow(ctx, e, client, manifest), done())
+}
+
+func (c *tuneCmd) follow(ctx context.Context, e *verb.Env, client trainerv1.TrainerServiceClient,
+	manifest []byte) error {
+	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: uint32(c.Stages),
+		Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	last, err := follow(ctx, e, client, resp.GetRun(), true)
+	if err != nil {
+		return err
+	}
+	if err := runError(last); err != nil {
+		return err
+	}
+	if last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
+		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
+		return nil
+	}
+	return printTrained(e, last)
+}
