@@ -20,7 +20,7 @@ func TestToGGUF_EqualsTheConverter(t *testing.T) {
 	for _, name := range tiny {
 		folder := shared(t, "models/tiny", name)
 		if _, err := os.Stat(filepath.Join(folder, "model-bf16.gguf")); err != nil {
-			continue // the converter does not make one of this model
+			continue // there is none
 		}
 		theirs, err := weights.OpenGGUF(filepath.Join(folder, "model-bf16.gguf"))
 		if err != nil {
