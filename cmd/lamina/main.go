@@ -34,6 +34,7 @@ type cli struct {
 	Tune     tuneCmd     `cmd:"" help:"Fine-tune a model on conversations with a low-rank adapter."`
 	Runs     runsGroup   `cmd:"" help:"List, watch, pause, resume, stop and delete training runs, and fetch their files."`
 	Report   reportCmd   `cmd:"" help:"Write a report on training runs: curves, figures, manifest and sample texts as one HTML page, or steps as CSV."`
+	Plan     planCmd     `cmd:"" help:"Show how a model would be placed on hosts, and what it would give, before anything loads."`
 	Status   statusCmd   `cmd:"" help:"Show the running services, the pipelines and the training runs."`
 	Models   modelsCmd   `cmd:"" help:"List the models that a router serves."`
 

@@ -227,8 +227,8 @@ func TestKeeper_JoinsLeavesFlapsAndPartitions(t *testing.T) {
 		lost, moved = lost+w.lostLayers, moved+w.movedLayers
 		changes, improvements = changes+w.changes, improvements+w.improvements
 	}
-	t.Logf("%d steps: %d changes of plans, %d of them improvements; %d layers lost, %d moved by repairs", steps, changes,
-		improvements, lost, moved)
+	t.Logf("%d steps: %d changes of plans, %d of them improvements; %d layers lost, %d moved by repairs", steps,
+		changes, improvements, lost, moved)
 }
 
 // A host that goes and comes back every ten seconds takes part in few plans.

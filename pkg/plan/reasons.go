@@ -88,21 +88,30 @@ func (p *placement) slower(j *job, host int, l *Pipeline) string {
 // whyUncovered returns why a model has no pipeline.
 func (p *placement) whyUncovered(m int) string {
 	j := p.jobs[m]
-	names, hosts := p.classes(m, func(int) bool { return true })
-	if len(names) == 0 {
+	room := map[string]int64{} // by kernel class
+	for i, h := range p.r.Hosts {
+		if !p.allowed(m, i) {
+			continue
+		}
+		class := h.Class
+		if p.r.Mix {
+			class = ""
+		}
+		room[class] += max(0, p.room[i])
+	}
+	if len(room) == 0 {
 		return "no host is allowed for it"
 	}
-	best := int64(0)
-	for _, class := range names {
-		room := int64(0)
-		for _, i := range hosts[class] {
-			room += p.room[i]
-		}
-		best = max(best, room)
+	most := int64(0)
+	for _, n := range room {
+		most = max(most, n)
 	}
-	if need := j.memory(0, j.hi); best < need {
+	if need := j.memory(0, j.hi); most < need {
 		return fmt.Sprintf("not enough memory: %s are usable on hosts of one kernel class, and it takes %s with %d "+
-			"positions of KV cache", size(best), size(need), j.model.KVPositions)
+			"positions of KV cache", size(most), size(need), j.model.KVPositions)
+	}
+	if len(j.model.Pin) > 0 {
+		return "no chain over its pinned hosts has room for every layer"
 	}
 	return "no chain of hosts has room for every layer"
 }

@@ -50,6 +50,7 @@ const ggufMagic = "GGUF"
 // GGUF is an open GGUF model: one file, or all parts of a split one.
 type GGUF struct {
 	file    string // the file, or the first part
+	header  bool   // opened for its header only
 	parts   []ggufPart
 	meta    Meta // of the first part
 	names   []string
@@ -60,6 +61,7 @@ type GGUF struct {
 type ggufPart struct {
 	file    string
 	mapping *mapping
+	header  bool // tensors may lie outside the file
 	meta    Meta
 	names   []string // sorted
 	tensors map[string]located
@@ -85,6 +87,16 @@ func OpenGGUF(path string) (*GGUF, error) {
 		path = at.Path
 	}
 	g := &GGUF{file: path}
+	if err := g.open(path); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// OpenGGUFHeader maps the beginning of a GGUF file and reads its header. The file may end anywhere behind the
+// header: Info describes all tensors, and Data is a *FormatError for those that the file lacks.
+func OpenGGUFHeader(path string) (*GGUF, error) {
+	g := &GGUF{file: path, header: true}
 	if err := g.open(path); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -124,6 +136,10 @@ func (g *GGUF) Data(name string) ([]byte, error) {
 		return nil, &NotFoundError{g.file, name}
 	}
 	p := &g.parts[t.part]
+	if size := int64(len(p.mapping.bytes)); g.header && (t.from > size || t.info.Bytes > size-t.from) {
+		return nil, &FormatError{File: p.file, Offset: t.from, Field: clip(name),
+			Msg: fmt.Sprintf("the file ends at byte %d", size)}
+	}
 	return p.mapping.view(p.file, t.from, t.info.Bytes)
 }
 
@@ -315,7 +331,7 @@ func (p *ggufPart) parseTensors(r *reader, count uint64) error {
 		switch {
 		case t.info.Bytes == 0:
 			from = 0
-		case from > size || t.info.Bytes > size-from:
+		case !p.header && (from > size || t.info.Bytes > size-from):
 			r.failAt(entries[i], clip(name), "%d bytes at byte %d lie outside the file of %d bytes", t.info.Bytes, from,
 				size)
 			return r.err

@@ -11,7 +11,7 @@ import (
 
 // open maps and reads the files of a model.
 func (g *GGUF) open(path string) error {
-	first, err := openPart(path)
+	first, err := openPart(path, g.header)
 	if err != nil {
 		return err
 	}
@@ -30,7 +30,7 @@ func (g *GGUF) open(path string) error {
 		part := first
 		if i+1 != number {
 			file := filepath.Join(filepath.Dir(path), partName(prefix, i+1, named))
-			if part, err = openPart(file); errors.Is(err, fs.ErrNotExist) {
+			if part, err = openPart(file, g.header); errors.Is(err, fs.ErrNotExist) {
 				err = &PartError{File: file, Part: i + 1, Count: named}
 			}
 		}
@@ -49,12 +49,12 @@ func (g *GGUF) open(path string) error {
 	return g.join()
 }
 
-func openPart(path string) (ggufPart, error) {
+func openPart(path string, header bool) (ggufPart, error) {
 	m, err := mapFile(path)
 	if err != nil {
 		return ggufPart{}, err
 	}
-	p := ggufPart{file: path, mapping: m}
+	p := ggufPart{file: path, mapping: m, header: header}
 	if err := p.parse(); err != nil {
 		return ggufPart{}, errors.Join(err, m.close())
 	}
