@@ -566,6 +566,7 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 		} else {
 			s.reducer.commit()
 		}
+		s.stage.Changed()
 	}
 	if w != nil {
 		if err := r.diloco.stepped(w, r.step, a.GetAverageAll()); err != nil {
