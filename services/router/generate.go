@@ -20,6 +20,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
+	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
 // Generate continues a prompt.
@@ -348,7 +349,7 @@ func (q *request) generate(ctx context.Context) error {
 		moved = true
 		q.proven = max(q.proven, end.proven)
 		if end.blamed != nil {
-			q.strikes.add(len(q.log), *end.blamed, end.lost)
+			q.blame(*end.blamed, end.lost)
 		}
 		if err := q.strikes.verdict(q.id); err != nil {
 			return err
@@ -364,6 +365,14 @@ func (q *request) generate(ctx context.Context) error {
 		q.service.m.moves.Inc()
 		q.service.log.InfoContext(ctx, "move session", "choice", q.sampling.GetChoice(), "tokens", len(q.log), "epoch",
 			epoch+1, "error", end.lost)
+	}
+}
+
+// blame counts that the request may have been the cause of a loss, unless another attempt of it has computed the
+// rows that were in flight.
+func (q *request) blame(b sched.Blame, cause error) {
+	if b.UpTo == 0 || b.UpTo > q.proven {
+		q.strikes.add(len(q.log), b, cause)
 	}
 }
 
@@ -408,7 +417,7 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 		case o.lost != nil: // the other one goes on
 			q.proven = max(q.proven, o.proven)
 			if o.blamed != nil {
-				q.strikes.add(len(q.log), *o.blamed, o.lost)
+				q.blame(*o.blamed, o.lost)
 			}
 			r.drop(from)
 			if err := q.strikes.verdict(q.id); err != nil {
@@ -420,8 +429,16 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 			continue
 		case o.err != nil:
 			return result{}, nil, o.err
+		case o.struck != nil && r.second != nil: // the other one goes on alone, so that one cause has one effect
+			q.blame(*o.blamed, o.struck)
+			_ = from.p.tell(from.seq.cancel()) // a lost pipeline holds nothing
+			r.drop(from)
+			if err := q.strikes.verdict(q.id); err != nil {
+				return result{}, nil, err
+			}
+			continue
 		case o.struck != nil:
-			q.strikes.add(len(q.log), *o.blamed, o.struck)
+			q.blame(*o.blamed, o.struck)
 			if err := q.strikes.verdict(q.id); err != nil {
 				return result{}, nil, err
 			}

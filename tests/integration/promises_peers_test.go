@@ -146,7 +146,7 @@ func TestPromise_S6_DeadPeersAreFreed(t *testing.T) {
 	if sessions < uint32(n) {
 		t.Errorf("%d sessions of %d dead peers are left: the test proves little", sessions, 2*n)
 	}
-	l.idle(2*limit + 20*time.Second)
+	l.idle(2*limit + 90*time.Second) // a busy machine needs most of that to fill their buffers
 	freed := time.Since(begin)
 	t.Logf("%d peers have vanished, %d sessions were left after %v, none after %v", 2*n, sessions, limit/2,
 		freed.Round(time.Millisecond))

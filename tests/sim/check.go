@@ -107,7 +107,7 @@ func (p *pipe) checkBatch(b sched.Batch) {
 			p.count(e)
 		}
 		known := p.sched.Proven(e.ID)
-		if q := w.owner[e.ID]; q != nil && b.ReplayUntil == 0 && q.suspect() && len(p.seqs[e.ID].more) == 0 &&
+		if q := w.owner[e.ID]; q != nil && b.ReplayUntil == 0 && p.seqs[e.ID].suspect && len(p.seqs[e.ID].more) == 0 &&
 			!p.checks.emitted[e.ID] && e.Position < known && known < e.Position+e.Rows {
 			w.violate("%s sends rows %d to %d of the suspect %s in one entry, and %d of them were computed before",
 				p.name, e.Position, e.Position+e.Rows, e.ID, known-e.Position)
@@ -275,7 +275,7 @@ func (w *world) ended(q *request) {
 		}
 	case "set aside":
 		// A hostile request of another router may end the same process.
-		if q.hostile >= killsStages || !calm || w.sc.Load.deadly() > 0 && w.sc.Routers > 1 {
+		if q.hostile >= killsStages || q.hedged || !calm || w.sc.Load.deadly() > 0 && w.sc.Routers > 1 {
 			return
 		}
 	case "no memory":
@@ -311,7 +311,10 @@ func (w *world) settle() {
 	w.settling, w.sc.Loss, w.sc.Refuse = true, 0, 0
 	for _, n := range w.nodes {
 		n.slow = 1
-		if n.frozen {
+		switch {
+		case n.hung:
+			w.kill(n)
+		case n.frozen:
 			n.thaw()
 		}
 		if n.dead {

@@ -99,7 +99,7 @@ func (w *world) kill(n *node) bool {
 		return false
 	}
 	w.log("kill %s", n.name)
-	n.dead, n.frozen, n.waiting = true, false, nil
+	n.dead, n.frozen, n.hung, n.waiting = true, false, false, nil
 	n.life++
 	if i := n.index - len(w.shards); i >= 0 {
 		s := w.samplers[i]

@@ -66,6 +66,8 @@ type sequence struct {
 	draft    bool
 	moved    bool   // it comes from another pipeline
 	reader   func() // is told that there are results
+	scores   int    // that its reader has taken
+	suspect  bool   // the scheduler was told that it is one
 }
 
 // result is what a pipeline reports to a sequence.

@@ -87,7 +87,7 @@ func Random(seed uint64) Scenario {
 	longest := l.Tokens + max(l.To, l.PrefixLen)
 	most := 1 + r.IntN(6)
 	sc.Pages = max(2*sc.Routers, (longest*most*sc.Routers+sc.PageLen-1)/sc.PageLen)
-	sc.Load = l
+	sc.Load, sc.Hedge = l, drawHedge(seed)
 	sc.drawFaults(r, ms, chance, some)
 	return sc
 }

@@ -61,8 +61,7 @@ type request struct {
 	first   time.Duration
 	log     []int32
 	next    state // of the log
-	scores  int
-	began   bool // the client was told that it has started
+	began   bool  // the client was told that it has started
 	epoch   uint64
 	moves   int
 	strikes int
@@ -75,6 +74,8 @@ type request struct {
 	had     int      // length of the log when it was submitted
 	p       *pipe
 	seq     *sequence
+	second  *hedge // of seq, until one of the two has given a token
+	hedged  bool
 	waits   uint64 // names the wait for a pipeline
 	reading bool
 	end     string // why it ended; "" while it runs
@@ -132,23 +133,31 @@ func (q *request) submit(p *pipe) {
 	w := q.w
 	q.epoch++
 	q.p, q.had = p, len(q.log)
-	id := sched.ID(fmt.Sprintf("%s.%d", q.name(), q.epoch))
-	q.seq = &sequence{id: id, log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt),
-		tenant: q.tenant, moved: q.epoch > 1, reader: q.read}
+	q.seq = q.attempt(p, "")
+	q.planHedge()
+	if q.drafts {
+		q.drafter = w.startDrafter(q)
+	}
+}
+
+// attempt submits its log to a pipeline.
+func (q *request) attempt(p *pipe, mark string) *sequence {
+	w := q.w
+	id := sched.ID(fmt.Sprintf("%s.%d%s", q.name(), q.epoch, mark))
+	seq := &sequence{id: id, log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt),
+		tenant: q.tenant, moved: q.epoch > 1, suspect: q.suspect()}
+	seq.reader = func() { q.readFrom(seq) }
 	w.owner[id], w.roots[id] = q, root(q.digest, q.tenant, q.namespace)
 	if q.hostile == killsStages || q.hostile == hangsStages {
 		w.poisoned[id] = q.deadly
 	}
 	p.assigned++
-	q.scores = 0
-	p.submit(q.seq, sched.Submit{
+	p.submit(seq, sched.Submit{
 		ID: id, Epoch: q.epoch, Tenant: q.tenant, Weight: q.weight, Namespace: q.namespace, Priority: q.priority,
 		Log: append([]int32(nil), q.log...), MaxLen: q.length(), Score: q.score && !q.hasTokens(), Private: q.private,
 		Suspect: q.suspect(), Proven: q.proven, Speculate: q.speculate,
 	})
-	if q.drafts {
-		q.drafter = w.startDrafter(q)
-	}
+	return seq
 }
 
 // hasTokens reports whether it has had a token, so that the scores of its prompt are known.
@@ -188,8 +197,13 @@ func (q *request) read() {
 func (q *request) take(r result) {
 	w := q.w
 	switch {
+	case r.lost != "" && q.second != nil:
+		q.lostFirst(r)
 	case r.lost != "":
 		q.lost(r)
+	case r.struck != "" && q.second != nil:
+		q.p.tell(sched.Cancel{ID: q.seq.id}) // the other one goes on alone
+		q.lostFirst(r)
 	case r.struck != "":
 		if q.strike(r); q.strikes >= maxStrikes {
 			q.p.tell(sched.Cancel{ID: q.seq.id})
@@ -197,6 +211,7 @@ func (q *request) take(r result) {
 			q.finish("set aside: " + r.struck)
 			return
 		}
+		q.seq.suspect = q.suspect()
 		q.p.tell(sched.Proceed{ID: q.seq.id, Suspect: q.suspect()})
 	case r.err != "":
 		if (r.err == "quota" || r.err == "queue full") && r.after <= 0 {
@@ -207,21 +222,21 @@ func (q *request) take(r result) {
 	case r.accepted:
 		q.began = true
 	case r.scored:
-		q.takeScore(r)
+		q.takeScore(q.seq, r)
 	default:
 		q.takeToken(r)
 	}
 }
 
-func (q *request) takeScore(r result) {
-	q.scores++
-	if q.scores >= len(q.prompt) {
-		q.w.violate("%s has %d scores for %d tokens", q.name(), q.scores, len(q.prompt))
+func (q *request) takeScore(seq *sequence, r result) {
+	seq.scores++
+	if seq.scores >= len(q.prompt) {
+		q.w.violate("%s has %d scores for %d tokens", q.name(), seq.scores, len(q.prompt))
 		return
 	}
-	before := root(q.digest, q.tenant, q.namespace).extendAll(q.prompt[:q.scores])
-	if want := logprobOf(before, q.prompt[q.scores]); r.score != want {
-		q.w.violate("%s has the score %g at position %d, want %g", q.name(), r.score, q.scores, want)
+	before := root(q.digest, q.tenant, q.namespace).extendAll(q.prompt[:seq.scores])
+	if want := logprobOf(before, q.prompt[seq.scores]); r.score != want {
+		q.w.violate("%s has the score %g at position %d, want %g", q.name(), r.score, seq.scores, want)
 	}
 }
 
@@ -234,9 +249,10 @@ func (q *request) takeToken(r result) {
 	}
 	if !q.hasTokens() {
 		q.first = w.now
-		if q.score && q.scores != len(q.prompt)-1 {
-			w.violate("%s has its first token and %d scores for %d tokens", q.name(), q.scores, len(q.prompt))
+		if q.score && q.seq.scores != len(q.prompt)-1 {
+			w.violate("%s has its first token and %d scores for %d tokens", q.name(), q.seq.scores, len(q.prompt))
 		}
+		q.won()
 	}
 	q.log = append(q.log, t.id)
 	q.next = q.next.extend(t.id)
@@ -290,6 +306,9 @@ func (q *request) strike(r result) {
 		known = max(known, len(q.log)-1)
 	}
 	if b.UpTo > 0 && b.UpTo <= known {
+		if q.hedged { // the other attempt has computed them, of which this pipeline did not know
+			return
+		}
 		q.w.violate("%s is blamed for its rows up to %d, and %d were computed before", q.name(), b.UpTo, known)
 	}
 	if q.upTo > 0 && b.Proven >= q.upTo {
@@ -321,6 +340,7 @@ func (q *request) cancel(why string) {
 }
 
 func (q *request) release() {
+	q.dropSecond()
 	q.p.assigned--
 	if q.drafter != nil {
 		q.drafter.stop()

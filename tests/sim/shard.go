@@ -285,6 +285,7 @@ func (s *shard) harm(q *request) {
 		w.violate("%s has made %d processes hang", q.name(), q.hangs)
 	}
 	s.freeze()
+	s.hung = true
 	life := s.life
 	w.after(w.between(3*time.Second, 6*time.Second), func() { // somebody ends it, and starts it again
 		if s.life == life && w.kill(s.node) {

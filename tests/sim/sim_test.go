@@ -34,7 +34,7 @@ func TestSim_Seeds(t *testing.T) {
 		count = 10000
 	}
 	first, n := env(t, "LAMINA_SIM_SEED", 1), env(t, "LAMINA_SIM_SEEDS", count)
-	var next, tokens, steps, moved, preempted, chained, discarded, reopened, rebuilt, innocent atomic.Int64
+	var next, tokens, steps, moved, preempted, chained, discarded, reopened, rebuilt, innocent, hedged, won atomic.Int64
 	var group sync.WaitGroup
 	failed := make([]error, n)
 	for range runtime.GOMAXPROCS(0) {
@@ -54,6 +54,8 @@ func TestSim_Seeds(t *testing.T) {
 				reopened.Add(int64(report.Reopened))
 				rebuilt.Add(int64(report.Rebuilt))
 				innocent.Add(int64(report.Innocent))
+				hedged.Add(int64(report.Hedged))
+				won.Add(int64(report.HedgesWon))
 				for _, why := range report.Blamed {
 					t.Logf("seed %d: harmless %s", first+i, why)
 				}
@@ -72,6 +74,10 @@ func TestSim_Seeds(t *testing.T) {
 	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions, %d chained windows, %d of them discarded, "+
 		"%d pipelines opened again, %d of them rebuilt, %d harmless requests set aside", n, tokens.Load(), steps.Load(), moved.Load(), preempted.Load(),
 		chained.Load(), discarded.Load(), reopened.Load(), rebuilt.Load(), innocent.Load())
+	t.Logf("%d first tokens were hedged, %d of the hedges have won", hedged.Load(), won.Load())
+	if n >= 300 && (won.Load() < 20 || hedged.Load()-won.Load() < 20) {
+		t.Error("the scenarios hardly try hedges")
+	}
 	if n >= 300 && (discarded.Load() < 50 || chained.Load()-discarded.Load() < 50) {
 		t.Error("the scenarios hardly try chained windows")
 	}

@@ -39,6 +39,9 @@ type Scenario struct {
 	Refuse             float64       // probability that a stage refuses an entry for lack of memory
 	Compile            float64       // probability that the sampler takes long to accept a session
 
+	// Hedge is after how long a request without a token is submitted to another pipeline too; 0 for never.
+	Hedge time.Duration
+
 	Load   Load
 	Faults []Fault
 	// Fair says that the bound on the difference of the service of tenants is checked.
@@ -51,6 +54,7 @@ type Scenario struct {
 type Report struct {
 	Ends                                                   map[string]int // requests by how they ended
 	Tokens, Accepted, Preempted, Moved, Failed             int
+	Hedged, HedgesWon                                      int
 	Reopened, Rebuilt                                      int
 	Innocent                                               int      // harmless requests that were set aside
 	Blamed                                                 []string // why
