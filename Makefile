@@ -38,6 +38,11 @@ slowtest: ## Run the long tests: whole training runs, the race detector everywhe
 	$(if $(RACE),$(GO) test -race -timeout 60m ./...)
 	$(MAKE) fuzz FUZZTIME=60s
 
+SOAK ?= 10m
+.PHONY: soak
+soak: ## Wedge stages of pipelines of 3 to 8 stages, for SOAK each (promise S17).
+	LAMINA_SLOW=1 LAMINA_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 3h ./tests/integration -run TestPromise_S17
+
 SEEDS ?= 10000
 .PHONY: sim
 sim: ## Simulate SEEDS random fleets with faults, and a fleet of 1,000 shards.

@@ -63,6 +63,10 @@ func (p *pipe) checkStep(now time.Duration, commands []sched.Command) {
 		if limit >= 0 && oldest > limit {
 			w.violate("%s has waited %v for a batch with the deadline %v and does not fail", p.name, oldest, limit)
 		}
+		if due, ok := p.sched.Due(); limit >= 0 && (!ok || due > now-oldest+limit+1) {
+			w.violate("%s is to be asked again at %v, %v, and a batch has its deadline at %v", p.name, due, ok,
+				now-oldest+limit)
+		}
 	}
 	s := p.sched.Stats()
 	switch {
