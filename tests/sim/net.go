@@ -10,7 +10,7 @@ type node struct {
 	dead    bool
 	life    int // how often it was started
 	frozen  bool
-	hung    bool // it is frozen until it is killed
+	hung    bool    // it is frozen until it is killed
 	slow    float64 // its computing takes this many times as long
 	waiting []func()
 	offset  time.Duration // of its clock

@@ -319,7 +319,8 @@ func (q *request) strike(r result) {
 		q.strikes += lateFor - brokenFor
 	}
 	q.upTo = b.UpTo
-	q.causes = append(q.causes, fmt.Sprintf("at %v, rows %d to %d in flight: %s", q.w.now, b.Proven, b.UpTo, r.lost+r.struck))
+	q.causes = append(q.causes,
+		fmt.Sprintf("at %v, rows %d to %d in flight: %s", q.w.now, b.Proven, b.UpTo, r.lost+r.struck))
 }
 
 // suspect reports whether it is computed apart from others.
