@@ -70,7 +70,7 @@ func TestParseHosts_HostileFilesNameFieldAndHost(t *testing.T) {
 		{host(full + `, "class": []`), "hosts[1].class", `"x"`},
 		{host(full + `, "row_ms": -1`), "hosts[1].row_ms", `"x"`},
 		{host(full + `, "layer_bytes": -1`), "hosts[1].layer_bytes", `"x"`},
-		{host(full + `, "bandwith": 1`), "hosts[1]", `bandwith`},
+		{host(full + `, "width_mm": 1`), "hosts[1]", `width_mm`},
 	} {
 		hosts, err := plan.ParseHosts([]byte(c.text))
 		var f *fault.Error
