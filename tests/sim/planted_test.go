@@ -28,8 +28,8 @@ func TestPlanted_BugsAreCaught(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-overlay", planted.Overlay(t, "../..", file), ".",
-				"-run", "^TestSim_(Seeds|Fairness)$")
+			cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-overlay", planted.Overlay(t, "../..", file),
+				".", "-run", "^TestSim_(Seeds|Fairness)$")
 			cmd.Env = append(os.Environ(), "LAMINA_SLOW=", "LAMINA_SIM_SEEDS=16000", "LAMINA_SIM_TRANSCRIPT=")
 			out, err := cmd.CombinedOutput()
 			_, violation, found := strings.Cut(string(out), ": seed ")

@@ -73,7 +73,8 @@ func TestSim_Seeds(t *testing.T) {
 	}
 	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions, %d chained windows, %d of them discarded, "+
 		"%d pipelines opened again, %d of them rebuilt, %d harmless requests set aside", n, tokens.Load(), steps.Load(),
-		moved.Load(), preempted.Load(), chained.Load(), discarded.Load(), reopened.Load(), rebuilt.Load(), innocent.Load())
+		moved.Load(), preempted.Load(), chained.Load(), discarded.Load(), reopened.Load(), rebuilt.Load(),
+		innocent.Load())
 	t.Logf("%d first tokens were hedged, %d of the hedges have won", hedged.Load(), won.Load())
 	if n >= 300 && (won.Load() < 20 || hedged.Load()-won.Load() < 20) {
 		t.Error("the scenarios hardly try hedges")
