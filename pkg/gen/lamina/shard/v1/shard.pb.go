@@ -1823,7 +1823,10 @@ type TrainOpen struct {
 	// What the epoch is about: the name of the run's lock. Empty if there is none.
 	Lease string `protobuf:"bytes,41,opt,name=lease,proto3" json:"lease,omitempty"`
 	// How often the stage says that it lives, in milliseconds; 0 for never.
-	HeartbeatMs   uint32 `protobuf:"varint,42,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	HeartbeatMs uint32 `protobuf:"varint,42,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	// What the matrices of layers are rounded to after each step, for the passes. The optimizer steps
+	// float32 masters. Unspecified is float32, so that nothing is rounded.
+	Storage       Precision `protobuf:"varint,46,opt,name=storage,proto3,enum=lamina.shard.v1.Precision" json:"storage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2059,6 +2062,13 @@ func (x *TrainOpen) GetHeartbeatMs() uint32 {
 		return x.HeartbeatMs
 	}
 	return 0
+}
+
+func (x *TrainOpen) GetStorage() Precision {
+	if x != nil {
+		return x.Storage
+	}
+	return Precision_PRECISION_UNSPECIFIED
 }
 
 // Member is a replica that makes an attempt at a step.
@@ -4050,7 +4060,18 @@ type TrainOpened struct {
 	// The kernel class.
 	KernelClass string `protobuf:"bytes,2,opt,name=kernel_class,json=kernelClass,proto3" json:"kernel_class,omitempty"`
 	// Whether this stage reads and writes the files of checkpoints itself.
-	SharesFolder  bool `protobuf:"varint,20,opt,name=shares_folder,json=sharesFolder,proto3" json:"shares_folder,omitempty"`
+	SharesFolder bool `protobuf:"varint,20,opt,name=shares_folder,json=sharesFolder,proto3" json:"shares_folder,omitempty"`
+	// Floating-point operations a second that the threads of the shard reach in a large matrix
+	// product; a multiply-add counts as two.
+	MatmulFlops float64 `protobuf:"fixed64,45,opt,name=matmul_flops,json=matmulFlops,proto3" json:"matmul_flops,omitempty"`
+	// Threads of the shard.
+	Threads uint32 `protobuf:"varint,46,opt,name=threads,proto3" json:"threads,omitempty"`
+	// Processors of the machine.
+	Processors uint32 `protobuf:"varint,47,opt,name=processors,proto3" json:"processors,omitempty"`
+	// Names the machine. Empty if its name is not known.
+	Host string `protobuf:"bytes,48,opt,name=host,proto3" json:"host,omitempty"`
+	// Bytes of the layers' matrices as the passes read them, float32 masters left out.
+	StorageBytes  uint64 `protobuf:"varint,49,opt,name=storage_bytes,json=storageBytes,proto3" json:"storage_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4104,6 +4125,41 @@ func (x *TrainOpened) GetSharesFolder() bool {
 		return x.SharesFolder
 	}
 	return false
+}
+
+func (x *TrainOpened) GetMatmulFlops() float64 {
+	if x != nil {
+		return x.MatmulFlops
+	}
+	return 0
+}
+
+func (x *TrainOpened) GetThreads() uint32 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+func (x *TrainOpened) GetProcessors() uint32 {
+	if x != nil {
+		return x.Processors
+	}
+	return 0
+}
+
+func (x *TrainOpened) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *TrainOpened) GetStorageBytes() uint64 {
+	if x != nil {
+		return x.StorageBytes
+	}
+	return 0
 }
 
 // Loaded says that the state is loaded.
@@ -5610,7 +5666,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04save\x12.\n" +
 	"\x05abort\x18$ \x01(\v2\x16.lamina.shard.v1.AbortH\x00R\x05abortB\a\n" +
 	"\x05frameJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\x82\b\n" +
+	"\"\xb8\b\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -5642,7 +5698,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aadapter\x182 \x01(\v2\x1d.lamina.shard.v1.TrainAdapterR\aadapter\x12\x14\n" +
 	"\x05epoch\x18( \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05lease\x18) \x01(\tR\x05lease\x12!\n" +
-	"\fheartbeat_ms\x18* \x01(\rR\vheartbeatMsJ\x04\b\b\x10\t\"B\n" +
+	"\fheartbeat_ms\x18* \x01(\rR\vheartbeatMs\x124\n" +
+	"\astorage\x18. \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\astorageJ\x04\b\b\x10\t\"B\n" +
 	"\x06Member\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\rR\areplica\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
@@ -5792,13 +5849,20 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x12\n" +
 	"\x04done\x18\x03 \x01(\rR\x04done\x12\x18\n" +
-	"\aactions\x18\x04 \x01(\rR\aactions\"u\n" +
+	"\aactions\x18\x04 \x01(\rR\aactions\"\x8b\x02\n" +
 	"\vTrainOpened\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x01 \x01(\x04R\n" +
 	"parameters\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12#\n" +
-	"\rshares_folder\x18\x14 \x01(\bR\fsharesFolder\" \n" +
+	"\rshares_folder\x18\x14 \x01(\bR\fsharesFolder\x12!\n" +
+	"\fmatmul_flops\x18- \x01(\x01R\vmatmulFlops\x12\x18\n" +
+	"\athreads\x18. \x01(\rR\athreads\x12\x1e\n" +
+	"\n" +
+	"processors\x18/ \x01(\rR\n" +
+	"processors\x12\x12\n" +
+	"\x04host\x180 \x01(\tR\x04host\x12#\n" +
+	"\rstorage_bytes\x181 \x01(\x04R\fstorageBytes\" \n" +
 	"\x06Loaded\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\x06R\x06digest\"Z\n" +
 	"\x04Loss\x12\x12\n" +
@@ -6041,54 +6105,55 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	22, // 30: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
 	23, // 31: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
 	21, // 32: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	25, // 33: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	28, // 34: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	29, // 35: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	30, // 36: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	31, // 37: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	1,  // 38: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	65, // 39: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	20, // 40: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	37, // 41: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	44, // 42: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	45, // 43: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	46, // 44: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	48, // 45: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	50, // 46: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	47, // 47: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	41, // 48: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	42, // 49: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	43, // 50: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	2,  // 51: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	49, // 52: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	53, // 53: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	55, // 54: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	54, // 55: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	55, // 56: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	56, // 57: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	58, // 58: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	59, // 59: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	63, // 60: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	65, // 61: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	61, // 62: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	62, // 63: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	63, // 64: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	65, // 65: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	3,  // 66: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	8,  // 67: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	18, // 68: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	57, // 69: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	51, // 70: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	4,  // 71: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	13, // 72: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	39, // 73: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	60, // 74: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	52, // 75: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	71, // [71:76] is the sub-list for method output_type
-	66, // [66:71] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	0,  // 33: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	25, // 34: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	28, // 35: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	29, // 36: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	30, // 37: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	31, // 38: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	1,  // 39: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	65, // 40: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	20, // 41: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	37, // 42: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	44, // 43: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	45, // 44: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	46, // 45: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	48, // 46: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	50, // 47: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	47, // 48: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	41, // 49: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	42, // 50: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	43, // 51: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	2,  // 52: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	49, // 53: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	53, // 54: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	55, // 55: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	54, // 56: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	55, // 57: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	56, // 58: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	58, // 59: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	59, // 60: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	63, // 61: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	65, // 62: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	61, // 63: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	62, // 64: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	63, // 65: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	65, // 66: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	3,  // 67: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	8,  // 68: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	18, // 69: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	57, // 70: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	51, // 71: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	4,  // 72: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	13, // 73: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	39, // 74: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	60, // 75: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	52, // 76: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	72, // [72:77] is the sub-list for method output_type
+	67, // [67:72] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }

@@ -394,7 +394,15 @@ type Run struct {
 	// Steps that the manifest's rule for spikes has skipped or rolled back, the newest 100.
 	Spikes []*Spike `protobuf:"bytes,65,rep,name=spikes,proto3" json:"spikes,omitempty"`
 	// Numbers the trainers that have led the run.
-	Epoch         uint64 `protobuf:"varint,66,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch uint64 `protobuf:"varint,66,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Floating-point operations a second of the last step: of matrices and attention, as nanoGPT counts them.
+	Flops float64 `protobuf:"fixed64,70,opt,name=flops,proto3" json:"flops,omitempty"`
+	// Those that the machines of all stages reach in large matrix products, as measured when they were opened.
+	PeakFlops float64 `protobuf:"fixed64,71,opt,name=peak_flops,json=peakFlops,proto3" json:"peak_flops,omitempty"`
+	// Bytes of gradients that all stages published in the last step.
+	StepGradientBytes uint64 `protobuf:"varint,72,opt,name=step_gradient_bytes,json=stepGradientBytes,proto3" json:"step_gradient_bytes,omitempty"`
+	// About how long the rest of the run will take, in seconds; 0 if it is not known.
+	SecondsLeft   float64 `protobuf:"fixed64,74,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,6 +685,34 @@ func (x *Run) GetSpikes() []*Spike {
 func (x *Run) GetEpoch() uint64 {
 	if x != nil {
 		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Run) GetFlops() float64 {
+	if x != nil {
+		return x.Flops
+	}
+	return 0
+}
+
+func (x *Run) GetPeakFlops() float64 {
+	if x != nil {
+		return x.PeakFlops
+	}
+	return 0
+}
+
+func (x *Run) GetStepGradientBytes() uint64 {
+	if x != nil {
+		return x.StepGradientBytes
+	}
+	return 0
+}
+
+func (x *Run) GetSecondsLeft() float64 {
+	if x != nil {
+		return x.SecondsLeft
 	}
 	return 0
 }
@@ -1696,7 +1732,8 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xd0\t\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xd8\n" +
+	"\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -1739,7 +1776,12 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\aaborted\x18? \x01(\x04R\aaborted\x12@\n" +
 	"\vquarantined\x18@ \x03(\v2\x1e.lamina.trainer.v1.QuarantinedR\vquarantined\x120\n" +
 	"\x06spikes\x18A \x03(\v2\x18.lamina.trainer.v1.SpikeR\x06spikes\x12\x14\n" +
-	"\x05epoch\x18B \x01(\x04R\x05epoch\"\xb7\x01\n" +
+	"\x05epoch\x18B \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05flops\x18F \x01(\x01R\x05flops\x12\x1d\n" +
+	"\n" +
+	"peak_flops\x18G \x01(\x01R\tpeakFlops\x12.\n" +
+	"\x13step_gradient_bytes\x18H \x01(\x04R\x11stepGradientBytes\x12!\n" +
+	"\fseconds_left\x18J \x01(\x01R\vsecondsLeft\"\xb7\x01\n" +
 	"\vQuarantined\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\rR\areplica\x12\x18\n" +
