@@ -32,7 +32,7 @@ func (s *Stage[F]) TrainBackwardInput(tr *Trace[F], dOut []F) ([]F, error) {
 		}
 		tr.split.small.Tensors = append(tr.split.small.Tensors, p)
 	}
-	dx := s.backward(tr, dOut, tr.split.small)
+	dx := s.backward(tr, dOut, tr.split.small, func(int) {})
 	if s.First() {
 		return nil, nil
 	}
@@ -42,6 +42,11 @@ func (s *Stage[F]) TrainBackwardInput(tr *Trace[F], dOut []F) ([]F, error) {
 // TrainBackwardWeight is the second half of TrainBackward. It overwrites g, which NewGrads has made,
 // with the gradients of the micro-batch, which have the same bits. The trace must not be used again.
 func (s *Stage[F]) TrainBackwardWeight(tr *Trace[F], g *Params[F]) error {
+	return s.TrainBackwardWeightInParts(tr, g, func(int) {})
+}
+
+// TrainBackwardWeightInParts is TrainBackwardWeight that calls done as TrainBackwardInParts does.
+func (s *Stage[F]) TrainBackwardWeightInParts(tr *Trace[F], g *Params[F], done func(part int)) error {
 	if tr.split == nil {
 		return fault.New(fault.Invalid, "train stage %v: the gradient of the input comes first", s.Range)
 	}
@@ -58,12 +63,15 @@ func (s *Stage[F]) TrainBackwardWeight(tr *Trace[F], g *Params[F]) error {
 	if s.Last() {
 		s.normalize(w.h, tr.last, &s.norm, n)
 		s.linearGrad(nil, w.h, n, g, branch[F]{tr.dlogits, s.head})
+		done(s.Spec.headPart())
 	}
 	for i := len(s.blocks) - 1; i >= 0; i-- {
 		s.blockWeights(&s.blocks[i], &tr.layers[i], tr, g, w)
+		done(s.blocks[i].index)
 	}
 	if s.First() {
 		s.embedGrad(tr.split.embedded, tr, g)
+		done(EmbeddingPart)
 	}
 	s.Drop(tr)
 	return nil

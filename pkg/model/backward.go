@@ -12,11 +12,18 @@ import (
 // the gradient of Trace.Out; the last stage ignores it and starts from its loss. The result
 // is in host memory and valid until the next call. The trace must not be used again.
 func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, error) {
+	return s.TrainBackwardInParts(tr, dOut, g, func(int) {})
+}
+
+// TrainBackwardInParts is TrainBackward that calls done with a part of the stage as soon as the gradients of its
+// parameters are final, while the backward pass of earlier layers is still to come. Spec.PartOf names the parts.
+// A part without layers, which is that of the embeddings or of the head, may have no parameters on the stage.
+func (s *Stage[F]) TrainBackwardInParts(tr *Trace[F], dOut []F, g *Params[F], done func(part int)) ([]F, error) {
 	if err := s.checkBackward(tr, dOut); err != nil {
 		return nil, err
 	}
 	s.clearSums(g)
-	dx := s.backward(tr, dOut, g)
+	dx := s.backward(tr, dOut, g, done)
 	var dIn []F
 	if !s.First() {
 		dIn = s.set.Host(dx)
@@ -46,8 +53,8 @@ func (s *Stage[F]) clearSums(g *Params[F]) {
 }
 
 // backward computes the gradients g of the parameters and returns that of the stage's input, in
-// scratch memory. Parameters without memory in g are left out.
-func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[F] {
+// scratch memory. Parameters without memory in g are left out. It calls done with each part.
+func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F], done func(part int)) kernel.Buffer[F] {
 	width, n := s.Spec.Width, tr.in.B*tr.in.T
 	s.scratch.reset()
 	s.dropping = tr.in.Dropout
@@ -61,6 +68,7 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 		s.normalize(w.h, tr.last, &s.norm, n)
 		s.linearGrad(w.dh, w.h, n, g, branch[F]{tr.dlogits, s.head})
 		s.normGrad(dx, w.dh, tr.last, &s.norm, g, n)
+		done(s.Spec.headPart())
 	} else {
 		s.set.Upload(dx, dOut)
 	}
@@ -72,6 +80,7 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 	for i := len(s.blocks) - 1; i >= 0; i-- {
 		s.restore(i, tr, again, forward)
 		s.blockGrad(&s.blocks[i], &tr.layers[i], dx, tr, g, w)
+		done(s.blocks[i].index)
 	}
 	if !s.First() {
 		return dx
@@ -82,6 +91,7 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 	} else {
 		s.embedGrad(dx, tr, g)
 	}
+	done(EmbeddingPart)
 	return dx
 }
 
@@ -219,6 +229,7 @@ func (s *Stage[F]) productGrad(dx, x kernel.Buffer[F], t int, g *Params[F], bran
 // blockGrad turns dx[B*T,C], the gradient of a block's output, into that of its input.
 func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F], w *grads[F]) {
 	n, act, none := tr.in.B*tr.in.T, blk.FFN.Act, Params[F]{}
+	s.use(blk)
 	dy := s.droppedGrad(dx, tr.in.Dropout.of(feedForwardDropout, blk.index), n, w)
 	s.widen(k)
 	if blk.experts != nil {

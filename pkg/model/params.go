@@ -158,6 +158,27 @@ func (s *Spec) Hidden(param string) bool {
 	return slices.ContainsFunc(s.Layers, func(l Layer) bool { return l.holds(base, end) })
 }
 
+// EmbeddingPart is the part of a model that has the embeddings.
+const EmbeddingPart = -1
+
+// headPart is the part of a model that has the head and the norm before it.
+func (s *Spec) headPart() int { return len(s.Layers) }
+
+// PartOf returns the part of a model that a parameter belongs to: the index of a layer, EmbeddingPart, or the
+// number of layers for the head and the norm before it. A tied head goes by its own name.
+func (s *Spec) PartOf(param string) int {
+	base, end := splitParam(param)
+	for l := range s.Layers {
+		if s.Layers[l].holds(base, end) {
+			return l
+		}
+	}
+	if base == s.Head.Param || s.Norm.holds(base, end) {
+		return s.headPart()
+	}
+	return EmbeddingPart
+}
+
 // Parameters lists the names and shapes of a model's parameters, without their values.
 func (s *Spec) Parameters() ([]Param[float32], error) {
 	b, err := build[float32](*s, Range{Hi: len(s.Layers)}, nowhere{}, blank{})

@@ -36,6 +36,8 @@ type Stage[F tensor.Float] struct {
 	block   scratch[F]       // scratch of a block in training, with a bfloat16 kernel set
 	unused  kernel.Buffer[F] // gradients of frozen vectors
 
+	rounded *rounded[F] // matrices in bfloat16; nil if they are used as they are; see rounded.go
+
 	recompute bool      // keep only the inputs of blocks; see recompute.go
 	again     *Trace[F] // of the block that is run again
 

@@ -314,6 +314,7 @@ func (s *Stage[F]) rotate(blk *block[F], tr *Trace[F], q, k kernel.Buffer[F],
 // trainBlock adds a block's output to x[B*T,C] and returns what its backward pass needs.
 func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w *workspace[F]) saved[F] {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
+	s.use(blk)
 	q, key, v, att, gate, up, act := w.of(blk, n)
 	var k saved[F]
 	mem := s.traced(tr)

@@ -105,7 +105,7 @@ func (c *benchTrainCmd) Run(e *verb.Env) error {
 		return err
 	}
 	r.Parameters = t.parameters()
-	r.StepGflop = stepFlops(config, c.Batch, c.Tokens) / 1e9
+	r.StepGflop = config.StepFlops(c.Batch, c.Tokens) / 1e9
 	r.Gflops, r.TokensTPS = r.StepGflop/r.StepMillis*1e3, float64(c.Batch*c.Tokens)/r.StepMillis*1e3
 	if peak := r.peak(); peak > 0 {
 		r.Share = r.Gflops / peak
@@ -127,22 +127,6 @@ func (r *trainResult) peak() float64 {
 		return max(r.PeakGflops.BFloat16, r.PeakGflops.Float32)
 	}
 	return r.PeakGflops.Float32
-}
-
-// stepFlops returns the floating-point operations of a step, counted as in nanoGPT: for each token,
-// six for each weight of a matrix, and twelve for each position and component of attention.
-func stepFlops(s model.Spec, batch, tokens int) float64 {
-	matrices, attention := s.Vocab*s.Width, 0
-	for i := range s.Layers {
-		a, f := &s.Layers[i].Attention, &s.Layers[i].FFN
-		queries, keys := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
-		attention += queries
-		matrices += s.Width * (2*queries + 2*keys + 2*f.Width)
-		if f.Gated() {
-			matrices += s.Width * f.Width
-		}
-	}
-	return float64(batch*tokens) * (6*float64(matrices) + 12*float64(attention*tokens))
 }
 
 // benchTrainer trains a model in this process, without the services.
