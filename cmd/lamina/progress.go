@@ -145,14 +145,36 @@ func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
 		r.GetLearningRate(),
 		r.GetTokensPerSecond(),
 	)
+	if peak := r.GetPeakFlops(); peak > 0 {
+		fmt.Fprintf(&b, "  %.0f %% of peak", 100*r.GetFlops()/peak)
+	}
 	if r.GetStages() > 1 {
 		fmt.Fprintf(&b, "  bubble %.0f %%", 100*r.GetBubble())
 	}
+	if n := r.GetStepGradientBytes(); n > 0 {
+		fmt.Fprintf(&b, "  %s a step", byteCount(n))
+	}
 	if done := r.GetStep() - min(from, r.GetStep()); done > 0 && r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING {
 		left := took / time.Duration(done) * time.Duration(r.GetSteps()-min(r.GetStep(), r.GetSteps()))
+		if s := r.GetSecondsLeft(); s > 0 { // the trainer knows the run from before this watch
+			left = time.Duration(s * float64(time.Second))
+		}
 		fmt.Fprintf(&b, "  %s left", left.Round(time.Second))
 	}
 	return b.String()
+}
+
+// byteCount writes a number of bytes as people read it: "1.66 MB".
+func byteCount(n uint64) string {
+	for _, unit := range []struct {
+		size uint64
+		name string
+	}{{1e9, "GB"}, {1e6, "MB"}, {1e3, "kB"}} {
+		if n >= unit.size {
+			return fmt.Sprintf("%.3g %s", float64(n)/float64(unit.size), unit.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
 }
 
 // stateName returns a state as people read it: "running".

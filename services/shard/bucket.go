@@ -9,8 +9,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// bucketValues is the number of values at which a bucket is full.
-const bucketValues = 1 << 20
+// A bucket is full with bucketValues. It has tensors of one layer only, unless they are fewer than leastValues:
+// a bucket goes out as soon as the gradients of its layers are final.
+const (
+	bucketValues = 1 << 20
+	leastValues  = 1 << 18
+)
 
 // bucket is a group of tensors that follow one another in a span's gradient, and the unit of exchange. If
 // that takes fewer bytes, buckets are scattered: one replica sums a bucket over all replicas and publishes
@@ -24,6 +28,9 @@ type bucket struct {
 	scatter bool
 	owner   int    // the replica that sums it, if scattered
 	fold    parcel // the sum in float32, if scattered
+
+	parts           map[int]bool // of the model, to which its tensors belong; see model.Spec.PartOf
+	squares, errors []float64    // of each tensor of the last unit, if the wire type loses something
 }
 
 // makeBuckets groups tensors, which are in name order.
@@ -34,11 +41,13 @@ func (m *reducer) makeBuckets(params []model.Param[float32]) []*bucket {
 	for _, p := range params {
 		n := len(p.Data)
 		tied := p.Name == m.tied
-		if open == nil || tied || open.tied || open.hi-open.lo+n > bucketValues {
-			open = &bucket{codec: m.codec, lo: at, tied: tied}
+		of := m.span.stage.Spec.PartOf(p.Name)
+		if open == nil || tied || open.tied || open.hi-open.lo+n > bucketValues ||
+			!open.parts[of] && open.hi-open.lo >= leastValues {
+			open = &bucket{codec: m.codec, lo: at, tied: tied, parts: map[int]bool{}}
 			out = append(out, open)
 		}
-		open.params = append(open.params, p)
+		open.params, open.parts[of] = append(open.params, p), true
 		at += n
 		open.hi = at
 		open.nodes.size += m.codec.Size(n)
@@ -83,7 +92,7 @@ func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
 	at := b.lo
 	for _, p := range b.params {
 		x := flat[at : at+len(p.Data)]
-		m.nodeSquares += kernels.SumSquares(x)
+		b.squares = append(b.squares, kernels.SumSquares(x))
 		var left []float32
 		if b.codec.Feedback() {
 			left = residual[at : at+len(x)]
@@ -95,7 +104,7 @@ func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
 				left[i] -= v
 			}
 		}
-		m.errorSquares += kernels.SumSquares(left)
+		b.errors = append(b.errors, kernels.SumSquares(left))
 		at += len(x)
 	}
 	return out

@@ -293,22 +293,14 @@ func (m *reducer) finish(n schedule.Node, flat []float32) error {
 		return nil
 	}
 	if err := m.checkNorm(flat); err != nil {
-		part := parcel{part: m.span.stage.Range.String() + m.label, publishers: m.all}
-		return m.mail.reject(&part, n, reasonOf(err), head(flat), 4*len(flat), err)
-	}
-	left := m.pending[n]
-	if m.codec.Feedback() {
-		m.run.service.cfg.Kernels.Add(flat, m.residual[n])
+		return m.rejectUnit(n, flat, err)
 	}
 	for _, b := range m.buckets {
-		data := b.encode(m, flat, left)
-		if b.tied || m.replicas > 1 && (!b.scatter || b.owner != m.self) {
-			if err := m.mail.send(b.nodes.part, n, b.nodes.wire, data); err != nil {
-				return err
-			}
-			m.count(b)
+		if err := m.publish(n, flat, b); err != nil {
+			return err
 		}
 	}
+	m.sumSquares()
 	return nil
 }
 

@@ -45,6 +45,8 @@ type Config struct {
 	// Runs is the folder of training runs. A stage whose run is in it reads and writes the files of
 	// checkpoints itself. nil for a shard that leaves this to the trainer.
 	Runs checkpoint.FS
+	// Host names the machine, for the trainer. Empty if its name is not known.
+	Host string
 }
 
 const (

@@ -39,10 +39,35 @@ type item struct {
 	from   int
 }
 
-func newSnapshot(step uint64, writer int, kernels kernel.Memory[float32], tensors []stateTensor) *snapshot {
+// divide chooses who writes each of the parameters that all replicas have: by name, the one that has the fewest
+// values so far.
+func divide(tensors []stateTensor, writers int) map[string]int {
+	out, values := map[string]int{}, make([]int, max(1, writers))
+	for _, t := range tensors {
+		if !t.equal {
+			continue
+		}
+		at, ok := out[t.name]
+		if !ok {
+			for i, n := range values {
+				if n < values[at] {
+					at = i
+				}
+			}
+			out[t.name] = at
+		}
+		values[at] += len(t.data)
+	}
+	return out
+}
+
+// newSnapshot takes a snapshot of what one of several writers writes.
+func newSnapshot(step uint64, writer, writers int, kernels kernel.Memory[float32],
+	tensors []stateTensor) *snapshot {
+	owner := divide(tensors, writers)
 	s := &snapshot{step: step, writer: writer, kernels: kernels, live: map[*float32]*item{}}
 	for _, t := range tensors {
-		if !t.own && (!t.equal || writer > 0) {
+		if !t.own && (!t.equal || owner[t.name] != writer) {
 			continue
 		}
 		i := &item{stateTensor: t}
@@ -118,11 +143,11 @@ func (r *trainRun) save(s *shardv1.Save) error {
 	if r.diloco != nil {
 		r.diloco.use(nil) // so that every worker's state is its own
 	}
-	writer := r.members.own
+	writer, writers := r.members.own, len(r.members.shares)
 	if s.Writer != nil {
-		writer = int(s.GetWriter())
+		writer, writers = int(s.GetWriter()), int(s.GetWriters())
 	}
-	r.snapshot = newSnapshot(r.step, writer, r.service.cfg.Kernels, r.all)
+	r.snapshot = newSnapshot(r.step, writer, writers, r.service.cfg.Kernels, r.all)
 	r.snapshots <- r.snapshot // its only other element was taken before it ended
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -44,6 +45,7 @@ const (
 // training holds the training stages that run on this shard.
 type training struct {
 	service *Service
+	peaks   peaks
 	mu      sync.Mutex
 	runs    map[string]*trainRun // by chain and stage
 	epochs  map[string]uint64    // the largest one of each lease
@@ -154,6 +156,8 @@ func (s *Service) Train(stream trainServer) error {
 	}
 	err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Opened{Opened: &shardv1.TrainOpened{
 		Parameters: uint64(parameters), KernelClass: r.kernels().Class(), SharesFolder: r.store != nil,
+		MatmulFlops: s.training.peaks.of(r.kernels()), Threads: uint32(max(1, s.cfg.Threads)),
+		Processors: uint32(runtime.NumCPU()), Host: s.cfg.Host, StorageBytes: r.storageBytes(),
 	}}})
 	if err != nil {
 		return err
@@ -207,6 +211,9 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	shape := schedule.Config{Name: o.GetSchedule(), Stages: int(o.GetStages()), Spans: len(o.GetSpans()), Micro: 1}
 	if err := shape.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open")
+	}
+	if o.GetStorage() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetStorage() < 0 {
+		return fault.Field("open.storage", "unknown precision %d", o.GetStorage())
 	}
 	if err := checkShare(o); err != nil {
 		return err
@@ -349,6 +356,9 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 		return fault.Wrap(fault.Invalid, err, "build layers %v", at)
 	}
 	stage.RecomputeLayers(o.GetRecomputeLayers())
+	if o.GetStorage() == shardv1.Precision_PRECISION_BFLOAT16 {
+		stage.StoreBF16()
+	}
 	s := &trainSpan{run: r, index: i, stage: stage, frozen: map[string]bool{}}
 	for _, p := range stage.Params().Tensors {
 		if !stage.Trained(p.Name) {
@@ -375,6 +385,15 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 	}
 	r.spans, r.state = append(r.spans, s), append(r.state, s.state...)
 	return nil
+}
+
+// storageBytes returns the size of the layers' matrices as the passes read them.
+func (r *trainRun) storageBytes() uint64 {
+	n := 0
+	for _, s := range r.spans {
+		n += s.stage.StorageBytes()
+	}
+	return uint64(n)
 }
 
 // kernels returns the kernel set of the passes, which may round to bfloat16.

@@ -63,6 +63,9 @@ func (r *trainRun) try(ctx context.Context, at attempt, step *shardv1.Step) erro
 	if err := r.prepare(step); err != nil {
 		return err
 	}
+	for _, s := range r.spans {
+		s.stage.RoundWeights()
+	}
 	start := time.Now()
 	s := &stepRun{
 		trainRun: r,
@@ -401,7 +404,8 @@ func (s *stepRun) backward(p pass) error {
 	}
 	span := s.spans[p.span]
 	g := span.takeGradient()
-	dIn, err := span.stage.TrainBackward(s.traces[p], dOut, g.params)
+	e := span.reducer.early(s.grads[p.span], p.slot, g)
+	dIn, err := span.stage.TrainBackwardInParts(s.traces[p], dOut, g.params, e.final)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d backward", p.slot, s.step.GetStep())
 	}
@@ -409,7 +413,15 @@ func (s *stepRun) backward(p pass) error {
 	if err := s.sendInputGradient(p, dIn); err != nil {
 		return err
 	}
-	return span.reducer.keep(s.grads[p.span], p.slot, g)
+	return s.keep(p, g, e)
+}
+
+// keep folds the gradient of a slot, unless that was done while it was computed.
+func (s *stepRun) keep(p pass, g *gradient, e *early) error {
+	if e != nil {
+		return e.finish()
+	}
+	return s.spans[p.span].reducer.keep(s.grads[p.span], p.slot, g)
 }
 
 // backwardInput computes the gradient of a span's input, which the previous span waits for.
@@ -429,9 +441,10 @@ func (s *stepRun) backwardInput(p pass) error {
 func (s *stepRun) backwardWeight(p pass) error {
 	span := s.spans[p.span]
 	g := span.takeGradient()
-	if err := span.stage.TrainBackwardWeight(s.traces[p], g.params); err != nil {
+	e := span.reducer.early(s.grads[p.span], p.slot, g)
+	if err := span.stage.TrainBackwardWeightInParts(s.traces[p], g.params, e.final); err != nil {
 		return fault.Wrap(fault.Invalid, err, "compute the gradients of slot %d of step %d", p.slot, s.step.GetStep())
 	}
 	delete(s.traces, p)
-	return span.reducer.keep(s.grads[p.span], p.slot, g)
+	return s.keep(p, g, e)
 }

@@ -96,8 +96,9 @@ type fleet struct {
 	stepTime   measure      // nanoseconds
 	usual      atomic.Int64 // its mean
 
-	mu    sync.Mutex
-	class string // kernel class of every stage
+	mu     sync.Mutex
+	class  string                          // kernel class of every stage
+	speeds map[string]*shardv1.TrainOpened // by address
 
 	joining joining
 }
@@ -188,6 +189,9 @@ func (f *fleet) openChain(replica int, addrs []string, shared share) (*chain, er
 		if m.Precision == tensor.BF16.String() {
 			open.Precision = shardv1.Precision_PRECISION_BFLOAT16
 		}
+		if m.Model.Storage == storageBF16 {
+			open.Storage = shardv1.Precision_PRECISION_BFLOAT16
+		}
 		for _, l := range c.stages[i].spans {
 			open.Spans = append(open.Spans, &shardv1.Span{Lo: uint32(l.Lo), Hi: uint32(l.Hi)})
 		}
@@ -258,6 +262,7 @@ func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
 	if err := f.sameClass(s, resp.GetOpened().GetKernelClass()); err != nil {
 		return err
 	}
+	f.addSpeed(s.addr, resp.GetOpened())
 	c.parameters += resp.GetOpened().GetParameters()
 	c.readers.Go(func() {
 		for {

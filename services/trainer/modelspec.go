@@ -36,7 +36,17 @@ type Model struct {
 	// From is the path of a model, a Hugging Face folder or a GGUF file, whose weights the run starts
 	// from. The path is opened by the trainer and by every shard that trains.
 	From string `json:"from,omitempty"`
+
+	// Storage is "f32" (default) or "bf16". With "bf16" the passes use the matrices of the layers rounded to
+	// bfloat16. The optimizer steps float32 masters, which are also in checkpoints and in the trained model.
+	Storage string `json:"storage,omitempty"`
 }
+
+// The values of Model.Storage.
+const (
+	storageF32  = "f32"
+	storageBF16 = "bf16"
+)
 
 // Vocabulary says how the text becomes ids.
 type Vocabulary struct {
@@ -68,9 +78,11 @@ func (d *Model) configPath() string {
 func (m *Manifest) checkModel() error {
 	d, v := &m.Model, &m.Vocabulary
 	sizes := *d
-	sizes.Config, sizes.From = nil, ""
+	sizes.Config, sizes.From, sizes.Storage = nil, "", ""
 	inline := bytes.HasPrefix(bytes.TrimSpace(d.Config), []byte("{"))
 	switch {
+	case d.Storage != "" && d.Storage != storageF32 && d.Storage != storageBF16:
+		return fault.Field("model.storage", "%q is neither %s nor %s", d.Storage, storageF32, storageBF16)
 	case d.Config != nil && d.From != "":
 		return fault.Field("model.from", "excludes model.config")
 	case !d.short() && !sizes.equal(&Model{}):

@@ -245,6 +245,7 @@ type training struct {
 	validation float64
 	bits       float64 // validation in bits per byte
 	began      time.Time
+	from       uint64 // the step at which it began
 	tokens     int
 	simulated  float64 // bubble of the schedule
 	sent       traffic // since the start; of bytes alone
@@ -317,7 +318,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		s.State, s.Step, s.Parameters = trainerv1.RunState_RUN_STATE_RUNNING, t.step(), f.parameters
 		s.CheckpointStep = t.step()
 	})
-	t.began, t.tokens = time.Now(), 0
+	t.began, t.tokens, t.from = time.Now(), 0, t.step()
 	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
 		if err := t.join(f, step-1); err != nil {
@@ -360,6 +361,7 @@ type result struct {
 	norm  float64
 	rate  float64
 	scale float64
+	took  time.Duration // without reading data, validation and sample texts
 }
 
 func firstOf(errs ...error) error {

@@ -26,10 +26,12 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	if err != nil {
 		return err
 	}
+	stepping := time.Now()
 	res, err := t.optimize(f, step, data, &idle, &sent)
 	if err != nil {
 		return err
 	}
+	res.took = time.Since(stepping)
 	if err := t.ledger.write(data.ledger); err != nil {
 		return err
 	}
@@ -48,6 +50,11 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	bits := bitsPerByte(res.loss*float64(data.targets), data.bytes)
 	t.sent.sent, t.sent.full = t.sent.sent+sent.sent, t.sent.full+sent.full
 	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
+	flops, peak := t.spec.StepFlops(m.Slots*m.SlotSequences, m.SequenceLen)/res.took.Seconds(), f.peak()
+	left := 0.0
+	if step > t.from { // a step that was rolled back is made again
+		left = time.Since(t.began).Seconds() / float64(step-t.from) * float64(uint64(m.Steps)-step)
+	}
 	t.run.update(func(s *trainerv1.Run) {
 		s.Step, s.Loss, s.GradientNorm, s.LearningRate, s.TokensPerSecond = step, res.loss, res.norm, res.rate, speed
 		s.StepMs, s.Bubble, s.SimulatedBubble = took, idle.share(), t.simulated
@@ -57,6 +64,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}
 		s.GradientBytes, s.GradientRatio, s.GradientError = t.sent.sent, t.sent.ratio(), sent.error()
+		s.StepGradientBytes, s.Flops, s.PeakFlops, s.SecondsLeft = sent.sent, flops, peak, left
 	})
 	t.run.recordLater()
 	return t.metrics.write(line{
@@ -71,6 +79,8 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		SimulatedBubble:       t.simulated,
 		GradientBytes:         sent.sent,
 		GradientBytesRead:     sent.read,
+		Flops:                 flops,
+		PeakShare:             flops / max(1, peak),
 		GradientRatio:         t.sent.ratio(),
 		GradientError:         sent.error(),
 		StepMS:                took,

@@ -170,7 +170,7 @@ func (p *process) buildShards() error {
 		}
 		meta := map[string]string{}
 		if set.train && p.bus != nil {
-			c.Bus = p.bus
+			c.Bus, c.Host = p.bus, machineName()
 			if p.set.runs.Dir != "" {
 				c.Runs = checkpoint.Dir(p.set.runs.Dir)
 			}

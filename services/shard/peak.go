@@ -1,0 +1,56 @@
+package shard
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// peaks measures how fast a kernel set multiplies matrices, once for each precision.
+type peaks struct {
+	mu   sync.Mutex
+	seen map[bool]float64 // by whether operands are rounded to bfloat16
+}
+
+// The sizes of the products that are measured, [rows, side] by [side, side]. A set that is slow in the small one
+// is not made to compute the large one.
+const (
+	peakSmall = 64
+	peakLarge = 512
+	peakTime  = 30 * time.Millisecond
+)
+
+// of returns floating-point operations a second: those of the fastest product within peakTime.
+func (p *peaks) of(set kernel.Set[float32]) float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rounds := set.UsesBFloat16()
+	if p.seen[rounds] == 0 {
+		best := product(set, peakSmall, peakTime/10)
+		if large := 2 * math.Pow(peakLarge, 3); large/best < peakTime.Seconds() {
+			best = max(best, product(set, peakLarge, peakTime))
+		}
+		if p.seen == nil {
+			p.seen = map[bool]float64{}
+		}
+		p.seen[rounds] = best
+	}
+	return p.seen[rounds]
+}
+
+// product measures the product of two square matrices.
+func product(set kernel.Set[float32], side int, limit time.Duration) float64 {
+	x, y := set.Alloc(side*side), set.Alloc(side*side)
+	w := kernel.Matrix[float32]{Rows: side, Cols: side, Dense: set.Alloc(side * side)}
+	best := math.Inf(1)
+	for end := time.Now().Add(limit); ; {
+		begin := time.Now()
+		set.MatMul(y, x, &w, nil, side)
+		best = min(best, max(time.Since(begin).Seconds(), 1e-9))
+		if time.Now().After(end) {
+			return 2 * math.Pow(float64(side), 3) / best
+		}
+	}
+}
