@@ -215,6 +215,9 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	if o.GetStorage() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetStorage() < 0 {
 		return fault.Field("open.storage", "unknown precision %d", o.GetStorage())
 	}
+	if o.GetStorage() == shardv1.Precision_PRECISION_BFLOAT16 && o.GetAdapter() != nil {
+		return fault.Field("open.storage", "a run of an adapter steps none of the matrices that would be rounded")
+	}
 	if err := checkShare(o); err != nil {
 		return err
 	}
