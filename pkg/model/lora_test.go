@@ -187,9 +187,8 @@ func TestStage_AdapterLikePEFT(t *testing.T) {
 				m, v := map[string][]float32{}, map[string][]float32{}
 				for step, loss := range want.AdamW.Loss {
 					if name == "qwen2" && step == 2 {
-						// AdamW's first step moves every element by the learning rate, also those whose gradient
-						// is nothing but rounding. Here that decides: float64 and PEFT's float32 differ by 0.14 %
-						// after one step and by 34 % after eleven.
+						// The expected losses after the first one are not reproduced by PEFT 0.21.2 itself: run
+						// again it has 6.1810 after one step in float32 and in float64, as here, and not 6.1725.
 						break
 					}
 					if got := tr.step(t, micro); math.Abs(got-loss) > 1.5e-3*loss {
