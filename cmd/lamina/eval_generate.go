@@ -16,13 +16,13 @@ import (
 
 type evalGenerateCmd struct {
 	evalFlags
-	MaxTokens uint32   `short:"n" help:"Maximum number of tokens of an answer." default:"256"`
-	Temp      float32  `help:"Temperature; 0 means greedy. Doc i is sampled with the seed plus i." default:"0"`
-	Stop      []string `help:"Stop string; repeatable. Default for gsm8k: Question:" sep:"none"`
-	Chat      bool     `help:"Send each prompt as a user's message, with the model's chat template."`
-	Schema    string   `help:"File with a JSON Schema: also count the answers that match it (valid)." xor:"form" placeholder:"FILE"`
-	Regex     string   `help:"Regular expression: also count the answers that match it (valid)." xor:"form"`
-	Constrain bool     `help:"Constrain the answers to the schema or the regular expression."`
+	MaxTokens uint32   `short:"n" help:"Maximum number of tokens of an answer."                                 default:"256"`
+	Temp      float32  `          help:"Temperature; 0 means greedy. Doc i is sampled with the seed plus i."    default:"0"`
+	Stop      []string `          help:"Stop string; repeatable. Default for gsm8k: Question:"                                sep:"none"`
+	Chat      bool     `          help:"Send each prompt as a user's message, with the model's chat template."`
+	Schema    string   `          help:"File with a JSON Schema: also count the answers that match it (valid)."                          xor:"form" placeholder:"FILE"`
+	Regex     string   `          help:"Regular expression: also count the answers that match it (valid)."                               xor:"form"`
+	Constrain bool     `          help:"Constrain the answers to the schema or the regular expression."`
 }
 
 // Run evaluates generated texts: exact match, and whether they match a schema.
@@ -44,10 +44,15 @@ func (c *evalGenerateCmd) Run(e *verb.Env) error {
 		}
 		return nil
 	}
-	return c.run(e, eval.Generate, func(text []byte) (*eval.Task, error) { return eval.Parse(bytes.NewReader(text), c.Form) },
+	return c.run(
+		e,
+		eval.Generate,
+		func(text []byte) (*eval.Task, error) { return eval.Parse(bytes.NewReader(text), c.Form) },
 		func(ctx context.Context, x *evaluation, i int) (evaluate.Sample, error) {
 			return c.answer(ctx, x, i, check, source)
-		}, set)
+		},
+		set,
+	)
 }
 
 // check compiles the schema or the regular expression; it returns nil if there is none.
@@ -79,8 +84,11 @@ func (c *evalGenerateCmd) answer(ctx context.Context, x *evaluation, i int, chec
 			sampling.Grammar.Kind = samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
 		}
 	}
-	text, tokens, err := x.client.Generate(ctx, evaluate.Request{Prompt: x.task.Prompt(i, x.examples, x.Shots), Chat: c.Chat,
-		MaxTokens: c.MaxTokens, Stop: c.Stop, Sampling: sampling})
+	text, tokens, err := x.client.Generate(
+		ctx,
+		evaluate.Request{Prompt: x.task.Prompt(i, x.examples, x.Shots), Chat: c.Chat,
+			MaxTokens: c.MaxTokens, Stop: c.Stop, Sampling: sampling},
+	)
 	if err != nil {
 		return s, fmt.Errorf("line %d: %w", d.Line, err)
 	}
@@ -99,8 +107,8 @@ func (c *evalGenerateCmd) answer(ctx context.Context, x *evaluation, i int, chec
 type evalCompareCmd struct {
 	A      string `arg:"" help:"Folder of results, written by --out."`
 	B      string `arg:"" help:"Folder of results of the same task."`
-	Seed   uint64 `help:"Seed of the bootstrap and of the permutation test." default:"1"`
-	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
+	Seed   uint64 `       help:"Seed of the bootstrap and of the permutation test." default:"1"`
+	Format string `       help:"Output: text or json."                              default:"text" enum:"text,json"`
 }
 
 // Run compares two results doc by doc.

@@ -21,18 +21,18 @@ import (
 // evalFlags are the flags of the commands that run a task.
 type evalFlags struct {
 	meshFlags
-	Vocab  string `help:"With --router: folder or file with the vocabulary of the served model." placeholder:"PATH"`
-	Served string `help:"With --router: name or digest of the served model. Default: the only one." placeholder:"NAME"`
-	Data   string `required:"" help:"File with JSON lines; - means standard input."`
+	Vocab  string `help:"With --router: folder or file with the vocabulary of the served model."                                          placeholder:"PATH"`
+	Served string `help:"With --router: name or digest of the served model. Default: the only one."                                       placeholder:"NAME"`
+	Data   string `help:"File with JSON lines; - means standard input."                                                                                      required:""`
 	Form   string `help:"Form of the lines: arc, piqa, blimp, hellaswag, gsm8k, choices, answer or text. Default: found by their fields."`
-	Limit  int    `help:"Evaluate this many docs only; 0 means all." default:"0"`
-	Shots  int    `help:"Number of examples in front of each prompt." default:"0"`
-	From   string `name:"shots-data" help:"File that the examples are taken from, the first ones. Default: the data, without the doc itself." placeholder:"FILE"`
+	Limit  int    `help:"Evaluate this many docs only; 0 means all."                                                                                                     default:"0"`
+	Shots  int    `help:"Number of examples in front of each prompt."                                                                                                    default:"0"`
+	From   string `help:"File that the examples are taken from, the first ones. Default: the data, without the doc itself."               placeholder:"FILE"                         name:"shots-data"`
 	// Requests of one batch do not change one another's results, so the number of streams changes the speed only.
-	Streams int    `help:"Requests in flight." default:"8"`
-	Out     string `help:"Folder for the results. A run that was stopped goes on from there." placeholder:"DIR"`
-	Seed    uint64 `help:"Seed of the bootstrap." default:"1"`
-	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
+	Streams int    `help:"Requests in flight."                                                default:"8"`
+	Out     string `help:"Folder for the results. A run that was stopped goes on from there."                placeholder:"DIR"`
+	Seed    uint64 `help:"Seed of the bootstrap."                                             default:"1"`
+	Format  string `help:"Output: text or json."                                              default:"text"                   enum:"text,json"`
 }
 
 // evaluation is a task that is being run.
@@ -101,11 +101,22 @@ func (x *evaluation) read(kind eval.Kind, parse func([]byte) (*eval.Task, error)
 		return err
 	}
 	if x.task.Kind != kind {
-		return fault.Field("data", "%s has docs of form %s; use lamina eval %s", x.Data, x.task.Form,
-			map[eval.Kind]string{eval.Choice: "choice", eval.Generate: "generate", eval.Text: "perplexity"}[x.task.Kind])
+		return fault.Field(
+			"data",
+			"%s has docs of form %s; use lamina eval %s",
+			x.Data,
+			x.task.Form,
+			map[eval.Kind]string{eval.Choice: "choice", eval.Generate: "generate", eval.Text: "perplexity"}[x.task.Kind],
+		)
 	}
-	x.settings = evaluate.Settings{Task: x.task.Form, Kind: string(kind), Data: digestOf(text), Shots: x.Shots, Seed: x.Seed,
-		Docs: len(x.task.Docs)}
+	x.settings = evaluate.Settings{
+		Task:  x.task.Form,
+		Kind:  string(kind),
+		Data:  digestOf(text),
+		Shots: x.Shots,
+		Seed:  x.Seed,
+		Docs:  len(x.task.Docs),
+	}
 	if x.Limit > 0 {
 		x.settings.Docs = min(x.Limit, x.settings.Docs)
 	}
@@ -185,8 +196,13 @@ type evalChoiceCmd struct {
 
 // Run evaluates multiple choice: acc and acc_norm.
 func (c *evalChoiceCmd) Run(e *verb.Env) error {
-	return c.run(e, eval.Choice, func(text []byte) (*eval.Task, error) { return eval.Parse(bytes.NewReader(text), c.Form) },
-		func(ctx context.Context, x *evaluation, i int) (evaluate.Sample, error) { return x.choose(ctx, i) }, nil)
+	return c.run(
+		e,
+		eval.Choice,
+		func(text []byte) (*eval.Task, error) { return eval.Parse(bytes.NewReader(text), c.Form) },
+		func(ctx context.Context, x *evaluation, i int) (evaluate.Sample, error) { return x.choose(ctx, i) },
+		nil,
+	)
 }
 
 // choose scores the choices of a doc.
@@ -229,8 +245,12 @@ func (x *evaluation) pair(prompt, continuation string) (ids []int32, from int, e
 		ids, from = ids[cut:], from-cut
 	}
 	if from < 1 || from >= len(ids) {
-		return nil, 0, fault.New(fault.OutOfRange, "score a continuation of %d ids: the context length is %d", len(ids)-from,
-			x.context)
+		return nil, 0, fault.New(
+			fault.OutOfRange,
+			"score a continuation of %d ids: the context length is %d",
+			len(ids)-from,
+			x.context,
+		)
 	}
 	return ids, from, nil
 }

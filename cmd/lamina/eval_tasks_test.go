@@ -73,7 +73,14 @@ func TestEvalTasks_EqualTransformers(t *testing.T) {
 							off := math.Abs(samples[i].Scores[k]/v - 1)
 							worst = max(worst, off)
 							if !(off <= 1e-4) {
-								t.Errorf("%s %s: doc %d scores %v, transformers %v", model, name, i, samples[i].Scores, list)
+								t.Errorf(
+									"%s %s: doc %d scores %v, transformers %v",
+									model,
+									name,
+									i,
+									samples[i].Scores,
+									list,
+								)
 							}
 						}
 					}
@@ -95,7 +102,18 @@ func TestEvalTasks_EqualTransformers(t *testing.T) {
 // TestEvalTasks_GoOnAfterAStop cuts a journal in the middle of a line.
 func TestEvalTasks_GoOnAfterAStop(t *testing.T) {
 	model, dir := sharedPath(t, "models", "stories260K", "stories260K-f32.gguf"), t.TempDir()
-	args := []string{"eval", "choice", "-m", model, "--data", "testdata/eval/choice.jsonl", "--out", dir, "--format", "json"}
+	args := []string{
+		"eval",
+		"choice",
+		"-m",
+		model,
+		"--data",
+		"testdata/eval/choice.jsonl",
+		"--out",
+		dir,
+		"--format",
+		"json",
+	}
 	whole := verbJSON[evaluate.Results](t, "", args...)
 	path := filepath.Join(dir, evaluate.SamplesFile)
 	text, err := os.ReadFile(path)
@@ -132,8 +150,18 @@ func TestEvalTasks_CompareTwoModels(t *testing.T) {
 	var dirs []string
 	for _, kind := range []string{"f32", "Q4_0"} {
 		dir := t.TempDir()
-		verbOK(t, "", "eval", "perplexity", "-m", sharedPath(t, "models/stories260K/stories260K-"+kind+".gguf"), "--data",
-			"testdata/eval/text.jsonl", "--out", dir)
+		verbOK(
+			t,
+			"",
+			"eval",
+			"perplexity",
+			"-m",
+			sharedPath(t, "models/stories260K/stories260K-"+kind+".gguf"),
+			"--data",
+			"testdata/eval/text.jsonl",
+			"--out",
+			dir,
+		)
 		dirs = append(dirs, dir)
 	}
 	got := verbJSON[evaluate.Comparison](t, "", "eval", "compare", dirs[0], dirs[1], "--format", "json")
@@ -153,7 +181,19 @@ func TestEvalTasks_CompareTwoModels(t *testing.T) {
 // TestEvalTasks_Generate judges generated answers, free and constrained by a schema.
 func TestEvalTasks_Generate(t *testing.T) {
 	model, dir := sharedPath(t, "models", "stories260K", "stories260K-f32.gguf"), t.TempDir()
-	story := verbJSON[generated](t, "", "generate", "-m", model, "-p", "Once upon a time", "-n", "8", "--format", "json")
+	story := verbJSON[generated](
+		t,
+		"",
+		"generate",
+		"-m",
+		model,
+		"-p",
+		"Once upon a time",
+		"-n",
+		"8",
+		"--format",
+		"json",
+	)
 	row, err := json.Marshal(map[string]string{"prompt": "Once upon a time", "answer": story.Text})
 	if err != nil {
 		t.Fatal(err)

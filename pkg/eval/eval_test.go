@@ -232,8 +232,10 @@ func TestCompare_PairedTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := got["acc"]
-	if math.Abs(d.Delta-0.075) > 1e-12 || d.OnlyA != 0 || d.OnlyB != 15 || math.Abs(d.McNemar-math.Exp2(-14)) > 1e-9 || d.P > 0.001 ||
-		d.Low <= 0 || d.High < d.Delta {
+	if math.Abs(d.Delta-0.075) > 1e-12 || d.OnlyA != 0 || d.OnlyB != 15 || math.Abs(d.McNemar-math.Exp2(-14)) > 1e-9 ||
+		d.P > 0.001 ||
+		d.Low <= 0 ||
+		d.High < d.Delta {
 		t.Errorf("%+v", d)
 	}
 	same, err := eval.Compare(base, base, 1)

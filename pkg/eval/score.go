@@ -7,7 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// Part is what a doc adds to a metric, whose value is the sum of Num over the sum of Den of all docs, or e to that power.
+// Part is what a doc adds to a metric, whose value is the sum of Num over the sum of Den of all docs, or e to that
+// power.
 type Part struct {
 	Num float64 `json:"num"`
 	Den float64 `json:"den"`
@@ -16,9 +17,9 @@ type Part struct {
 // Parts are what a doc adds to each metric.
 type Parts map[string]Part
 
-// Pair returns the ids of a context and its continuation, and the index of the first id of the continuation. White space
-// at the end of the context belongs to the continuation. The continuation's ids are those that the whole text has beyond
-// the ids of the context. start is put before an empty context.
+// Pair returns the ids of a context and its continuation, and the index of the first id of the continuation. White
+// space at the end of the context belongs to the continuation. The continuation's ids are those that the whole text
+// has beyond the ids of the context. start is put before an empty context.
 func Pair(encode func(string) ([]int32, error), context, continuation string, start []int32) (ids []int32, from int,
 	err error) {
 	if context == "" {
@@ -62,9 +63,9 @@ var (
 )
 
 // Judge returns what a doc adds to the metrics of a generated text. In the form gsm8k, the number after "####" is
-// compared (exact_match,strict) and the last number of the text (exact_match,flexible). Otherwise the texts are compared
-// without the white space around them. matches, unless nil, says whether the text has the form that a schema or a
-// regular expression asks for.
+// compared (exact_match,strict) and the last number of the text (exact_match,flexible). Otherwise the texts are
+// compared without the white space around them. matches, unless nil, says whether the text has the form that a
+// schema or a regular expression asks for.
 func (d *Doc) Judge(form, text string, matches *bool) Parts {
 	out := Parts{}
 	if matches != nil {
@@ -88,8 +89,8 @@ func (d *Doc) Judge(form, text string, matches *bool) Parts {
 	return out
 }
 
-// plainNumber leaves of an answer what the harness compares: the text after the last "#### ", without commas, dollar signs
-// and a point at the end.
+// plainNumber leaves of an answer what the harness compares: the text after the last "#### ", without commas,
+// dollar signs and a point at the end.
 func plainNumber(s string) string {
 	if at := strings.LastIndex(s, "#### "); at >= 0 {
 		s = s[at+len("#### "):]
@@ -103,9 +104,9 @@ type Window struct {
 	From int
 }
 
-// Windows cuts the ids of a text into windows that a model of the given context length can score. Every id is scored once.
-// The first window begins with start, which is not scored. Each further window begins with the last id of the one before,
-// as in lm-evaluation-harness; the last one begins earlier, so that it is full.
+// Windows cuts the ids of a text into windows that a model of the given context length can score. Every id is
+// scored once. The first window begins with start, which is not scored. Each further window begins with the last id
+// of the one before, as in lm-evaluation-harness; the last one begins earlier, so that it is full.
 func Windows(ids []int32, start int32, context int) []Window {
 	if len(ids) == 0 || context < 1 {
 		return nil
@@ -121,8 +122,8 @@ func Windows(ids []int32, start int32, context int) []Window {
 	return out
 }
 
-// Rolling returns what a text adds to the metrics of perplexity. nll is its negative log-likelihood in nats, over tokens
-// ids. Words are separated by white space.
+// Rolling returns what a text adds to the metrics of perplexity. nll is its negative log-likelihood in nats, over
+// tokens ids. Words are separated by white space.
 func Rolling(text string, nll float64, tokens int) Parts {
 	words := float64(len(spaces.Split(text, -1)))
 	size := float64(len(text))

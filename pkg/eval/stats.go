@@ -25,8 +25,8 @@ const (
 	permutations = 10000
 )
 
-// Summarise returns the value of every metric. The docs' parts may be of any order; the random numbers depend on the seed
-// and the indexes of docs only.
+// Summarise returns the value of every metric. The docs' parts may be of any order; the random numbers depend on
+// the seed and the indexes of docs only.
 func Summarise(docs []Parts, seed uint64) map[string]Estimate {
 	out := map[string]Estimate{}
 	for _, name := range metrics(docs) {
@@ -60,8 +60,8 @@ type Difference struct {
 	// the two models' results of single docs.
 	P    float64 `json:"p"`
 	Docs int     `json:"docs"`
-	// OnlyA and OnlyB are the docs that only one of the models has right, for metrics of hits. McNemar is the p-value of
-	// McNemar's exact test on them; 0 for other metrics.
+	// OnlyA and OnlyB are the docs that only one of the models has right, for metrics of hits. McNemar is the
+	// p-value of McNemar's exact test on them; 0 for other metrics.
 	OnlyA   int     `json:"only_a,omitempty"`
 	OnlyB   int     `json:"only_b,omitempty"`
 	McNemar float64 `json:"mcnemar,omitempty"`

@@ -93,8 +93,12 @@ func Parse(r io.Reader, form string) (*Task, error) {
 			}
 			if t.Form == "" {
 				if t.Form = x.form(); t.Form == "" {
-					return nil, fault.New(fault.Invalid, "parse line %d: its fields are those of none of the forms %s", line,
-						strings.Join(Forms(), ", "))
+					return nil, fault.New(
+						fault.Invalid,
+						"parse line %d: its fields are those of none of the forms %s",
+						line,
+						strings.Join(Forms(), ", "),
+					)
 				}
 			}
 			d, err := x.doc(t.Form)

@@ -13,8 +13,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// TestToGGUF_EqualsTheConverter compares with the GGUF files of the tiny models, which llama.cpp's converter has made from
-// the same folders: the same tensors with the same types, shapes and bytes, and every key with the same value.
+// TestToGGUF_EqualsTheConverter compares with the GGUF files of the tiny models, which llama.cpp's converter has
+// made from the same folders: the same tensors with the same types, shapes and bytes, and every key with the same
+// value.
 func TestToGGUF_EqualsTheConverter(t *testing.T) {
 	compared := 0
 	for _, name := range tiny {
@@ -32,7 +33,13 @@ func TestToGGUF_EqualsTheConverter(t *testing.T) {
 			t.Fatal(err)
 		}
 		path := filepath.Join(t.TempDir(), "out.gguf")
-		if _, err := export.ToGGUF(t.Context(), path, open(t, folder), v, export.Options{Recipe: recipe(t, "BF16")}); err != nil {
+		if _, err := export.ToGGUF(
+			t.Context(),
+			path,
+			open(t, folder),
+			v,
+			export.Options{Recipe: recipe(t, "BF16")},
+		); err != nil {
 			t.Fatal(err)
 		}
 		ours, err := weights.OpenGGUF(path)
@@ -44,7 +51,15 @@ func TestToGGUF_EqualsTheConverter(t *testing.T) {
 			a, ok := ours.Info(tensorName)
 			b, _ := theirs.Info(tensorName)
 			if !ok || a.DType != b.DType || !slices.Equal(a.Shape, b.Shape) {
-				t.Errorf("%s: %s is %v %v, the converter makes it %v %v", name, tensorName, a.DType, a.Shape, b.DType, b.Shape)
+				t.Errorf(
+					"%s: %s is %v %v, the converter makes it %v %v",
+					name,
+					tensorName,
+					a.DType,
+					a.Shape,
+					b.DType,
+					b.Shape,
+				)
 				continue
 			}
 			if !bytes.Equal(data(t, ours, tensorName), data(t, theirs, tensorName)) {

@@ -167,8 +167,8 @@ func TestToGGUF_TinyModelsKeepTheirBits(t *testing.T) {
 	}
 }
 
-// TestRequantize_AgainstLlamaCpp quantises a model that llama-quantize has quantised, too. Every tensor has the same type.
-// Blocks with a defined result have the same bytes, and the others are at least as near to the source.
+// TestRequantize_AgainstLlamaCpp quantises a model that llama-quantize has quantised, too. Every tensor has the
+// same type. Blocks with a defined result have the same bytes, and the others are at least as near to the source.
 func TestRequantize_AgainstLlamaCpp(t *testing.T) {
 	dir := shared(t, "models", "quant-types")
 	base, err := weights.OpenGGUF(filepath.Join(dir, "base-f32.gguf"))
@@ -299,7 +299,10 @@ func TestToHF_RoundTrip(t *testing.T) {
 // TestToGGUF_RefusesWhatTheMetadataCannotExpress changes settings for which GGUF has no field.
 func TestToGGUF_RefusesWhatTheMetadataCannotExpress(t *testing.T) {
 	for name, change := range map[string]func(s *model.Spec){
-		"llama":     func(s *model.Spec) { s.Layers[0].Attention.Rope.Type, s.Layers[0].Attention.Rope.Factor = "dynamic", 2 },
+		"llama": func(s *model.Spec) {
+			r := s.Layers[0].Attention.Rope
+			r.Type, r.Factor = "dynamic", 2
+		},
 		"qwen2":     func(s *model.Spec) { s.Layers[1].Attention.Window = 8 },
 		"gemma2":    func(s *model.Spec) { s.Layers[0].Attention.Scale = 0.5 },
 		"qwen3-moe": func(s *model.Spec) { s.Layers[0].FFN.Experts.Normalize = false },

@@ -46,8 +46,9 @@ type source struct {
 	relax   func()
 }
 
-// ToGGUF writes a Hugging Face model to a GGUF file. v is its vocabulary, or nil for a file without one. The error is an
-// *model.UnsupportedError or a *vocab.FormatError for a model or a vocabulary that llama.cpp's metadata cannot express.
+// ToGGUF writes a Hugging Face model to a GGUF file. v is its vocabulary, or nil for a file without one. The error
+// is an *model.UnsupportedError or a *vocab.FormatError for a model or a vocabulary that llama.cpp's metadata
+// cannot express.
 func ToGGUF(ctx context.Context, path string, f *model.Files, v *vocab.Vocab, o Options) (Result, error) {
 	fields, tensors, err := f.GGUFForm()
 	if err != nil {
@@ -76,8 +77,8 @@ func ToGGUF(ctx context.Context, path string, f *model.Files, v *vocab.Vocab, o 
 	return s.write(ctx, path, o)
 }
 
-// Requantize writes a GGUF model with other types. Metadata and tensors that are no weight matrices are copied. A matrix
-// that has its new type already is copied, too.
+// Requantize writes a GGUF model with other types. Metadata and tensors that are no weight matrices are copied. A
+// matrix that has its new type already is copied, too.
 func Requantize(ctx context.Context, path string, g *weights.GGUF, o Options) (Result, error) {
 	s := source{relax: g.Relax}
 	for _, key := range g.Meta().Keys() {

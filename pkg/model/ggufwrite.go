@@ -34,9 +34,9 @@ type Stored struct {
 // Elements returns the number of elements.
 func (s *Stored) Elements() int { return weights.Info{Shape: s.Shape}.Elements() }
 
-// GGUFForm returns what a GGUF file of the model holds: metadata without the vocabulary, and the tensors in the order of
-// the layers. The model's own files are those of a Hugging Face folder. If llama.cpp's metadata cannot express the
-// model, the error is an *UnsupportedError.
+// GGUFForm returns what a GGUF file of the model holds: metadata without the vocabulary, and the tensors in the
+// order of the layers. The model's own files are those of a Hugging Face folder. If llama.cpp's metadata cannot
+// express the model, the error is an *UnsupportedError.
 func (f *Files) GGUFForm() ([]weights.Field, []Stored, error) {
 	if f.gguf != nil {
 		return nil, nil, &UnsupportedError{"conversion to GGUF", "GGUF", "safetensors"}
@@ -290,9 +290,10 @@ func (s *Spec) ropeMetadata(name string, size func(string, int), number func(str
 	}
 }
 
-// CheckGGUF compares the model with what a reader makes of a GGUF file: of its metadata and the names and shapes of its
-// tensors. layout is that of the file, which need not exist, and tensors are those of GGUFForm in the same order. dir is
-// a folder for a temporary file without weights. The error is an *UnsupportedError if the file describes another model.
+// CheckGGUF compares the model with what a reader makes of a GGUF file: of its metadata and the names and shapes of
+// its tensors. layout is that of the file, which need not exist, and tensors are those of GGUFForm in the same
+// order. dir is a folder for a temporary file without weights. The error is an *UnsupportedError if the file
+// describes another model.
 func (f *Files) CheckGGUF(layout weights.GGUFLayout, tensors []Stored, dir string) (err error) {
 	file, err := os.CreateTemp(dir, ".check-*.gguf")
 	if err != nil {

@@ -1,15 +1,17 @@
-// Package quant quantises float32 weights to the block types of GGUF. It is the inverse of the decoders in pkg/tensor.
+// Package quant quantises float32 weights to the block types of GGUF. It is the inverse of the decoders in
+// pkg/tensor.
 //
 // Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 have a defined result: the bytes that the Python package gguf (quants.py of
 // llama.cpp) writes. For Q4_K, Q5_K and Q6_K the format fixes only how a super-block is decoded, so this package
 // searches for the scales that minimise the squared error. The search is deterministic and gives the same bytes on
 // every machine.
 //
-// An importance, if there is one, is the mean square of the activation that each column is multiplied by, as llama.cpp's
-// importance matrices hold it. The search then minimises the error of the products instead of the error of the weights.
+// An importance, if there is one, is the mean square of the activation that each column is multiplied by, as
+// llama.cpp's importance matrices hold it. The search then minimises the error of the products instead of the error
+// of the weights.
 //
-// The package is pure: it computes one row at a time and starts no goroutines. pkg/export runs it over whole models on
-// all processors and writes the files. Sources of the layouts: ggml-common.h of llama.cpp.
+// The package is pure: it computes one row at a time and starts no goroutines. pkg/export runs it over whole models
+// on all processors and writes the files. Sources of the layouts: ggml-common.h of llama.cpp.
 package quant
 
 import (
@@ -26,10 +28,10 @@ func Types() []tensor.DType {
 		tensor.Q5_1, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K}
 }
 
-// Quantize encodes src as elements of type d. dst has exactly the bytes of len(src) elements, and len(src) is a multiple
-// of the block length. importance has a weight of at least 0 for each element of src, or is nil; the plain float types
-// and Q8_0 ignore it. The elements of src are finite: other values give bytes without meaning. Quantize panics on other
-// lengths and on a type that Types does not list.
+// Quantize encodes src as elements of type d. dst has exactly the bytes of len(src) elements, and len(src) is a
+// multiple of the block length. importance has a weight of at least 0 for each element of src, or is nil; the plain
+// float types and Q8_0 ignore it. The elements of src are finite: other values give bytes without meaning. Quantize
+// panics on other lengths and on a type that Types does not list.
 func Quantize(dst []byte, src []float32, d tensor.DType, importance []float32) {
 	if !d.Valid() || len(src)%d.BlockLen() != 0 || len(dst) != d.RowBytes(len(src)) {
 		panic(fmt.Sprintf("quantize to %v: %d bytes for %d elements", d, len(dst), len(src)))

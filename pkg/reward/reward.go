@@ -1,6 +1,6 @@
-// Package reward scores generated texts with rewards that can be checked: an answer that matches exactly or as a number, a
-// regular expression, a JSON Schema. Reinforcement learning (GRPO) uses them. A Rule says how a text is scored, as a
-// training manifest holds it; Compile checks it once, and the result is safe for concurrent use.
+// Package reward scores generated texts with rewards that can be checked: an answer that matches exactly or as a
+// number, a regular expression, a JSON Schema. Reinforcement learning (GRPO) uses them. A Rule says how a text is
+// scored, as a training manifest holds it; Compile checks it once, and the result is safe for concurrent use.
 //
 // The package is pure: it runs no program and reads no file. A reward by a program of the user's is in
 // pkg/reward/command, which passes itself to Compile as a Runner.
@@ -63,8 +63,8 @@ type compiled struct {
 	score  func(ctx context.Context, s Sample) (float64, error)
 }
 
-// Compile checks rules. runner runs commands; it may be nil if there are none. The error is an Invalid fault that names the
-// field.
+// Compile checks rules. runner runs commands; it may be nil if there are none. The error is an Invalid fault that
+// names the field.
 func Compile(rules []Rule, runner Runner) (*Reward, error) {
 	if len(rules) == 0 {
 		return nil, fault.Field("reward", "want one rule or more")
@@ -81,7 +81,8 @@ func Compile(rules []Rule, runner Runner) (*Reward, error) {
 	return r, nil
 }
 
-// Score returns the mean of the rules' scores by weight, from 0 to 1. The error is that of a program that could not be run.
+// Score returns the mean of the rules' scores by weight, from 0 to 1. The error is that of a program that could not
+// be run.
 func (r *Reward) Score(ctx context.Context, s Sample) (float64, error) {
 	sum := 0.0
 	for _, c := range r.rules {

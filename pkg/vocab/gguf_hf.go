@@ -10,9 +10,10 @@ import (
 // object is a JSON object.
 type object = map[string]any
 
-// WriteGGUFAsHF writes tokenizer.json and tokenizer_config.json for the vocabulary of a GGUF file into dir, which must
-// exist. FromHF reads them back as a vocabulary that encodes text alike, which is checked with a text of many kinds. The
-// error is a *FormatError for a vocabulary without merges or scores, and for a pre-tokenizer that only llama.cpp has.
+// WriteGGUFAsHF writes tokenizer.json and tokenizer_config.json for the vocabulary of a GGUF file into dir, which
+// must exist. FromHF reads them back as a vocabulary that encodes text alike, which is checked with a text of many
+// kinds. The error is a *FormatError for a vocabulary without merges or scores, and for a pre-tokenizer that only
+// llama.cpp has.
 func WriteGGUFAsHF(meta Meta, dir string) error {
 	v, err := FromGGUF(meta)
 	if err != nil {

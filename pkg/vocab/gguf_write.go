@@ -26,9 +26,9 @@ const probeText = "Hello, world! It's what I'd've said: we'll see, they're HERE'
 	"你好世界 漢字かなカナ 한국어 한글 123한국 。、！？ “quotes” ‘single’ — – … € £ ™ 😀👍🏽 \u00a0nbsp\u2003em     "
 
 // GGUF returns the metadata that describes the vocabulary in a GGUF file, for a model of size ids; ids beyond the
-// vocabulary become unused tokens. FromGGUF reads it back as a vocabulary that encodes text alike, which is checked with
-// a text of many kinds. The error is a *FormatError for a vocabulary that GGUF's families cannot express, and for one
-// that was read from a GGUF file, whose metadata is to be copied instead.
+// vocabulary become unused tokens. FromGGUF reads it back as a vocabulary that encodes text alike, which is checked
+// with a text of many kinds. The error is a *FormatError for a vocabulary that GGUF's families cannot express, and
+// for one that was read from a GGUF file, whose metadata is to be copied instead.
 func (v *Vocab) GGUF(size int) ([]GGUFField, error) {
 	if v.source == nil {
 		return nil, unsupported("write GGUF", "the vocabulary does not come from a tokenizer.json")

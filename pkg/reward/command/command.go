@@ -2,15 +2,16 @@
 
 // Package command scores texts with a program of the user's, in a process of its own with limits.
 //
-// The program reads one line of JSON from standard input: {"prompt", "text", "answer"}. If it exits with 0, its last line
-// of output is the score, a number from 0 to 1; without output the score is 1. Any other exit, a signal, or a limit
-// that is exceeded scores 0, since the text is the reason as far as can be told. A program that cannot be started is an
-// error.
+// The program reads one line of JSON from standard input: {"prompt", "text", "answer"}. If it exits with 0, its
+// last line of output is the score, a number from 0 to 1; without output the score is 1. Any other exit, a signal,
+// or a limit that is exceeded scores 0, since the text is the reason as far as can be told. A program that cannot
+// be started is an error.
 //
-// The process runs in an empty temporary folder with an empty environment but for PATH, in a process group of its own that
-// is killed at the end. Limits are set by the shell's ulimit before the program starts: processor time, memory, size of
-// files, no core dumps. Wall-clock time and output are bounded here. That stops mistakes and runaway programs; it is no
-// protection from hostile ones, which a container or a virtual machine is for: files and the network can be reached.
+// The process runs in an empty temporary folder with an empty environment but for PATH, in a process group of its
+// own that is killed at the end. Limits are set by the shell's ulimit before the program starts: processor time,
+// memory, size of files, no core dumps. Wall-clock time and output are bounded here. That stops mistakes and
+// runaway programs; it is no protection from hostile ones, which a container or a virtual machine is for: files and
+// the network can be reached.
 package command
 
 import (
@@ -115,8 +116,8 @@ func (r Runner) Run(ctx context.Context, command []string, s reward.Sample) (sco
 	return 0, nil
 }
 
-// parse returns the score in the last line: 1 without one, and 0 if it is no number. It is limited to the range from 0 to
-// 1.
+// parse returns the score in the last line: 1 without one, and 0 if it is no number. It is limited to the range
+// from 0 to 1.
 func parse(text string) float64 {
 	text = strings.TrimSpace(text)
 	if text == "" {

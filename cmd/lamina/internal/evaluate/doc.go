@@ -1,6 +1,6 @@
-// Package evaluate runs the tasks of pkg/eval on a router: it asks for log-likelihoods and texts over several streams at
-// once, keeps the result of every doc in a journal, so that a run that was stopped goes on, and writes and compares
-// results.
+// Package evaluate runs the tasks of pkg/eval on a router: it asks for log-likelihoods and texts over several
+// streams at once, keeps the result of every doc in a journal, so that a run that was stopped goes on, and writes
+// and compares results.
 package evaluate
 
 import (
@@ -54,7 +54,8 @@ func retry(ctx context.Context, do func() error) error {
 	for try := 1; ; try++ {
 		err := do()
 		code := fault.CodeOf(err)
-		if err == nil || try == attempts || code != fault.Unavailable && code != fault.Exhausted && code != fault.Aborted {
+		if err == nil || try == attempts ||
+			code != fault.Unavailable && code != fault.Exhausted && code != fault.Aborted {
 			return err
 		}
 		var f *fault.Error
@@ -70,8 +71,8 @@ func retry(ctx context.Context, do func() error) error {
 	}
 }
 
-// Score returns the log-likelihood of the ids from an index on, given those before, and whether each of them is the most
-// likely one. from is at least 1.
+// Score returns the log-likelihood of the ids from an index on, given those before, and whether each of them is the
+// most likely one. from is at least 1.
 func (c *Client) Score(ctx context.Context, ids []int32, from int) (sum float64, greedy bool, err error) {
 	err = retry(ctx, func() error {
 		sum, greedy, err = c.score(ctx, ids, from)
@@ -88,9 +89,17 @@ func (c *Client) score(ctx context.Context, ids []int32, from int) (sum float64,
 		prompt.Ids[i] = uint32(id)
 	}
 	wait := capacity
-	stream, err := c.Router.Generate(ctx, &routerv1.GenerateRequest{Model: c.Model, WaitForCapacity: &wait,
-		Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: prompt}, Echo: true, PromptLogprobs: true, PromptOnly: true,
-		TopLogprobs: 1})
+	stream, err := c.Router.Generate(ctx, &routerv1.GenerateRequest{
+		Model:           c.Model,
+		WaitForCapacity: &wait,
+		Prompt: &routerv1.GenerateRequest_TokenIds{
+			TokenIds: prompt,
+		},
+		Echo:           true,
+		PromptLogprobs: true,
+		PromptOnly:     true,
+		TopLogprobs:    1,
+	})
 	if err != nil {
 		return 0, false, rpc.FromStatus(err)
 	}
@@ -112,7 +121,11 @@ func (c *Client) score(ctx context.Context, ids []int32, from int) (sum float64,
 				continue
 			}
 			if at != scored || t.Logprob == nil || len(t.GetTop()) == 0 { //nolint:protogetter // absent is not zero
-				return 0, false, fault.New(fault.DataLoss, "score ids: the router left out the log-probability at %d", scored)
+				return 0, false, fault.New(
+					fault.DataLoss,
+					"score ids: the router left out the log-probability at %d",
+					scored,
+				)
 			}
 			sum += float64(t.GetLogprob())
 			greedy = greedy && t.GetTop()[0].GetId() == t.GetId()
@@ -163,8 +176,11 @@ func (c *Client) generate(ctx context.Context, r Request) (text string, tokens i
 		}
 		recv = func() (event, error) { return stream.Recv() }
 	} else {
-		stream, err := c.Router.Generate(ctx, &routerv1.GenerateRequest{Model: c.Model, MaxTokens: r.MaxTokens, Stop: r.Stop,
-			Sampling: r.Sampling, WaitForCapacity: &wait, Prompt: &routerv1.GenerateRequest_Text{Text: r.Prompt}})
+		stream, err := c.Router.Generate(
+			ctx,
+			&routerv1.GenerateRequest{Model: c.Model, MaxTokens: r.MaxTokens, Stop: r.Stop,
+				Sampling: r.Sampling, WaitForCapacity: &wait, Prompt: &routerv1.GenerateRequest_Text{Text: r.Prompt}},
+		)
 		if err != nil {
 			return "", 0, rpc.FromStatus(err)
 		}

@@ -56,9 +56,9 @@ type Journal struct {
 	done map[int]Sample
 }
 
-// OpenJournal opens the journal of a folder, which is made if it is missing. An empty dir keeps samples in memory. A line
-// that was not written to its end is dropped. The error is a FailedPrecondition fault if the folder has results of other
-// settings.
+// OpenJournal opens the journal of a folder, which is made if it is missing. An empty dir keeps samples in memory.
+// A line that was not written to its end is dropped. The error is a FailedPrecondition fault if the folder has
+// results of other settings.
 func OpenJournal(dir string, s Settings) (*Journal, error) {
 	j := &Journal{done: map[int]Sample{}}
 	if dir == "" {

@@ -26,10 +26,16 @@ type Results struct {
 	Seconds float64                  `json:"seconds"` // of this call; a run that went on was longer
 }
 
-// Run asks for the samples of docs 0 to n-1 that the journal lacks, at most streams at once, and summarises all of them.
-// progress is called with the number of docs that are done.
-func Run(ctx context.Context, s Settings, streams int, j *Journal, ask func(ctx context.Context, doc int) (Sample, error),
-	progress func(done int)) (Results, error) {
+// Run asks for the samples of docs 0 to n-1 that the journal lacks, at most streams at once, and summarises all of
+// them. progress is called with the number of docs that are done.
+func Run(
+	ctx context.Context,
+	s Settings,
+	streams int,
+	j *Journal,
+	ask func(ctx context.Context, doc int) (Sample, error),
+	progress func(done int),
+) (Results, error) {
 	began := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(1, streams))
@@ -59,7 +65,11 @@ func Run(ctx context.Context, s Settings, streams int, j *Journal, ask func(ctx 
 	if err := ctx.Err(); err != nil && j.Len() < s.Docs {
 		return Results{}, err
 	}
-	return Results{Settings: s, Metrics: eval.Summarise(j.Parts(s.Docs), s.Seed), Seconds: time.Since(began).Seconds()}, nil
+	return Results{
+		Settings: s,
+		Metrics:  eval.Summarise(j.Parts(s.Docs), s.Seed),
+		Seconds:  time.Since(began).Seconds(),
+	}, nil
 }
 
 // Write writes results.json into a folder.
@@ -130,8 +140,13 @@ func readSamples(dir string) (Settings, []eval.Parts, error) {
 	}
 	for i := range s.Docs {
 		if !j.Has(i) {
-			return s, nil, fault.New(fault.FailedPrecondition, "read %s: it has %d of %d docs: let the run finish first", path,
-				j.Len(), s.Docs)
+			return s, nil, fault.New(
+				fault.FailedPrecondition,
+				"read %s: it has %d of %d docs: let the run finish first",
+				path,
+				j.Len(),
+				s.Docs,
+			)
 		}
 	}
 	return s, j.Parts(s.Docs), nil
