@@ -173,8 +173,24 @@ func TestStore_ReadsBackWhatItWrites(t *testing.T) {
 // Of every checkpoint that is being written the power is lost at each operation, with several outcomes for
 // what was not synced. Then the checkpoint is found whole, or the one before it is, and the run goes on.
 func TestStore_PowerLossLeavesAWholeCheckpoint(t *testing.T) {
+	t.Run("alone", func(t *testing.T) {
+		powerLoss(t, func(fs checkpoint.FS) (*checkpoint.Store, error) {
+			return checkpoint.New(fs, "run/checkpoints"), nil
+		})
+	})
+	t.Run("with a claim", func(t *testing.T) {
+		powerLoss(t, func(fs checkpoint.FS) (*checkpoint.Store, error) {
+			return checkpoint.New(fs, "run/checkpoints").Take()
+		})
+	})
+}
+
+func powerLoss(t *testing.T, open func(checkpoint.FS) (*checkpoint.Store, error)) {
 	calm := newCrashFS()
-	s := checkpoint.New(calm, "run/checkpoints")
+	s, err := open(calm)
+	if err != nil {
+		t.Fatal(err)
+	}
 	keep := checkpoint.Keep{Last: 1}
 	for _, step := range []uint64{4, 5} {
 		mustSave(t, s, step, nil)
@@ -186,14 +202,16 @@ func TestStore_PowerLossLeavesAWholeCheckpoint(t *testing.T) {
 	crashes, outcomes := 0, map[uint64]int{}
 	r := rand.New(rand.NewPCG(3, 4))
 	for at := 1; at <= total+1; at++ {
-		for try := range 40 {
+		for try := range 20 {
 			fs := newCrashFS()
 			fs.crashAt = at
-			s := checkpoint.New(fs, "run/checkpoints")
 			durable := uint64(0)
-			var err error
+			s, err := open(fs)
 			for _, step := range []uint64{4, 5} {
-				if _, err = save(s, step, nil); err != nil {
+				if err == nil {
+					_, err = save(s, step, nil)
+				}
+				if err != nil {
 					break
 				}
 				durable = step
@@ -204,7 +222,7 @@ func TestStore_PowerLossLeavesAWholeCheckpoint(t *testing.T) {
 			if (err == nil) != (at > total) {
 				t.Fatalf("operation %d of %d: %v", at, total, err)
 			}
-			after := checkpoint.New(fs.after(func() bool {
+			after, err := open(fs.after(func() bool {
 				switch try {
 				case 0:
 					return false
@@ -212,7 +230,10 @@ func TestStore_PowerLossLeavesAWholeCheckpoint(t *testing.T) {
 					return true
 				}
 				return r.IntN(2) == 0
-			}), "run/checkpoints")
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
 			crashes++
 			got := newestReadable(t, after)
 			outcomes[got]++

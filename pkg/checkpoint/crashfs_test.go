@@ -18,6 +18,7 @@ import (
 type crashFS struct {
 	root    *folder
 	ops     int // operations so far
+	before  func(op int)
 	crashAt int // the operation that fails, from 1; 0 for none
 	log     []string
 }
@@ -40,6 +41,9 @@ func newCrashFS() *crashFS { return &crashFS{root: newFolder()} }
 // op counts an operation, and fails it if the power is lost.
 func (c *crashFS) op(what string) error {
 	c.ops++
+	if c.before != nil {
+		c.before(c.ops)
+	}
 	c.log = append(c.log, what)
 	if c.crashAt > 0 && c.ops >= c.crashAt {
 		return errPower
@@ -102,8 +106,30 @@ func (c *crashFS) Rename(from, to string) error {
 	if err != nil {
 		return err
 	}
-	d.now[path.Base(to)] = d.now[path.Base(from)]
+	into, err := c.folder(path.Dir(to))
+	if err != nil {
+		return err
+	}
+	if d.now[path.Base(from)] == nil {
+		return &fs.PathError{Op: "rename", Path: from, Err: fs.ErrNotExist}
+	}
+	into.now[path.Base(to)] = d.now[path.Base(from)]
 	delete(d.now, path.Base(from))
+	return nil
+}
+
+func (c *crashFS) Mkdir(name string) error {
+	if err := c.op("mkdir " + name); err != nil {
+		return err
+	}
+	d, err := c.folder(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	if d.now[path.Base(name)] != nil {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: fs.ErrExist}
+	}
+	d.now[path.Base(name)] = newFolder()
 	return nil
 }
 
@@ -114,6 +140,9 @@ func (c *crashFS) Remove(name string) error {
 	d, err := c.folder(path.Dir(name))
 	if err != nil {
 		return err
+	}
+	if d.now[path.Base(name)] == nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrNotExist}
 	}
 	if sub, ok := d.now[path.Base(name)].(*folder); ok && len(sub.now) > 0 {
 		return errors.New("remove " + name + ": not empty")

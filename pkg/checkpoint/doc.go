@@ -17,6 +17,11 @@
 //     is durable.
 //  4. Store.Rotate removes checkpoints that need not be kept, their manifests first.
 //
+// # Claims
+//
+// Several processes may believe that they lead a run. Store.Take gives one of them the right to write, and takes it
+// from all others: claim.go says how.
+//
 // The package knows nothing of training. It does I/O only through FS, so that a test can stop at every
 // operation and lose what was not synced (crash_test.go). Dir is the FS of a folder.
 package checkpoint

@@ -16,12 +16,14 @@ type FS interface {
 	Create(name string) (WriteFile, error)
 	// Open opens a file for reading.
 	Open(name string) (ReadFile, error)
-	// Rename replaces the file at to.
+	// Rename gives a file or folder another name, perhaps in another folder. It replaces a file at to.
 	Rename(from, to string) error
 	// Remove removes a file or an empty folder.
 	Remove(name string) error
 	// MakeDir makes a folder and those above it. A folder that exists is no error.
 	MakeDir(name string) error
+	// Mkdir makes a folder in one that exists. One that exists already is fs.ErrExist.
+	Mkdir(name string) error
 	// List returns the names in a folder, sorted.
 	List(name string) ([]string, error)
 	// SyncDir makes the names in a folder durable.
@@ -106,6 +108,11 @@ func (d Dir) MakeDir(name string) error {
 		return err
 	}
 	return d.in(func(r *os.Root) error { return r.MkdirAll(filepath.FromSlash(name), 0o755) })
+}
+
+// Mkdir implements FS.
+func (d Dir) Mkdir(name string) error {
+	return d.in(func(r *os.Root) error { return r.Mkdir(filepath.FromSlash(name), 0o755) })
 }
 
 // List implements FS.

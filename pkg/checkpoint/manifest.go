@@ -26,6 +26,7 @@ type Manifest struct {
 	Loss       float64  `json:"loss"`                      // of the training step
 	Validation *float64 `json:"validation_loss,omitempty"` // if it was measured at this step
 	Weights    string   `json:"weights_sha256"`            // WeightsDigest
+	Trainer    string   `json:"trainer,omitempty"`         // what else the trainer needs to go on, in its own form
 	Files      []File   `json:"files"`                     // sorted by name
 }
 

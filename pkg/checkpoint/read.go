@@ -24,11 +24,12 @@ type Checkpoint struct {
 	Digest [sha256.Size]byte // of checkpoint.json
 
 	store *Store
+	dir   string
 	index map[[2]string][2]int // of file and tensor, by kind and name
 }
 
 func (s *Store) checkpoint(m *Manifest, text []byte) *Checkpoint {
-	c := &Checkpoint{Manifest: *m, Digest: sha256.Sum256(text), store: s, index: map[[2]string][2]int{}}
+	c := &Checkpoint{Manifest: *m, Digest: sha256.Sum256(text), store: s, dir: s.path(m.Step), index: map[[2]string][2]int{}}
 	for i, f := range m.Files {
 		for j, t := range f.Tensors {
 			c.index[[2]string{f.Kind, t.Name}] = [2]int{i, j}
@@ -38,7 +39,7 @@ func (s *Store) checkpoint(m *Manifest, text []byte) *Checkpoint {
 }
 
 // Path returns the checkpoint's folder in the file system of its store.
-func (c *Checkpoint) Path() string { return c.store.path(c.Step) }
+func (c *Checkpoint) Path() string { return c.dir }
 
 // Bytes returns the size of all files.
 func (c *Checkpoint) Bytes() int64 {

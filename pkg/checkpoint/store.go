@@ -16,15 +16,16 @@ import (
 
 // Store is a folder of checkpoints.
 type Store struct {
-	fs  FS
-	dir string
+	fs    FS
+	dir   string
+	claim string // under which it writes; empty if nobody else can write
 }
 
 // Name is the folder of checkpoints in the folder of a run.
 const Name = "checkpoints"
 
 // New returns the checkpoints in a folder of a file system. The folder need not exist.
-func New(files FS, dir string) *Store { return &Store{files, path.Clean(dir)} }
+func New(files FS, dir string) *Store { return &Store{fs: files, dir: path.Clean(dir)} }
 
 const stepPrefix = "step-"
 
@@ -52,6 +53,16 @@ func (s *Store) Steps() ([]uint64, error) {
 
 // Begin makes the folder of a checkpoint and removes what is in it.
 func (s *Store) Begin(step uint64) error {
+	if s.claim != "" {
+		err := s.removeAll(s.work(step))
+		if err == nil {
+			err = s.fs.Mkdir(s.work(step))
+		}
+		if err != nil {
+			return fault.Wrap(codeOf(err), err, "make the folder of checkpoint %d", step)
+		}
+		return nil
+	}
 	if err := s.Remove(step); err != nil {
 		return err
 	}
@@ -59,6 +70,14 @@ func (s *Store) Begin(step uint64) error {
 		return fault.Wrap(codeOf(err), err, "make the folder of checkpoint %d", step)
 	}
 	return nil
+}
+
+// Discard removes what has been written of a checkpoint that is not committed.
+func (s *Store) Discard(step uint64) error {
+	if s.claim == "" {
+		return s.Remove(step)
+	}
+	return s.removeAll(s.work(step))
 }
 
 // Remove removes a checkpoint, whole or not. The manifest is removed first, and durably, so that at no time
@@ -71,6 +90,9 @@ func (s *Store) Remove(step uint64) error {
 	}
 	if err != nil {
 		return err
+	}
+	if s.claim != "" {
+		return s.retire(path.Base(dir))
 	}
 	if slices.Contains(names, manifestName) {
 		if err := s.fs.Remove(path.Join(dir, manifestName)); err != nil {
@@ -101,8 +123,9 @@ func (s *Store) Commit(m Manifest) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir := s.path(m.Step)
+	dir := s.work(m.Step)
 	c := s.checkpoint(&m, text)
+	c.dir = dir
 	if err := c.checkSizes(); err != nil {
 		return nil, err
 	}
@@ -119,6 +142,16 @@ func (s *Store) Commit(m Manifest) (*Checkpoint, error) {
 	if _, _, err := p.Commit(); err != nil {
 		return nil, err
 	}
+	if s.claim != "" {
+		if err := s.fs.SyncDir(dir); err != nil {
+			return nil, err
+		}
+		if err := s.publish(m.Step); err != nil {
+			return nil, err
+		}
+	}
+	dir = s.path(m.Step)
+	c.dir = dir
 	for at := dir; ; at = path.Dir(at) {
 		if err := s.fs.SyncDir(at); err != nil {
 			return nil, err
@@ -127,6 +160,17 @@ func (s *Store) Commit(m Manifest) (*Checkpoint, error) {
 			return c, nil
 		}
 	}
+}
+
+// publish moves the folder of a checkpoint out of the claim, in place of one of the same step.
+func (s *Store) publish(step uint64) error {
+	if err := s.Remove(step); err != nil {
+		return fault.Wrap(codeOf(err), err, "replace checkpoint %d", step)
+	}
+	if err := s.fs.Rename(s.work(step), s.path(step)); err != nil {
+		return fault.Wrap(codeOf(err), err, "commit checkpoint %d", step)
+	}
+	return nil
 }
 
 // Open reads the manifest of a checkpoint and checks the sizes of its files. It reads no tensor.

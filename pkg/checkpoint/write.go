@@ -121,7 +121,7 @@ func (s *Store) Create(step uint64, name string) (*Pending, error) {
 	if !plain(name) {
 		return nil, fault.Field("name", "%q cannot be a file of a checkpoint", name)
 	}
-	return s.create(s.path(step), name)
+	return s.create(s.work(step), name)
 }
 
 func (s *Store) create(dir, name string) (*Pending, error) {
