@@ -181,7 +181,11 @@ type runsDeleteCmd struct {
 // Run deletes a run.
 func (c *runsDeleteCmd) Run(e *verb.Env) error {
 	return c.call(e, haltLimit, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
-		_, err := client.DeleteRun(ctx, &trainerv1.DeleteRunRequest{Run: c.Name})
+		resp, err := client.DeleteRun(ctx, &trainerv1.DeleteRunRequest{Run: c.Name})
+		if err == nil && resp.GetKept() != "" {
+			_, err = fmt.Fprintf(e.Stdout, "The files in %s stay, because they are outside of the trainer's folder of runs.\n",
+				resp.GetKept())
+		}
 		return err
 	})
 }

@@ -169,19 +169,22 @@ func (c *routerCmd) Run(e *verb.Env) error {
 
 type trainerCmd struct {
 	serviceFlags
-	Listen string `help:"gRPC address."            default:"127.0.0.1:7074"`
-	Dir    string `help:"Folder of training runs." default:"runs"`
+	Listen  string `help:"gRPC address."            default:"127.0.0.1:7074"`
+	Dir     string `help:"Folder of training runs." default:"runs"`
+	Standby bool   `help:"Take up runs of the folder when their trainer has gone. Trainers that share a folder share its runs."`
 	dataFlags
 }
 
 // dataFlags say which files manifests may name.
 type dataFlags struct {
-	Data      string   `help:"Folder of the files that the manifests of training runs name."                                                            default:"data"`
-	AllowPath []string `help:"Further folder in which manifests may name files by absolute paths, and in which runs may write. Can be repeated. / allows every folder." sep:"none"`
+	Data       string   `help:"Folder of the files that the manifests of training runs name."                                                            default:"data"`
+	AllowPath  []string `help:"Further folder in which manifests may name files by absolute paths. Can be repeated. / allows every folder." sep:"none"`
+	AllowWrite []string `help:"Further folder in which runs may write, by absolute paths. Can be repeated. / allows every folder." sep:"none"`
 }
 
 // Run serves until interrupted.
 func (c *trainerCmd) Run(e *verb.Env) error {
 	return app.Trainer(e.Ctx, c.config(e, c.Listen),
-		app.TrainerConfig{Dir: c.Dir, Data: c.Data, AllowPaths: c.AllowPath})
+		app.TrainerConfig{Dir: c.Dir, Data: c.Data, AllowPaths: c.AllowPath, AllowWrite: c.AllowWrite,
+			Standby: c.Standby})
 }

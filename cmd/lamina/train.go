@@ -187,7 +187,8 @@ func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServ
 	// Whoever starts this process may name any file that the process can read.
 	mesh, err := app.Start(ctx, app.MeshConfig{
 		Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas,
-		Runs: app.TrainerConfig{Dir: c.runsDir(), Data: ".", AllowPaths: []string{"/"}, Transient: true},
+		Runs: app.TrainerConfig{Dir: c.runsDir(), Data: ".", AllowPaths: []string{"/"}, AllowWrite: []string{"/"},
+			Transient: true},
 	})
 	if err != nil {
 		end()

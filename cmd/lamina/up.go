@@ -79,7 +79,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 		HiddenType:  c.hiddenType(),
 		Scheduling:  c.scheduling(),
 		Train:       true,
-		Runs:        app.TrainerConfig{Dir: c.Runs, Data: c.Data, AllowPaths: c.AllowPath},
+		Runs:        app.TrainerConfig{Dir: c.Runs, Data: c.Data, AllowPaths: c.AllowPath, AllowWrite: c.AllowWrite},
 		GRPC:        c.GRPC,
 		HTTP:        c.HTTP,
 		Insecure:    c.InsecureListen,

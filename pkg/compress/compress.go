@@ -3,6 +3,7 @@ package compress
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"math"
 	"slices"
 
@@ -198,7 +199,7 @@ func (c Codec) Decode(dst []float32, data []byte) error {
 		for i := range dst {
 			dst[i] = tensor.BFloat16(binary.LittleEndian.Uint16(data[2*i:]))
 			if !finite(dst[i]) {
-				return c.bad(2*i, "%v is not finite", dst[i])
+				return c.notFinite(2*i, dst[i])
 			}
 		}
 		return nil
@@ -210,7 +211,7 @@ func (c Codec) Decode(dst []float32, data []byte) error {
 	for i := range dst {
 		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:]))
 		if !finite(dst[i]) {
-			return c.bad(4*i, "%v is not finite", dst[i])
+			return c.notFinite(4*i, dst[i])
 		}
 	}
 	return nil
@@ -221,6 +222,9 @@ func (c Codec) decodeInt8(dst []float32, data []byte) error {
 	for lo := 0; lo < len(dst); lo += Block {
 		block := dst[lo:min(len(dst), lo+Block)]
 		scale := math.Float32frombits(binary.LittleEndian.Uint32(data[at:]))
+		if !finite(scale) {
+			return c.notFinite(at, scale)
+		}
 		if !(scale >= 0 && scale <= math.MaxFloat32/largest) || math.Signbit(float64(scale)) {
 			return c.bad(at, "a scale of %v", scale)
 		}
@@ -247,13 +251,20 @@ func (c Codec) decodeTopK(dst []float32, data []byte) error {
 		last = int(i)
 		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[at+4:]))
 		if !finite(dst[i]) {
-			return c.bad(at+4, "%v is not finite", dst[i])
+			return c.notFinite(at+4, dst[i])
 		}
 	}
 	return nil
 }
 
 func (c Codec) name() string { return cmp.Or(c.Wire, F32) }
+
+// ErrNotFinite is in the error of Decode for a value that is not a number or infinite.
+var ErrNotFinite = errors.New("a value is not finite")
+
+func (c Codec) notFinite(offset int, v float32) error {
+	return fault.Wrap(fault.DataLoss, ErrNotFinite, "decode %s gradient: byte %d: %v", c.name(), offset, v)
+}
 
 func (c Codec) bad(offset int, format string, args ...any) error {
 	return fault.New(fault.DataLoss, "decode %s gradient: byte %d: "+format,

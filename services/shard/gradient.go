@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/compress"
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
@@ -491,7 +490,9 @@ func (m *reducer) norms() ([]*shardv1.Norm, error) {
 		}
 		sum := m.run.service.cfg.Kernels.SumSquares(m.folded.tensor(p.Name))
 		if math.IsNaN(sum) || math.IsInf(sum, 0) {
-			return nil, fault.New(fault.DataLoss, "fold step %d: the gradient of %s is not finite", m.step, p.Name)
+			part := parcel{part: p.Name, publishers: map[schedule.Node]int{m.root: m.self}}
+			x := m.folded.tensor(p.Name)
+			return nil, m.mail.reject(&part, m.root, reasonOf(errNotFinite), head(x), 4*len(x), errNotFinite)
 		}
 		out = append(out, &shardv1.Norm{Name: p.Name, SumSquares: sum})
 	}

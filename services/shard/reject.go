@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/pkg/compress"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -47,7 +48,7 @@ func reasonOf(err error) shardv1.RejectReason {
 	var huge *hugeError
 	var event *eventError
 	switch {
-	case errors.Is(err, errNotFinite):
+	case errors.Is(err, errNotFinite), errors.Is(err, compress.ErrNotFinite):
 		return shardv1.RejectReason_REJECT_REASON_NOT_FINITE
 	case errors.As(err, &huge):
 		return shardv1.RejectReason_REJECT_REASON_HUGE

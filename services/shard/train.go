@@ -562,6 +562,9 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 		r.diloco.use(w)
 	}
 	for _, s := range r.spans {
+		if a.GetSkip() && s.reducer.folded == nil { // the attempt has been aborted, perhaps
+			continue
+		}
 		if s.reducer.folded == nil || a.GetStep() != s.reducer.step || a.GetAttempt() != s.reducer.attempt {
 			return fault.New(fault.FailedPrecondition, "apply step %d, attempt %d: its gradient has not been folded",
 				a.GetStep(), a.GetAttempt())

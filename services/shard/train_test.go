@@ -68,7 +68,7 @@ func newRig(t *testing.T, bus shard.Bus, runs checkpoint.FS, set kernel.Set[floa
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	done := make(chan error, 1)
 	go func() { done <- rpc.Serve(ctx, server, l, func() {}, rpc.DrainLimit(time.Second)) }()
 	conn, err := dialer.Dial("mem:shard")
@@ -213,7 +213,7 @@ func (c *conversation) folded() (losses []float64, norms []*shardv1.Norm) {
 			continue
 		}
 		if f.GetFolded() == nil {
-			c.t.Fatalf("got %T, want loss or folded", f.GetFrame())
+			c.t.Fatalf("got %T (%s), want loss or folded", f.GetFrame(), f.GetRejected().GetMessage())
 		}
 		return losses, f.GetFolded().GetNorms()
 	}
@@ -498,6 +498,7 @@ func TestTrain_WrongOpeningsNameTheField(t *testing.T) {
 		"an absolute folder": {func(o *shardv1.TrainOpen) {
 			o.Folder, o.Token = "/etc", ".lamina-"+strings.Repeat("0", 32)
 		}, "open.folder"},
+		"a claim that is a path": {func(o *shardv1.TrainOpen) { o.Claim = "../.claim-1" }, "open.claim"},
 		"a token that is a path": {func(o *shardv1.TrainOpen) { o.Folder, o.Token = "x", "../../passwd" }, "open.token"},
 		"a last stage without the first": {func(o *shardv1.TrainOpen) {
 			o.Schedule, o.Stages, o.Stage, o.Spans = "interleaved-1f1b", 2, 1, spans(1, 2, 3, 4)

@@ -128,13 +128,15 @@ func (r *trainRun) findShare() {
 		r.service.log.Debug("the folder of the run is not shared", "folder", o.GetFolder(), "error", err)
 		return
 	}
-	r.store = checkpoint.New(runs, path.Join(o.GetFolder(), checkpoint.Name))
+	r.store = checkpoint.New(runs, path.Join(o.GetFolder(), checkpoint.Name)).Claimed(o.GetClaim())
 }
 
 var tokenPattern = regexp.MustCompile(`^\.lamina-[0-9a-f]{32}$`)
 
 func checkShare(o *shardv1.TrainOpen) error {
 	switch {
+	case o.GetClaim() != "" && !checkpoint.IsClaim(o.GetClaim()):
+		return fault.Field("open.claim", "%.200q is not the name of a claim", o.GetClaim())
 	case o.GetFolder() == "" && o.GetToken() == "":
 		return nil
 	case !fs.ValidPath(o.GetFolder()) || strings.ContainsAny(o.GetFolder(), "\\:\x00") || len(o.GetFolder()) > 1024:

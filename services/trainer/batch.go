@@ -18,10 +18,11 @@ func (t *training) read(step uint64) (*batch, error) {
 	m := t.run.manifest
 	b := &batch{ledger: ledgerLine{Step: step}}
 	for slot := range m.Slots {
-		data, err := t.data.slot(step, slot, m.SlotSequences)
+		data, err := t.data.slot(t.history.data(step), slot, m.SlotSequences)
 		if err != nil {
 			return nil, fault.Wrap(fault.CodeOf(err), err, "read slot %d of step %d", slot, step)
 		}
+		data.Step = step
 		b.slots = append(b.slots, data)
 		b.targets, b.bytes = b.targets+data.counted, b.bytes+data.bytes
 		b.ledger.Slots = append(b.ledger.Slots, ledgerSlot{Slot: slot, Replica: -1, Samples: data.samples})

@@ -77,6 +77,7 @@ type fleetConfig struct {
 	timing   timing
 	lease    string
 	epoch    uint64
+	claim    string
 	// share makes the folder of the run known to stages that open. The returned function ends that.
 	share func() (share, func() error, error)
 }
@@ -130,6 +131,7 @@ func openFleet(ctx context.Context, c fleetConfig, addrs []string) (*fleet, erro
 		return nil, err
 	}
 	var failed error
+	f.joining.most = (stages*f.layout.replicas + len(addrs) - 1) / len(addrs)
 	for r := range f.layout.replicas {
 		var at []string
 		for i := range stages {
@@ -184,7 +186,7 @@ func (f *fleet) openChain(replica int, addrs []string, shared share) (*chain, er
 			RecomputeLayers: m.Recompute == recomputeLayers, Dropout: m.Dropout.open(),
 			Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(), Adapter: f.adapter,
 			Folder: shared.folder, Token: shared.token,
-			Lease: f.lease, Epoch: f.epoch, HeartbeatMs: uint32(f.timing.heartbeat.Milliseconds()),
+			Lease: f.lease, Epoch: f.epoch, Claim: f.claim, HeartbeatMs: uint32(f.timing.heartbeat.Milliseconds()),
 		}
 		if m.Precision == tensor.BF16.String() {
 			open.Precision = shardv1.Precision_PRECISION_BFLOAT16

@@ -99,7 +99,7 @@ func (f *fleet) begin(store *checkpoint.Store, m checkpoint.Manifest, keep check
 		}
 		if out.err == nil {
 			out.err = store.Rotate(keep)
-		} else if err := store.Remove(m.Step); err != nil { // makes room, which is best effort
+		} else if err := store.Discard(m.Step); err != nil { // makes room, which is best effort
 			out.err = errors.Join(out.err, err)
 		}
 		return nil
@@ -267,11 +267,14 @@ func (t *training) save(f *fleet, step uint64) error {
 		v := t.validation
 		m.Validation = &v
 	}
+	var err error
+	if m.Trainer, err = t.encodeHistory(); err != nil {
+		return err
+	}
 	delete(t.damaged, step)
 	damaged := maps.Clone(t.damaged)
 	keep := checkpoint.Keep{Last: t.run.manifest.KeepLast, Best: t.run.manifest.KeepBest,
 		Not: func(step uint64) bool { return damaged[step] }}
-	var err error
 	t.saving, err = f.begin(t.store, m, keep, t.ledger.sync)
 	return err
 }
@@ -302,6 +305,9 @@ func (t *training) collect() error {
 func (t *training) tolerate(err error) error {
 	if err == nil || fault.CodeOf(err) == fault.DataLoss {
 		return err
+	}
+	if held := t.store.Held(); held != nil {
+		return &deposedError{held}
 	}
 	t.run.service.log.Warn("go on without a checkpoint", "run", t.run.manifest.Name, "error", err)
 	t.run.update(func(r *trainerv1.Run) { r.CheckpointError = err.Error() })

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
@@ -108,15 +109,18 @@ func (s *Service) ResumeRun(_ context.Context, r *trainerv1.ResumeRunRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := n.launch(s.ctx, b, l, true); err != nil {
+	if err := n.launch(s.ctx, b, l, true, nil); err != nil {
 		return nil, err
 	}
 	now, _ = n.snapshot()
 	return &trainerv1.ResumeRunResponse{Run: now}, nil
 }
 
+// deleteWait is how long DeleteRun waits for the lock of a run.
+const deleteWait = 3 * time.Second
+
 // DeleteRun removes a run and its files.
-func (s *Service) DeleteRun(_ context.Context, r *trainerv1.DeleteRunRequest) (*trainerv1.DeleteRunResponse, error) {
+func (s *Service) DeleteRun(ctx context.Context, r *trainerv1.DeleteRunRequest) (*trainerv1.DeleteRunResponse, error) {
 	n, err := s.find(r.GetRun())
 	if err != nil {
 		return nil, err
@@ -128,9 +132,23 @@ func (s *Service) DeleteRun(_ context.Context, r *trainerv1.DeleteRunRequest) (*
 		return nil, fault.New(fault.FailedPrecondition, "delete run %s: its state is %v; stop it first", r.GetRun(),
 			now.GetState())
 	}
+	if s.cfg.Registry != nil {
+		wait, cancel := context.WithTimeout(ctx, deleteWait)
+		lease, err := s.cfg.Registry.Lock(wait, n.lock(), holder())
+		cancel()
+		if err != nil {
+			return nil, fault.Wrap(fault.FailedPrecondition, err, "delete run %s: another trainer may lead it", r.GetRun())
+		}
+		defer func() { _ = lease.Release(context.WithoutCancel(ctx)) }() // it ends with its session at the latest
+	}
 	// The record is removed last: a deletion that fails can be repeated.
-	if err := n.removeFiles(); err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "delete run %s", r.GetRun())
+	out := &trainerv1.DeleteRunResponse{}
+	if s.owns(n.dir) {
+		if err := n.removeFiles(); err != nil {
+			return nil, fault.Wrap(fault.Unavailable, err, "delete run %s", r.GetRun())
+		}
+	} else {
+		out.Kept = n.dir
 	}
 	home := filepath.Join(s.cfg.Dir, n.name)
 	if err := os.Remove(filepath.Join(home, recordName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -138,7 +156,27 @@ func (s *Service) DeleteRun(_ context.Context, r *trainerv1.DeleteRunRequest) (*
 	}
 	_ = os.Remove(home) // it stays if there are files that are not the run's
 	delete(s.runs, n.name)
-	return &trainerv1.DeleteRunResponse{}, nil
+	return out, nil
+}
+
+// owns reports whether a folder is inside the trainer's folder of runs, also after symbolic links are followed.
+// Nothing outside of it is ever removed: others may have put files there.
+func (s *Service) owns(dir string) bool {
+	home, err := filepath.EvalSymlinks(s.cfg.Dir)
+	if err != nil {
+		return false
+	}
+	if home, err = filepath.Abs(home); err != nil {
+		return false
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true // there is nothing to remove
+	}
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	return err == nil && real != home && within(home, real)
 }
 
 // removeFiles removes what the run has written. Files that others put into its folder stay.

@@ -111,7 +111,7 @@ func TestCorpus_EvaluationCoversTheTextOnce(t *testing.T) {
 func TestMetrics_ResumeDropsRepeatedSteps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics.jsonl")
 	for _, upTo := range []uint64{0, 3, 2} {
-		m, err := openSteps(path, upTo)
+		m, err := openSteps(path, filepath.Join(t.TempDir(), "work"), upTo)
 		if err != nil {
 			t.Fatal(err)
 		}

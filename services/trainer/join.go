@@ -12,6 +12,7 @@ import (
 type joining struct {
 	opened  chan opened // of capacity 1
 	busy    bool
+	most    int // stages of a shard
 	retryAt time.Time
 	pause   time.Duration
 
@@ -55,8 +56,19 @@ func (f *fleet) follow(registry Registry) error {
 	return nil
 }
 
-// free returns addresses for another chain, or nil if there are too few. No shard gets more stages than it would
-// have if all chains were open.
+// loads counts the stages of each shard.
+func (f *fleet) loads() map[string]int {
+	out := map[string]int{}
+	for _, c := range f.chains {
+		for _, s := range c.stages {
+			out[s.addr]++
+		}
+	}
+	return out
+}
+
+// free returns addresses for another chain, or nil if there are too few. No shard gets more stages than one had when
+// the fleet was opened.
 func (f *fleet) free(banned map[string]bool) []string {
 	f.joining.mu.Lock()
 	live := slices.Clone(f.joining.addrs)
@@ -65,17 +77,11 @@ func (f *fleet) free(banned map[string]bool) []string {
 	if len(live) == 0 {
 		return nil
 	}
-	load := map[string]int{}
-	for _, c := range f.chains {
-		for _, s := range c.stages {
-			load[s.addr]++
-		}
-	}
-	most := (f.layout.stages*f.layout.replicas + len(live) - 1) / len(live)
+	load := f.loads()
 	var out []string
 	for range f.layout.stages {
 		next := slices.MinFunc(live, func(a, b string) int { return load[a] - load[b] })
-		if load[next] >= most {
+		if load[next] >= f.joining.most {
 			return nil
 		}
 		load[next]++

@@ -5,7 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
+
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 )
 
 // ledgerLine says which samples a committed step has read. The samples of token data are named
@@ -25,24 +29,41 @@ type ledgerSlot struct {
 // stepFile is a file with lines of JSON, each for one committed step, in order.
 type stepFile struct{ f *os.File }
 
-// openSteps opens a file and cuts off the lines of steps after the given one, because a resumed run repeats
-// these steps. A line that a crash has left incomplete is cut off, too.
-func openSteps(path string, upTo uint64) (*stepFile, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+// openSteps opens a file of the run, with the lines of steps up to the last checkpoint.
+func (t *training) openSteps(name string) (*stepFile, error) {
+	return openSteps(filepath.Join(t.run.dir, name), filepath.Join(t.run.dir, checkpoint.Name, t.store.Claim(), name),
+		t.step())
+}
+
+// openSteps opens a file and leaves out the lines of steps after the given one, because a resumed run repeats these
+// steps. A line that a crash has left incomplete is left out, too. The file is written anew in a folder that only
+// the leader of the run has, and takes the place of the old one: a trainer that has been deposed still writes to
+// that.
+func openSteps(path, work string, upTo uint64) (out *stepFile, err error) {
+	f, err := os.OpenFile(work, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	keep, err := lengthUpTo(f, upTo)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	old, err := os.Open(path)
 	if err == nil {
-		err = f.Truncate(keep)
+		var keep int64
+		if keep, err = lengthUpTo(old, upTo); err == nil {
+			_, err = io.Copy(f, io.NewSectionReader(old, 0, keep))
+		}
+		err = errors.Join(err, old.Close())
 	}
-	if err == nil {
-		_, err = f.Seek(keep, io.SeekStart)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
+	if err := f.Sync(); err != nil {
+		return nil, err
 	}
-	return &stepFile{f}, nil
+	return &stepFile{f}, os.Rename(work, path)
 }
 
 // lengthUpTo returns the length of the lines of steps up to the given one.

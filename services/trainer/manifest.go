@@ -63,6 +63,9 @@ type Manifest struct {
 	// DiLoCo lets groups of slots step on their own and averages their weights; absent for one global step.
 	DiLoCo *DiLoCo `json:"diloco,omitempty"`
 
+	// Spikes says what is done about spikes of the loss or the gradient norm; absent for nothing.
+	Spikes *Spikes `json:"spikes,omitempty"`
+
 	// Precision is "F32" (default) or "BF16". With BF16 the operands of products and the saved
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
 	Precision string `json:"precision"`
@@ -363,6 +366,9 @@ func (m *Manifest) check() error {
 		return err
 	}
 	if err := m.checkGradients(); err != nil {
+		return err
+	}
+	if err := m.checkSpikes(); err != nil {
 		return err
 	}
 	if err := m.checkOptimizer(); err != nil {

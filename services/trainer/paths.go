@@ -17,11 +17,12 @@ import (
 type paths struct {
 	data    string   // the folder that relative names are in
 	allowed []string // further folders, which absolute names may be in
+	flag    string   // that allows them
 }
 
 // newPaths returns the rule for a data folder and the allowed folders, which need not exist yet.
 func newPaths(data string, allow []string) (paths, error) {
-	var p paths
+	p := paths{flag: "--allow-path"}
 	for i, dir := range append([]string{data}, allow...) {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
@@ -57,7 +58,7 @@ func (p paths) resolve(field, name string) (string, error) {
 		}
 	}
 	if err != nil || !p.holds(real) {
-		return "", fault.Field(field, "%q leads out of the trainer's data folder; see --allow-path", name)
+		return "", fault.Field(field, "%q leads out of the trainer's data folder; see %s", name, p.flag)
 	}
 	stat, err := os.Stat(real)
 	if err != nil {
@@ -96,7 +97,7 @@ func (p paths) resolveNew(field, name string) (string, error) {
 		exists, rest = parent, filepath.Join(filepath.Base(exists), rest)
 	}
 	if !p.holds(path) {
-		return "", fault.Field(field, "%q leads out of the trainer's folders; see --allow-path", name)
+		return "", fault.Field(field, "%q leads out of the trainer's folders; see %s", name, p.flag)
 	}
 	return path, nil
 }
@@ -115,8 +116,8 @@ func (p paths) checkName(field, name string) error {
 			return fault.Field(field, "%q: want an absolute path without '.', '..' and double slashes", name)
 		}
 		if !slices.ContainsFunc(p.allowed, func(dir string) bool { return within(dir, name) }) {
-			return fault.Field(field, "%q is absolute; want a name inside the trainer's data folder, or start the "+
-				"trainer with --allow-path", name)
+			return fault.Field(field, "%q is absolute; want a name inside the trainer's folder, or start the "+
+				"trainer with %s", name, p.flag)
 		}
 	case slices.Contains(strings.Split(filepath.ToSlash(name), "/"), ".."):
 		if len(p.allowed) == 0 {

@@ -32,6 +32,12 @@ type record struct {
 func (r *run) record() error {
 	r.recording.Lock()
 	defer r.recording.Unlock()
+	r.mu.Lock()
+	claim := r.claim
+	r.mu.Unlock()
+	if claim != nil && claim.Held() != nil {
+		return nil // another trainer writes it now
+	}
 	now, _ := r.snapshot()
 	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(now)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
+	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
@@ -49,18 +50,22 @@ type run struct {
 
 	mu       sync.Mutex
 	state    *trainerv1.Run
-	changed  chan struct{} // closed and replaced when the state changes
-	active   *activity     // nil if no goroutine runs main
-	recorded time.Time     // when the record was last written
+	changed  chan struct{}     // closed and replaced when the state changes
+	active   *activity         // nil if no goroutine runs main
+	claim    *checkpoint.Store // of the last activity, once it has taken it; nil before
+	recorded time.Time         // when the record was last written
 
 	recording sync.Mutex // held while the record is written
+
+	epoch atomic.Uint64 // of the run's lock
 }
 
 // activity is one execution of a run, from a start to a pause or an end.
 type activity struct {
 	stop     chan struct{}
 	stopOnce sync.Once
-	pause    atomic.Bool // what stop means
+	pause    atomic.Bool     // what stop means
+	lease    discovery.Lease // the run's lock, if it is held already
 	done     chan struct{}
 }
 
@@ -73,8 +78,8 @@ func newRun(s *Service, m *Manifest, raw []byte, dir string) *run {
 }
 
 // launch starts the run, which is not active, on a layout. The caller holds the service's mu.
-func (r *run) launch(ctx context.Context, b *blueprint, l layout, resume bool) error {
-	a := &activity{stop: make(chan struct{}), done: make(chan struct{})}
+func (r *run) launch(ctx context.Context, b *blueprint, l layout, resume bool, lease discovery.Lease) error {
+	a := &activity{stop: make(chan struct{}), done: make(chan struct{}), lease: lease}
 	r.manifest, r.plan, r.layout, r.resume, r.stop = b.manifest, b, l, resume, a.stop
 	r.mu.Lock()
 	r.active = a
@@ -122,12 +127,15 @@ func final(s trainerv1.RunState) bool {
 // main runs the run to its end or to a pause, and records how it ended.
 func (r *run) main(ctx context.Context, a *activity) {
 	defer close(a.done)
-	stopped, err := r.train(ctx)
+	stopped, release, err := r.lead(ctx, a)
+	defer release()
 	r.update(func(s *trainerv1.Run) {
 		r.active = nil // whoever sees the new state may start the run again
 		switch {
 		case err != nil && ctx.Err() != nil:
 			s.State = trainerv1.RunState_RUN_STATE_INTERRUPTED
+		case errors.As(err, new(*deposedError)):
+			s.State, s.Error = trainerv1.RunState_RUN_STATE_INTERRUPTED, err.Error()
 		case err != nil:
 			s.State, s.Error = trainerv1.RunState_RUN_STATE_FAILED, err.Error()
 		case stopped && a.pause.Load():
@@ -176,8 +184,15 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	}); err != nil {
 		return false, err
 	}
-	t := &training{run: r, data: data, spec: spec, initial: initial, damaged: map[uint64]bool{}, banned: map[string]bool{},
-		store: checkpoint.New(checkpoint.Dir(r.dir), checkpoint.Name)}
+	store, err := checkpoint.New(checkpoint.Dir(r.dir), checkpoint.Name).Take()
+	if err != nil {
+		return false, err
+	}
+	t := &training{run: r, data: data, spec: spec, initial: initial, damaged: map[uint64]bool{},
+		banned: map[string]bool{}, store: store}
+	r.mu.Lock()
+	r.claim = store // the record is written by its holder alone
+	r.mu.Unlock()
 	if err := t.open(); err != nil {
 		return false, err
 	}
@@ -197,8 +212,17 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 			}
 			continue
 		}
+		if back := (*rollbackError)(nil); errors.As(err, &back) { // the manifest bounds how often
+			if err := t.goBack(back); err != nil {
+				return false, err
+			}
+			continue
+		}
 		if err == nil || ctx.Err() != nil || !retryable(err) {
 			return stopped, err
+		}
+		if held := t.store.Held(); held != nil {
+			return false, &deposedError{held}
 		}
 		if t.step() > before {
 			broken = 0
@@ -250,9 +274,12 @@ type training struct {
 	simulated  float64 // bubble of the schedule
 	sent       traffic // since the start; of bytes alone
 
+	history history // of losses and norms, for the rule about spikes
+
 	banned map[string]bool // addresses of shards in quarantine
 	doubts doubts
-	norms  measure // of gradients
+	norms  measure   // of gradients
+	led    time.Time // when the claim was last checked
 }
 
 func (t *training) step() uint64 {
@@ -277,9 +304,12 @@ func (t *training) open() error {
 // attempt builds a fleet and steps until the end or an error.
 func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	r, m := t.run, t.run.manifest
+	if err := t.restoreHistory(); err != nil {
+		return false, err
+	}
 	for name, file := range map[string]**stepFile{"metrics.jsonl": &t.metrics, "ledger.jsonl": &t.ledger,
 		"samples.jsonl": &t.samples} {
-		if *file, err = openSteps(filepath.Join(r.dir, name), t.step()); err != nil {
+		if *file, err = t.openSteps(name); err != nil {
 			return false, err
 		}
 		defer func() { err = errors.Join(err, (*file).Close()) }()
@@ -297,7 +327,8 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	f, err := openFleet(ctx, fleetConfig{log: r.service.log, dialer: r.service.cfg.Dialer, manifest: m, spec: t.spec,
-		initial: initial, adapter: low, layout: r.layout, timing: r.service.timing(),
+		initial: initial, adapter: low, layout: r.layout, timing: r.service.timing(), lease: r.lock(),
+		epoch: r.epoch.Load(), claim: t.store.Claim(),
 		share: func() (share, func() error, error) { return newShare(r.service.cfg.Dir, r.dir) }}, addrs)
 	if err != nil {
 		return false, err
@@ -321,6 +352,9 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	t.began, t.tokens, t.from = time.Now(), 0, t.step()
 	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
+		if err := t.lead(); err != nil {
+			return false, err
+		}
 		if err := t.join(f, step-1); err != nil {
 			return false, err
 		}
@@ -362,6 +396,8 @@ type result struct {
 	rate  float64
 	scale float64
 	took  time.Duration // without reading data, validation and sample texts
+
+	skipped bool // because of a spike
 }
 
 func firstOf(errs ...error) error {

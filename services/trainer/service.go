@@ -23,9 +23,11 @@ type Dialer interface {
 	Dial(addr string) (*grpc.ClientConn, error)
 }
 
-// Registry lists the live shards.
+// Registry lists the live shards, and has a lock for each run, so that one trainer at a time leads it.
 type Registry interface {
 	Watch(ctx context.Context, service string) (<-chan []discovery.Instance, error)
+	// Lock waits for the lock of a key until ctx ends.
+	Lock(ctx context.Context, key, holder string) (discovery.Lease, error)
 }
 
 // Config configures the service.
@@ -35,15 +37,19 @@ type Config struct {
 	Registry Registry
 	Dir      string // for the files of runs that name no folder, and the records of all runs
 	// Data is the folder of the files that manifests name; the working folder if empty. AllowPaths are
-	// further folders, for what manifests name and for the files of runs.
+	// further folders for what manifests name, and AllowWrite are further folders for the files of runs.
 	Data       string
 	AllowPaths []string
+	AllowWrite []string
 	// Transient keeps the record of a run in the folder of its files. Such a trainer ends with its run.
 	Transient bool
 	// Heartbeat is how often stages say that they live; 1 s when 0. Silence is after how long without a sign of
 	// life a stage counts as lost; 15 s when 0.
 	Heartbeat, Silence time.Duration
-	Metrics            prometheus.Registerer // nil exports nothing
+	// Standby is how often the trainer looks for runs of its folder that another trainer has started, in order to
+	// take them up when that one has gone; 0 for never.
+	Standby time.Duration
+	Metrics prometheus.Registerer // nil exports nothing
 }
 
 // TrainsMeta is the discovery metadata key that shards set to "true" if they train.
@@ -71,7 +77,8 @@ func New(c Config) *Service {
 	s := &Service{cfg: c, log: c.Log, runs: map[string]*run{}}
 	var data, outs error
 	s.paths, data = newPaths(cmp.Or(c.Data, "."), c.AllowPaths)
-	s.outs, outs = newPaths(c.Dir, c.AllowPaths)
+	s.outs, outs = newPaths(c.Dir, c.AllowWrite)
+	s.outs.flag = "--allow-write"
 	s.folders = errors.Join(data, outs)
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(collector{s})
@@ -95,6 +102,9 @@ func (s *Service) Run(ctx context.Context) error {
 	s.restore()
 	s.ctx = ctx
 	s.mu.Unlock()
+	if s.cfg.Standby > 0 {
+		s.wg.Go(func() { s.standBy(ctx) })
+	}
 	<-ctx.Done()
 	s.mu.Lock()
 	s.closed = true
@@ -170,7 +180,7 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 		}
 	}
 	n := newRun(s, m, r.GetManifestJson(), dir)
-	if err := n.launch(s.ctx, b, l, r.GetResume()); err != nil {
+	if err := n.launch(s.ctx, b, l, r.GetResume(), nil); err != nil {
 		return nil, err
 	}
 	s.runs[m.Name] = n

@@ -85,6 +85,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		GradientError:         sent.error(),
 		StepMS:                took,
 		TokensPerSecond:       speed,
+		Skipped:               res.skipped,
 	})
 }
 
@@ -108,12 +109,18 @@ func (t *training) optimize(f *fleet, step uint64, data *batch, idle *bubble, se
 		}
 		res.norm = math.Sqrt(squares)
 	}
-	if err != nil {
-		return res, err
-	}
 	targets := float64(data.targets)
 	for _, l := range losses { // in slot order
 		res.loss += l / targets
+	}
+	if m.DiLoCo == nil {
+		if skipped, err := t.judge(f, step, res, err); skipped || err != nil {
+			res.skipped = skipped
+			return res, err
+		}
+	}
+	if err != nil {
+		return res, err
 	}
 	if math.IsNaN(res.loss) || math.IsInf(res.norm, 0) || math.IsNaN(res.norm) {
 		return res, fault.New(fault.DataLoss, "step %d: loss %v and gradient norm %v are not finite", step, res.loss,

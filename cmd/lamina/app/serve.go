@@ -180,7 +180,9 @@ func Router(ctx context.Context, c ServiceConfig, r RouterConfig) error {
 type TrainerConfig struct {
 	Dir        string   // of training runs; "runs" if empty
 	Data       string   // of the files that manifests name; the working folder if empty
-	AllowPaths []string // further folders, for files that manifests name and for the files of runs
+	AllowPaths []string // further folders for files that manifests name
+	AllowWrite []string // further folders for the files of runs
+	Standby    bool     // take up runs of Dir whose trainer has gone
 	Transient  bool     // it ends with its only run, and writes into the run's folder alone
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -203,13 +204,20 @@ func (p *process) buildSampler() error {
 	return nil
 }
 
+// standbyEvery is how often a standby trainer looks for runs.
+const standbyEvery = 2 * time.Second
+
 func (p *process) buildTrainer() error {
 	if p.set.runs.Dir == "" {
 		return nil
 	}
+	standby := time.Duration(0)
+	if p.set.runs.Standby {
+		standby = standbyEvery
+	}
 	p.trainer = trainer.New(trainer.Config{
 		Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runs.Dir, Data: p.set.runs.Data,
-		AllowPaths: p.set.runs.AllowPaths, Transient: p.set.runs.Transient, Metrics: p.metrics,
+		AllowPaths: p.set.runs.AllowPaths, AllowWrite: p.set.runs.AllowWrite, Standby: standby, Transient: p.set.runs.Transient, Metrics: p.metrics,
 	})
 	p.add(runPart("trainer runs", p.trainer.Run))
 	p.serve(server{kind: "trainer", name: "trainer", services: services{p.trainer}, public: true})

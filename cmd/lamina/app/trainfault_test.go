@@ -63,7 +63,10 @@ func newTrainFleetWith(t *testing.T, shards int, bus gradbus.Bus, resend time.Du
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
 	}
-	c.Dialer, c.Registry, c.AllowPaths, c.Dir = f.dialer, f.registry, []string{"/"}, t.TempDir()
+	c.Dialer, c.Registry, c.AllowPaths, c.AllowWrite = f.dialer, f.registry, []string{"/"}, []string{"/"}
+	if c.Dir == "" {
+		c.Dir = t.TempDir()
+	}
 	s := trainer.New(c)
 	running := make(chan error, 1)
 	go func() { running <- s.Run(ctx) }()

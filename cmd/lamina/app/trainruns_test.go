@@ -300,3 +300,52 @@ func TestRuns_ManifestStaysInTheDataFolder(t *testing.T) {
 		t.Errorf("ended as %v: %s", r.GetState(), r.GetError())
 	}
 }
+
+// Reading and writing are allowed apart, and a deletion never leaves the trainer's folder of runs.
+func TestRuns_ReadingAndWritingAreTwoRules(t *testing.T) {
+	texts, outs := t.TempDir(), t.TempDir()
+	text := filepath.Join(texts, "text.txt")
+	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six\n", 100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := app.TrainerConfig{Dir: t.TempDir(), AllowPaths: []string{texts}, AllowWrite: []string{outs}}
+	m := startRuns(t, c)
+	raw := manifest(t, "rules", map[string]any{"steps": 2,
+		"data": map[string]any{"text": text, "validation_fraction": 0.1}})
+	if got := code(m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: raw,
+		Out: filepath.Join(texts, "run")})); got != fault.Invalid {
+		t.Errorf("a run writes into a folder to read from: %v", got)
+	}
+	secret := filepath.Join(outs, "text.txt")
+	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := code(m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: manifest(t, "reads", map[string]any{
+		"data": map[string]any{"text": secret}})})); got != fault.Invalid {
+		t.Errorf("a run reads from a folder to write to: %v", got)
+	}
+	for _, out := range []string{filepath.Join(outs, "run"), filepath.Join(c.Dir, "link", "run")} {
+		if err := os.Symlink(outs, filepath.Join(c.Dir, "link")); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+		if strings.Contains(out, "link") {
+			out = "link/run"
+		}
+		if _, err := m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Out: out}); err != nil {
+			t.Fatal(err)
+		}
+		if r := m.await("rules", never); r.GetState() != trainerv1.RunState_RUN_STATE_DONE {
+			t.Fatalf("ended as %v", r)
+		}
+		resp, err := m.DeleteRun(m.ctx, &trainerv1.DeleteRunRequest{Run: "rules"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(outs, "run", "model")); err != nil || resp.GetKept() == "" {
+			t.Errorf("%s: files outside of the folder of runs are deleted: %v, kept %q", out, err, resp.GetKept())
+		}
+		if err := os.RemoveAll(filepath.Join(outs, "run")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1826,7 +1826,9 @@ type TrainOpen struct {
 	HeartbeatMs uint32 `protobuf:"varint,42,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
 	// What the matrices of layers are rounded to after each step, for the passes. The optimizer steps
 	// float32 masters. Unspecified is float32, so that nothing is rounded.
-	Storage       Precision `protobuf:"varint,46,opt,name=storage,proto3,enum=lamina.shard.v1.Precision" json:"storage,omitempty"`
+	Storage Precision `protobuf:"varint,46,opt,name=storage,proto3,enum=lamina.shard.v1.Precision" json:"storage,omitempty"`
+	// The trainer's claim on the checkpoints in `folder`, under which a stage writes its files (pkg/checkpoint).
+	Claim         string `protobuf:"bytes,43,opt,name=claim,proto3" json:"claim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2069,6 +2071,13 @@ func (x *TrainOpen) GetStorage() Precision {
 		return x.Storage
 	}
 	return Precision_PRECISION_UNSPECIFIED
+}
+
+func (x *TrainOpen) GetClaim() string {
+	if x != nil {
+		return x.Claim
+	}
+	return ""
 }
 
 // Member is a replica that makes an attempt at a step.
@@ -5666,7 +5675,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04save\x12.\n" +
 	"\x05abort\x18$ \x01(\v2\x16.lamina.shard.v1.AbortH\x00R\x05abortB\a\n" +
 	"\x05frameJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\xb8\b\n" +
+	"\"\xce\b\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -5699,7 +5708,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05epoch\x18( \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05lease\x18) \x01(\tR\x05lease\x12!\n" +
 	"\fheartbeat_ms\x18* \x01(\rR\vheartbeatMs\x124\n" +
-	"\astorage\x18. \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\astorageJ\x04\b\b\x10\t\"B\n" +
+	"\astorage\x18. \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\astorage\x12\x14\n" +
+	"\x05claim\x18+ \x01(\tR\x05claimJ\x04\b\b\x10\t\"B\n" +
 	"\x06Member\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\rR\areplica\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
