@@ -51,9 +51,9 @@ func (b *Batch[F]) rows() (rows, logits int) {
 }
 
 // Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on the last
-// stage the logits [ΣLogits,V], or with Features the hidden state [ΣLogits,C] after the final norm. The result is in host memory and valid until the next
-// call. The bits of a row's result do not depend on the rest of the batch or on how the
-// sequence was split into chunks.
+// stage the logits [ΣLogits,V], or with Features the hidden state [ΣLogits,C] after the final norm.
+// The result is in host memory and valid until the next call. The bits of a row's result do not
+// depend on the rest of the batch or on how the sequence was split into chunks.
 //
 // The error is Invalid for a malformed batch, FailedPrecondition for a gap before Pos and
 // Exhausted for a full cache. Nothing has changed then, except that pages may be reserved.

@@ -80,7 +80,7 @@ func (f *fence) isOver(a attempt) bool {
 func (f *fence) pass(ctx context.Context, t slotTensor, out chan<- slotTensor) error {
 	for {
 		over, changed := f.look()
-		if !t.attempt.after(over) {
+		if !t.after(over) {
 			return nil
 		}
 		select {
@@ -148,4 +148,4 @@ func (s *stepRun) drop() {
 }
 
 // frame waits for the trainer's next frame; nil after it has closed its side.
-func (s *stepRun) frame() (*shardv1.TrainRequest, error) { return s.trainRun.frameIn(s.ctx) }
+func (s *stepRun) frame() (*shardv1.TrainRequest, error) { return s.frameIn(s.ctx) }

@@ -156,7 +156,11 @@ func (s *Service) Exchange(stream exchangeServer) error {
 				return nil, nil, nil, err
 			}
 			if a := req.GetActivation(); a != nil {
-				pending = slotTensor{attempt: attempt{a.GetStep(), a.GetAttempt()}, slot: a.GetSlot(), span: a.GetSpan()}
+				pending = slotTensor{
+					attempt: attempt{a.GetStep(), a.GetAttempt()},
+					slot:    a.GetSlot(),
+					span:    a.GetSpan(),
+				}
 				return a.GetTensor(), nil, &pending, nil
 			}
 			return nil, req.GetChunk(), &pending, nil
@@ -164,13 +168,12 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	if err != nil {
-		r.fail(err)
-	}
+	r.fail(err)
 	return err
 }
 
-// receiveTensors assembles tensors from frames and passes them on to the queues of their spans.
+// receiveTensors assembles tensors from frames and passes them on to the queues of their spans, until
+// recv or a tensor fails.
 func receiveTensors(
 	ctx context.Context, limit int, out []*inbox, fence *fence,
 	recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error),
@@ -247,7 +250,7 @@ func dialNext(
 	}
 	go func() {
 		defer close(n.done)
-		if err := n.receive(own); err != nil && own.Err() == nil {
+		if err := n.receive(own); own.Err() == nil {
 			fail(err)
 		}
 	}()
@@ -256,17 +259,22 @@ func dialNext(
 
 func (n *toNext) receive(ctx context.Context) error {
 	var pending slotTensor
-	err := receiveTensors(ctx, n.limit, n.tensors, n.fence, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
-		resp, err := n.stream.Recv()
-		if err != nil {
-			return nil, nil, nil, rpc.FromStatus(err)
-		}
-		if g := resp.GetGradient(); g != nil {
-			pending = slotTensor{attempt: attempt{g.GetStep(), g.GetAttempt()}, slot: g.GetSlot(), span: g.GetSpan()}
-			return g.GetTensor(), nil, &pending, nil
-		}
-		return nil, resp.GetChunk(), &pending, nil
-	})
+	err := receiveTensors(ctx, n.limit, n.tensors, n.fence,
+		func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+			resp, err := n.stream.Recv()
+			if err != nil {
+				return nil, nil, nil, rpc.FromStatus(err)
+			}
+			if g := resp.GetGradient(); g != nil {
+				pending = slotTensor{
+					attempt: attempt{g.GetStep(), g.GetAttempt()},
+					slot:    g.GetSlot(),
+					span:    g.GetSpan(),
+				}
+				return g.GetTensor(), nil, &pending, nil
+			}
+			return nil, resp.GetChunk(), &pending, nil
+		})
 	if errors.Is(err, io.EOF) {
 		return fault.New(fault.Unavailable, "exchange: the next stage has ended")
 	}

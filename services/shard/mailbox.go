@@ -195,8 +195,8 @@ func (a *assembly) add(e gradbus.Event, p *parcel) ([]byte, error) {
 	switch {
 	case g.GetStep() < e.Key.Step || g.GetStep() == e.Key.Step && g.GetAttempt() < e.Key.Attempt:
 		return nil, &eventError{e.Key, true, fmt.Sprintf("it is of attempt %d at step %d", g.GetAttempt(), g.GetStep())}
-	case g.GetStep() != e.Key.Step || g.GetAttempt() != e.Key.Attempt || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo ||
-		g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
+	case g.GetStep() != e.Key.Step || g.GetAttempt() != e.Key.Attempt || g.GetPart() != e.Key.Part ||
+		g.GetSlotLo() != e.Key.SlotLo || g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
 		return nil, bad("its fields differ from its key")
 	case g.GetRun() != e.Key.Run:
 		return nil, bad("it belongs to run %q", g.GetRun())

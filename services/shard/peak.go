@@ -29,7 +29,7 @@ func (p *peaks) of(set kernel.Set[float32]) float64 {
 	rounds := set.UsesBFloat16()
 	if p.seen[rounds] == 0 {
 		best := product(set, peakSmall, peakTime/10)
-		if large := 2 * math.Pow(peakLarge, 3); large/best < peakTime.Seconds() {
+		if large := 2.0 * peakLarge * peakLarge * peakLarge; large/best < peakTime.Seconds() {
 			best = max(best, product(set, peakLarge, peakTime))
 		}
 		if p.seen == nil {

@@ -207,9 +207,11 @@ func (f *fleet) watch(c *chain) {
 			var err error
 			switch {
 			case now.silent >= f.timing.silence:
-				err = fault.New(fault.DeadlineExceeded, "layers %v at %s: no sign of life for %v", s.spans, s.addr, now.silent)
+				err = fault.New(fault.DeadlineExceeded, "layers %v at %s: no sign of life for %v", s.spans, s.addr,
+					now.silent)
 			case now.busy >= max(f.timing.wedged, time.Duration(f.usual.Load())*wedgedSteps):
-				err = fault.New(fault.DeadlineExceeded, "layers %v at %s: no progress for %v", s.spans, s.addr, now.busy)
+				err = fault.New(fault.DeadlineExceeded, "layers %v at %s: no progress for %v", s.spans, s.addr,
+					now.busy)
 			}
 			if err != nil {
 				f.lost(c, err)

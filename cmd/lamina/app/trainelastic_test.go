@@ -58,14 +58,16 @@ func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
 						alone++
 					}
 					// The next one is killed when the one before has been replaced.
-					if kills < 4 && r.GetJoined() == uint64(kills) && r.GetMembers() == 3 && r.GetStep() >= uint64(4*kills+3) {
+					if kills < 4 && r.GetJoined() == uint64(kills) && r.GetMembers() == 3 &&
+						r.GetStep() >= uint64(4*kills+3) {
 						f.kill[fmt.Sprintf("shard-%d", kills)]()
 						f.shard(fmt.Sprintf("shard-%d", int(3*c.stages)+kills))
 						kills++
 					}
 				})
 			same(t, c.name, out, calmOut, got, calm)
-			if kills != 4 || got.GetLost() != 4 || got.GetJoined() < 3 || got.GetAborted() > got.GetLost() || alone == 0 {
+			if kills != 4 || got.GetLost() != 4 || got.GetJoined() < 3 || got.GetAborted() > got.GetLost() ||
+				alone == 0 {
 				t.Errorf("%d kills: %d replicas lost, %d joined, %d attempts repeated, %d steps with two", kills,
 					got.GetLost(), got.GetJoined(), got.GetAborted(), alone)
 			}
