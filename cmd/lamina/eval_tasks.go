@@ -106,7 +106,8 @@ func (x *evaluation) read(kind eval.Kind, parse func([]byte) (*eval.Task, error)
 			"%s has docs of form %s; use lamina eval %s",
 			x.Data,
 			x.task.Form,
-			map[eval.Kind]string{eval.Choice: "choice", eval.Generate: "generate", eval.Text: "perplexity"}[x.task.Kind],
+			map[eval.Kind]string{eval.Choice: "choice", eval.Generate: "generate",
+				eval.Text: "perplexity"}[x.task.Kind],
 		)
 	}
 	x.settings = evaluate.Settings{

@@ -29,7 +29,8 @@ type Checkpoint struct {
 }
 
 func (s *Store) checkpoint(m *Manifest, text []byte) *Checkpoint {
-	c := &Checkpoint{Manifest: *m, Digest: sha256.Sum256(text), store: s, dir: s.path(m.Step), index: map[[2]string][2]int{}}
+	c := &Checkpoint{Manifest: *m, Digest: sha256.Sum256(text), store: s, dir: s.path(m.Step),
+		index: map[[2]string][2]int{}}
 	for i, f := range m.Files {
 		for j, t := range f.Tensors {
 			c.index[[2]string{f.Kind, t.Name}] = [2]int{i, j}

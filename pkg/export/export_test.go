@@ -267,7 +267,8 @@ func squareError(x, y []float32) (sum float64) {
 
 // TestToHF_RoundTrip writes GGUF files as folders and back, and compares the bits.
 func TestToHF_RoundTrip(t *testing.T) {
-	for _, name := range []string{"llama-linear-bias", "smollm3", "gemma3", "mixtral", "gpt-oss-mxfp4", "gpt2", "phi3"} {
+	for _, name := range []string{"llama-linear-bias", "smollm3", "gemma3", "mixtral", "gpt-oss-mxfp4", "gpt2",
+		"phi3"} {
 		t.Run(name, func(t *testing.T) {
 			folder := shared(t, "models/tiny", name)
 			g := open(t, filepath.Join(folder, "model-bf16.gguf"))

@@ -59,7 +59,8 @@ func (e *encoder) encode(t *testing.T, set kernel.Set[float32], stages int, text
 		cache := kvcache.New(s.CacheConfig(8), set)
 		b := &model.Batch[float32]{Hidden: hidden}
 		for _, ids := range texts {
-			b.Entries = append(b.Entries, model.Entry[float32]{Seq: cache.NewSequence(), Rows: len(ids), Logits: len(ids)})
+			b.Entries = append(b.Entries, model.Entry[float32]{Seq: cache.NewSequence(), Rows: len(ids),
+				Logits: len(ids)})
 			b.IDs = append(b.IDs, ids...)
 		}
 		if hidden, err = s.Forward(b); err != nil {

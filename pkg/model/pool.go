@@ -73,7 +73,8 @@ func (f *Files) sentencePooling(p *Pooling) error {
 	p.Normalize = false
 	for i, m := range modules {
 		if !filepath.IsLocal(m.Path) && m.Path != "" {
-			return &FieldError{fmt.Sprintf("modules.json: %d.path", i), fmt.Sprintf("%q is not inside the folder", m.Path)}
+			return &FieldError{fmt.Sprintf("modules.json: %d.path", i),
+				fmt.Sprintf("%q is not inside the folder", m.Path)}
 		}
 		switch filepath.Ext(m.Type) {
 		case ".Transformer":

@@ -88,7 +88,8 @@ func (v *Vocab) hfByteLevel(meta Meta) (hfParts, error) {
 	// The pre-tokenizers in use, tried in turn: names that split alike have the same form.
 	for _, form := range []any{
 		level(true),
-		object{"type": "Sequence", "pretokenizers": []any{object{"type": "Digits", "individual_digits": true}, level(true)}},
+		object{"type": "Sequence", "pretokenizers": []any{object{"type": "Digits", "individual_digits": true},
+			level(true)}},
 		split(words + `\p{N}{1,3}` + rest), split(words + `\p{N}` + rest),
 	} {
 		text, err := json.Marshal(form)

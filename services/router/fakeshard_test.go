@@ -110,7 +110,8 @@ func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &shardv1.Held{
-		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1, Vocab: vocab, Context: contextLen,
+		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1, Vocab: vocab,
+		Context:   contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
 		Rows: s.rows,
 	}

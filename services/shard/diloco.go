@@ -83,7 +83,8 @@ func (d *diloco) newWorker(index int, n schedule.Node) *worker {
 	w := &worker{index: index, node: n, state: map[*paramState]*ownState{}}
 	for _, s := range d.run.spans {
 		w.reducers = append(w.reducers, newReducer(s, tree{
-			root: n, all: map[schedule.Node]int{n: d.run.members.own}, replicas: 1, self: d.run.members.own, tied: s.tied,
+			root: n, all: map[schedule.Node]int{n: d.run.members.own}, replicas: 1,
+			self: d.run.members.own, tied: s.tied,
 			label: fmt.Sprintf(".w%d", index),
 		}, s.trained()))
 		for _, p := range s.state {

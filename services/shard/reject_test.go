@@ -129,7 +129,8 @@ func TestTrain_BadGradientsAreRejectedAndNeverApplied(t *testing.T) {
 				send(b, step, n, 2, 4)
 				if n == 1 {
 					got := a.rejected()
-					if got.GetReplica() != 1 || got.GetReason() != kind.want || got.GetStep() != step || got.GetAttempt() != 1 ||
+					if got.GetReplica() != 1 || got.GetReason() != kind.want || got.GetStep() != step ||
+						got.GetAttempt() != 1 ||
 						len(got.GetEvidence()) == 0 || got.GetMessage() == "" {
 						got.Evidence = nil
 						t.Fatalf("%s: rejected %v, want replica 1 for %v", name, got, kind.want)

@@ -217,7 +217,8 @@ func (p *process) buildTrainer() error {
 	}
 	p.trainer = trainer.New(trainer.Config{
 		Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runs.Dir, Data: p.set.runs.Data,
-		AllowPaths: p.set.runs.AllowPaths, AllowWrite: p.set.runs.AllowWrite, Standby: standby, Transient: p.set.runs.Transient, Metrics: p.metrics,
+		AllowPaths: p.set.runs.AllowPaths, AllowWrite: p.set.runs.AllowWrite, Standby: standby,
+		Transient: p.set.runs.Transient, Metrics: p.metrics,
 	})
 	p.add(runPart("trainer runs", p.trainer.Run))
 	p.serve(server{kind: "trainer", name: "trainer", services: services{p.trainer}, public: true})

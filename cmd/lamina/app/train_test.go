@@ -50,7 +50,8 @@ func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bo
 	defer cancel()
 	m, err := app.Start(ctx,
 		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas,
-			Runs: app.TrainerConfig{Dir: filepath.Dir(out), AllowPaths: []string{"/"}, AllowWrite: []string{"/"}, Transient: true}})
+			Runs: app.TrainerConfig{Dir: filepath.Dir(out), AllowPaths: []string{"/"}, AllowWrite: []string{"/"},
+				Transient: true}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,8 @@ func TestTrain_AReplicaWithBadGradientsIsQuarantined(t *testing.T) {
 				Reason, Part  string
 				Bytes         int
 			}
-			if err := json.Unmarshal(text, &e); err != nil || e.Step != 14 || e.Reason != want || e.Bytes == 0 || e.Data == "" ||
+			if err := json.Unmarshal(text, &e); err != nil || e.Step != 14 || e.Reason != want || e.Bytes == 0 ||
+				e.Data == "" ||
 				e.Part == "" {
 				t.Errorf("evidence is %+v, %v", e, err)
 			}
@@ -112,7 +113,8 @@ func TestTrain_SpikesAreHandledTheSameOnEveryLayout(t *testing.T) {
 			t.Logf("%d spikes, the first one: %v", len(calm.GetSpikes()), calm.GetSpikes()[0])
 			for _, l := range [][2]uint32{{2, 1}, {1, 3}} {
 				out := t.TempDir()
-				got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out}, nil)
+				got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out},
+					nil)
 				same(t, fmt.Sprintf("%s over %v", action, l), out, calmOut, got, calm)
 				if fmt.Sprint(got.GetSpikes()) != fmt.Sprint(calm.GetSpikes()) {
 					t.Errorf("%s over %v: spikes %v, want %v", action, l, got.GetSpikes(), calm.GetSpikes())
@@ -134,7 +136,8 @@ func TestTrain_SpikesAreHandledTheSameOnEveryLayout(t *testing.T) {
 				t.Fatal(err)
 			}
 			killed := false
-			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 1, Replicas: 2, Out: out, Resume: true},
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 1, Replicas: 2, Out: out,
+				Resume: true},
 				func(r *trainerv1.Run) {
 					if !killed && r.GetStep() >= 28 {
 						killed = true

@@ -20,9 +20,8 @@ import (
 // suspended past their leases.
 type leaky struct {
 	*discovery.Memory
-	mu     sync.Mutex
-	held   map[string]discovery.Lease // the real lock
-	tokens uint64
+	mu   sync.Mutex
+	held map[string]discovery.Lease // the real lock
 }
 
 type leakyLease struct {
