@@ -3,7 +3,9 @@ package app_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -144,5 +146,76 @@ func TestTrain_TwoTrainersNeverBothCommit(t *testing.T) {
 			}
 			same(t, "led by several trainers", dir+"/led", calmOut, last, calm)
 		})
+	}
+}
+
+// T3: the trainer ends at random moments, in the middle of steps and while checkpoints are being written, and another
+// one resumes the run on another layout.
+func TestTrain_RandomStopsCostNoBit(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	f := newTrainFleet(t, 4)
+	for _, name := range []string{"f32", "int8"} {
+		change := map[string]any{"steps": 40, "checkpoint_every": 1, "keep_last": 3}
+		for k, v := range wires()[name] {
+			change[k] = v
+		}
+		raw := manifest(t, "random-"+name, change)
+		calmOut, out := t.TempDir(), filepath.Join(t.TempDir(), "run")
+		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
+		var last *trainerv1.Run
+		stops := 0
+		for i := 0; last.GetState() != trainerv1.RunState_RUN_STATE_DONE; i++ {
+			ctx, stop := context.WithCancel(f.ctx)
+			s := trainer.New(trainer.Config{Dialer: f.dialer, Registry: f.registry, AllowPaths: []string{"/"},
+				AllowWrite: []string{"/"}, Dir: t.TempDir()})
+			ended := make(chan error, 1)
+			go func() { ended <- s.Run(ctx) }()
+			f.ended = append(f.ended, f.serve(f.ctx, fmt.Sprintf("%s-%d", name, i), s))
+			conn, err := f.dialer.Dial(fmt.Sprintf("mem:%s-%d", name, i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			client := trainerv1.NewTrainerServiceClient(conn)
+			layout := [][2]uint32{{1, 1}, {2, 2}, {1, 4}, {4, 1}, {2, 1}}[i%5]
+			if _, err := client.StartRun(f.ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Stages: layout[0],
+				Replicas: layout[1], Resume: i > 0, Out: out}); err != nil {
+				t.Fatal(err)
+			}
+			watch, err := client.WatchRun(f.ctx, &trainerv1.WatchRunRequest{Run: "random-" + name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			until := uint64(0)
+			for {
+				e, err := watch.Recv()
+				if err != nil {
+					break
+				}
+				last = e.GetRun()
+				if until == 0 && last.GetStep() > 0 {
+					until = last.GetStep() + r.Uint64N(8)
+				}
+				if until > 0 && last.GetStep() >= until && i < 12 && ctx.Err() == nil {
+					stops++
+					stop() // the run ends where it is, and not after its step
+				}
+			}
+			stop()
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			// The crash comes just before the manifest of the newest checkpoint is written, sometimes.
+			if whole, _ := filepath.Glob(filepath.Join(out, "checkpoints", "step-*", "checkpoint.json")); i%3 == 1 && len(whole) > 1 &&
+				last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
+				if err := os.Remove(whole[len(whole)-1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		same(t, name, out, calmOut, last, calm)
+		t.Logf("%s: %d stops", name, stops)
+		if stops < 3 {
+			t.Errorf("the run was stopped %d times", stops)
+		}
 	}
 }
