@@ -114,7 +114,7 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 				m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
 			t.Logf("%v steps, %v of %v draft tokens accepted; draft steps %v", steps, accepted, drafted,
 				m.metric(`lamina_router_steps_total{pipeline="draft"}`))
-			if rest := float64(c.n) - accepted; steps > rest+8 { // and the steps of the probe
+			if rest := float64(c.n) - accepted; steps > rest+16 { // and the steps of the two probes
 				t.Errorf("%v steps for %d tokens of which %v were accepted draft tokens", steps, c.n, accepted)
 			}
 			if drafted == 0 || accepted < 0.9*drafted {
