@@ -128,7 +128,11 @@ func (f *fleet) write(store *checkpoint.Store, m checkpoint.Manifest, chains []*
 				)
 				if err != nil {
 					cancel() // one failure ends all
-					return fault.Wrap(fault.CodeOf(err), err, "save layers %v at %s", s.spans, s.addr)
+					code := fault.CodeOf(err)
+					if code == fault.NotFound { // the stage has ended: the step may succeed without it
+						code = fault.Aborted
+					}
+					return fault.Wrap(code, err, "save layers %v at %s", s.spans, s.addr)
 				}
 				mu.Lock()
 				defer mu.Unlock()

@@ -98,7 +98,7 @@ func (t *training) workersStep(
 					return fault.New(fault.DataLoss, "step %d: gradient norm %v of worker %d is not finite", step,
 						size, w)
 				}
-				a := &shardv1.Apply{Step: step, LearningRate: rate, Worker: uint32(w),
+				a := &shardv1.Apply{Step: step, Epoch: f.epoch, LearningRate: rate, Worker: uint32(w),
 					AverageAll:    step == uint64(m.Steps),
 					GradientScale: optim.ClipScale(math.Sqrt(squares[w]), m.Clip)}
 				if err := f.applyChain(c, a, digests[c.replica], func(a *shardv1.Applied) {
