@@ -205,8 +205,11 @@ func TestTrain_RandomStopsCostNoBit(t *testing.T) {
 				t.Fatal(err)
 			}
 			// The crash comes just before the manifest of the newest checkpoint is written, sometimes.
-			if whole, _ := filepath.Glob(filepath.Join(out, "checkpoints", "step-*", "checkpoint.json")); i%3 == 1 && len(whole) > 1 &&
-				last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
+			whole, err := filepath.Glob(filepath.Join(out, "checkpoints", "step-*", "checkpoint.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i%3 == 1 && len(whole) > 1 && last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
 				if err := os.Remove(whole[len(whole)-1]); err != nil {
 					t.Fatal(err)
 				}

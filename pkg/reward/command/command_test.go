@@ -46,7 +46,8 @@ func TestRunner_ScoresByExitAndOutput(t *testing.T) {
 
 // TestRunner_LimitsScoreZero runs programs that never end, or take too much.
 func TestRunner_LimitsScoreZero(t *testing.T) {
-	r := command.Runner{Limits: command.Limits{Wall: 2 * time.Second, CPU: time.Second, Memory: 64 << 20, File: 1 << 20}}
+	r := command.Runner{Limits: command.Limits{Wall: 2 * time.Second, CPU: time.Second, Memory: 64 << 20,
+		File: 1 << 20}}
 	for name, script := range map[string]string{
 		"sleeps": "sleep 600",
 		"leaves": "sleep 600 & exit 1",
