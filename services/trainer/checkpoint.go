@@ -280,6 +280,18 @@ func (t *training) save(f *fleet, step uint64) error {
 	keep := checkpoint.Keep{Last: t.run.manifest.KeepLast, Best: t.run.manifest.KeepBest,
 		Not: func(step uint64) bool { return damaged[step] }}
 	t.saving, err = f.begin(t.store, m, keep, t.ledger.sync)
+	return t.superseded(err)
+}
+
+// superseded returns the error of writing a checkpoint, or a deposedError if another trainer has taken the run up. That
+// trainer removes the folder that this one writes to, so files go missing, which is no damage.
+func (t *training) superseded(err error) error {
+	if err == nil {
+		return nil
+	}
+	if held := t.store.Held(); held != nil {
+		return &deposedError{held}
+	}
 	return err
 }
 
@@ -302,16 +314,13 @@ func (t *training) collect() error {
 	if s.err == nil {
 		return nil
 	}
-	return fault.Wrap(fault.CodeOf(s.err), s.err, "write checkpoint of step %d", s.step)
+	return t.superseded(fault.Wrap(fault.CodeOf(s.err), s.err, "write checkpoint of step %d", s.step))
 }
 
 // tolerate logs that a checkpoint could not be written. The run goes on, unless its state is not finite.
 func (t *training) tolerate(err error) error {
-	if err == nil || fault.CodeOf(err) == fault.DataLoss {
+	if deposed := new(deposedError); err == nil || fault.CodeOf(err) == fault.DataLoss || errors.As(err, &deposed) {
 		return err
-	}
-	if held := t.store.Held(); held != nil {
-		return &deposedError{held}
 	}
 	t.run.service.log.Warn("go on without a checkpoint", "run", t.run.manifest.Name, "error", err)
 	t.run.update(func(r *trainerv1.Run) { r.CheckpointError = err.Error() })
