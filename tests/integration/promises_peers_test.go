@@ -217,7 +217,7 @@ func TestPromise_S10_BurstOfStalledReadersIsCut(t *testing.T) {
 	var whole atomic.Int64
 	for _, c := range conns {
 		readers.Go(func() {
-			text, err := drain(c)
+			text, err := drain(c, 10*time.Second+2*limit)
 			var timeout net.Error
 			switch {
 			case strings.Contains(text, "data: [DONE]"):
@@ -237,15 +237,16 @@ func TestPromise_S10_BurstOfStalledReadersIsCut(t *testing.T) {
 	awaitBaseline(t, l, before, 20*time.Second)
 }
 
-// drain reads what is left of an answer, until its end or until nothing has come for ten seconds.
-func drain(c net.Conn) (string, error) {
+// drain reads what is left of an answer, until its end or until nothing has come for a limit. The limit must be longer
+// than the stall was: TCP probes a receiver that had no room at intervals that double.
+func drain(c net.Conn, limit time.Duration) (string, error) {
 	if err := c.(*net.TCPConn).SetReadBuffer(1 << 20); err != nil { // a stalled reader has a small one
 		return "", err
 	}
 	var text strings.Builder
 	part := make([]byte, 64<<10)
 	for {
-		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
 			return text.String(), err
 		}
 		n, err := c.Read(part)
