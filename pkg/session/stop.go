@@ -7,6 +7,7 @@ import "strings"
 type Stopper struct {
 	stops []string
 	held  string
+	found string
 }
 
 // NewStopper returns a Stopper for the given strings; empty ones are ignored.
@@ -27,7 +28,7 @@ func (s *Stopper) Push(text string) (show string, stopped bool) {
 	first := -1
 	for _, stop := range s.stops {
 		if at := strings.Index(s.held, stop); at >= 0 && (first < 0 || at < first) {
-			first = at
+			first, s.found = at, stop
 		}
 	}
 	if first >= 0 {
@@ -45,6 +46,10 @@ func (s *Stopper) Push(text string) (show string, stopped bool) {
 	show, s.held = s.held[:len(s.held)-keep], s.held[len(s.held)-keep:]
 	return show, false
 }
+
+// Found returns the stop string that was found; empty for none. Of several that begin at the same place it is the
+// first one of the list.
+func (s *Stopper) Found() string { return s.found }
 
 // Flush returns the text that was held back. It is called at the end of the text.
 func (s *Stopper) Flush() string {

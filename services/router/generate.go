@@ -125,19 +125,7 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	return q.launch(ctx, r.GetResumable(), r.GetClientState(), func(
 		ctx context.Context, t tokenizerv1.TokenizerServiceClient,
 	) ([]uint32, error) {
-		resp, err := q.fitChat(r.GetMessages(), func(messages []*tokenizerv1.Message) (
-			*tokenizerv1.ApplyChatTemplateResponse, error,
-		) {
-			resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
-				Model: q.digest, Messages: q.describeTools(use, messages), ToolsJson: use.tools,
-				DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
-				Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(),
-				ContinueFinalMessage: r.GetContinueFinalMessage(),
-			})
-			return resp, rpc.FromStatus(err)
-		})
-		q.format, q.promptEnd = resp.GetFormat(), endOf(resp.GetText())
-		return resp.GetIds(), err
+		return q.chatPrompt(ctx, r, use, t)
 	})
 }
 
@@ -561,7 +549,7 @@ func (q *request) emit(t *samplerv1.Token) (bool, error) {
 // finish sends the last event of a request.
 func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int) error {
 	return q.sink.finished(&routerv1.Finished{
-		FinishReason: reason, Text: text, Context: q.usedContext(),
+		FinishReason: reason, Text: text, Context: q.usedContext(), StopString: q.stopString(),
 		Usage: &routerv1.Usage{
 			PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(tokens), CachedTokens: uint32(q.cached),
 		},

@@ -40,6 +40,7 @@ func (s *Service) served() []*routerv1.Model {
 			if info := s.models[digest]; info != nil {
 				m.Chat, m.EndIds, m.Defaults = info.vocabulary.GetChatTemplate(), info.vocabulary.GetEndIds(),
 					info.vocabulary.GetDefaults()
+				m.Format = info.vocabulary.GetFormat()
 			}
 			byDigest[digest] = m
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -16,8 +17,12 @@ import (
 	journalnats "github.com/lamina-mesh/lamina/pkg/journal/nats"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/services/router"
+	"github.com/lamina-mesh/lamina/services/router/anthropic"
 	"github.com/lamina-mesh/lamina/services/router/console"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
+	"github.com/lamina-mesh/lamina/services/router/ollama"
 	"github.com/lamina-mesh/lamina/services/router/openai"
+	"github.com/lamina-mesh/lamina/services/router/responses"
 	"github.com/lamina-mesh/lamina/services/sampler"
 	"github.com/lamina-mesh/lamina/services/shard"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
@@ -315,7 +320,7 @@ func (p *process) buildPublicAPI() error {
 	return nil
 }
 
-// buildHTTP serves the OpenAI API, the console, metrics and probes.
+// buildHTTP serves the HTTP APIs, the console, metrics and probes.
 func (p *process) buildHTTP() error {
 	if p.set.router.HTTP == "" {
 		return nil
@@ -323,8 +328,22 @@ func (p *process) buildHTTP() error {
 	b := p.router.Backend()
 	mux := p.probes(b.Ready)
 	limit := p.set.router.Scheduling.ReadLimit
-	mux.Handle("/v1/", openai.New(b, openai.Options{Log: p.log, WriteTimeout: limit}))
+	httpapi.Register(mux, httpAPIs(b, p.log, limit)...)
+	mux.Handle("/v1/", openai.Unknown(openai.Options{Log: p.log, WriteTimeout: limit}))
 	mux.Handle("/", console.New(b, console.Options{Log: p.log, WriteTimeout: limit}))
 	p.add(p.httpPart("http", p.set.router.HTTP, mux, p.set.router.Bound))
 	return nil
+}
+
+// httpAPIs returns the HTTP APIs with all their routes. limit is how long a client may take to read an event.
+func httpAPIs(b *router.Backend, log *slog.Logger, limit time.Duration) []httpapi.API {
+	return []httpapi.API{
+		openai.Routes(b, openai.Options{Log: log, WriteTimeout: limit}),
+		responses.Routes(b, responses.Options{
+			Log: log, WriteTimeout: limit, Fail: openai.Fail(openai.Options{Log: log, WriteTimeout: limit}),
+			Error: openai.ErrorObject,
+		}),
+		anthropic.Routes(b, anthropic.Options{Log: log, WriteTimeout: limit}),
+		ollama.Routes(b, ollama.Options{Log: log, WriteTimeout: limit}),
+	}
 }

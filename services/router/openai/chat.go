@@ -14,6 +14,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 type chatRequest struct {
@@ -214,7 +215,7 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 }
 
 // chatJobs returns one job for each choice, and how to parse their text.
-func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
+func (s *server) chatJobs(c *chatRequest) ([]job, *httpapi.Parsing, error) {
 	n, err := c.check()
 	if err != nil {
 		return nil, nil, err
@@ -227,8 +228,8 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p := parsing{
-		tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil && !*c.ParallelToolCalls,
+	p := httpapi.Parsing{
+		Tools: base.GetToolsJson(), Reasoning: reasoning, Single: c.ParallelToolCalls != nil && !*c.ParallelToolCalls,
 	}
 	jobs := make([]job, n)
 	for i := range jobs {
@@ -253,9 +254,9 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 }
 
 // state returns what is needed to format the answer once more.
-func (c *chatRequest) state(p *parsing) *resumeState {
+func (c *chatRequest) state(p *httpapi.Parsing) *resumeState {
 	s := c.baseState(c.created)
-	s.Chat, s.Tools, s.Reasoning, s.SingleCall = true, p.tools, p.reasoning, p.one
+	s.Chat, s.Tools, s.Reasoning, s.SingleCall = true, p.Tools, p.Reasoning, p.Single
 	if c.Logprobs {
 		s.Logprobs = new(int)
 	}
@@ -318,30 +319,30 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 }
 
 // shape returns the format of a chat's responses.
-func (c *chatRequest) shape(reads *parsing, jobs int, created int64) *shape {
+func (c *chatRequest) shape(reads *httpapi.Parsing, jobs int, created int64) *shape {
 	readers := make([]*reader, jobs)
 	return &shape{
 		prefix: "chatcmpl", whole: "chat.completion", part: "chat.completion.chunk", created: created,
 		usage: c.usageWanted(),
 		choice: func(i int, a *answer) map[string]any {
-			r := reads.reader(i, a.started)
+			r := newReader(reads, i, a.started)
 			for _, t := range a.tokens {
-				r.push(t.GetText())
+				r.Push(t.GetText())
 			}
-			r.end(a.finished)
+			r.End(a.finished)
 			readers[i] = r
 			return map[string]any{"message": r.message(), "logprobs": c.logprobs(a.tokens...)}
 		},
 		piece: func(i int, e event) map[string]any {
 			delta, logprobs := map[string]any{}, any(nil)
 			if readers[i] == nil {
-				readers[i] = reads.reader(i, e.started)
+				readers[i] = newReader(reads, i, e.started)
 			}
 			switch {
 			case e.started != nil:
 				delta["role"], delta["content"] = "assistant", ""
 			case e.token != nil:
-				d := readers[i].push(e.token.GetText())
+				d := readers[i].Push(e.token.GetText())
 				if d.Empty() && !c.Logprobs {
 					return nil
 				}
@@ -350,7 +351,7 @@ func (c *chatRequest) shape(reads *parsing, jobs int, created int64) *shape {
 					delta["content"] = ""
 				}
 			default:
-				show(readers[i].end(e.finished), delta)
+				show(readers[i].End(e.finished), delta)
 			}
 			return map[string]any{"delta": delta, "logprobs": logprobs}
 		},

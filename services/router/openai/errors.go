@@ -1,17 +1,13 @@
 package openai
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 // apiError is OpenAI's error object. RetryAfter, in seconds, is an extension: an error in the
@@ -29,19 +25,14 @@ type apiError struct {
 // toAPIError returns the HTTP status and the error object of err.
 func toAPIError(err error) (int, apiError) {
 	code := fault.CodeOf(err)
-	status := rpc.HTTPStatus(code)
-	name := strings.ReplaceAll(code.String(), " ", "_")
-	var param string
-	var large *http.MaxBytesError
-	var f *fault.Error
-	for e := err; errors.As(e, &f); e = f.Err { // the outermost error with a field
-		if param == "" {
-			param = apiField(f.Field)
-		}
-	}
+	p := httpapi.Explain(err)
+	name, param := strings.ReplaceAll(code.String(), " ", "_"), apiField(p.Field)
+	var method *httpapi.MethodError
 	switch {
-	case errors.As(err, &large):
-		status = http.StatusRequestEntityTooLarge
+	case p.Reason != "":
+		name = strings.ToLower(p.Reason)
+	case errors.As(err, &method):
+		name = "method_not_allowed"
 	case errors.As(err, &unknownRequest{}):
 		name = "request_not_found"
 	case code == fault.NotFound:
@@ -49,14 +40,11 @@ func toAPIError(err error) (int, apiError) {
 	case code == fault.OutOfRange:
 		name = "context_length_exceeded"
 	}
-	if reason := reasonOf(err); reason != "" {
-		name = strings.ToLower(reason)
-	}
-	out := apiError{Message: err.Error(), Type: errorType(status), Code: &name, RetryAfter: retryAfter(err).Seconds()}
+	out := apiError{Message: p.Message, Type: errorType(p.Status), Code: &name, RetryAfter: p.RetryAfter.Seconds()}
 	if param != "" {
 		out.Param = &param
 	}
-	return status, out
+	return p.Status, out
 }
 
 // nameField gives the backend's field in err the name that the request used, where the API has
@@ -103,55 +91,20 @@ func errorType(status int) string {
 	return "invalid_request_error"
 }
 
-// retryAfter is the outermost hint in err's chain, or 0.
-func retryAfter(err error) time.Duration {
-	for f := (*fault.Error)(nil); errors.As(err, &f); err = f.Err {
-		if f.RetryAfter > 0 {
-			return f.RetryAfter
-		}
-	}
-	return 0
-}
-
-// reasonOf is the outermost reason in err's chain, or "".
-func reasonOf(err error) string {
-	for f := (*fault.Error)(nil); errors.As(err, &f); err = f.Err {
-		if f.Reason != "" {
-			return f.Reason
-		}
-	}
-	return ""
-}
-
 // fail writes err as the response.
 func (s *server) fail(w http.ResponseWriter, err error) {
 	status, body := toAPIError(err)
-	if wait := retryAfter(err); wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-	}
+	httpapi.Explain(err).SetRetryAfter(w)
 	s.json(w, status, map[string]any{"error": body})
-}
-
-// refuse writes an error that has not reached the backend.
-func (s *server) refuse(w http.ResponseWriter, status int, code, message string) {
-	s.json(w, status, map[string]any{"error": apiError{Message: message, Type: errorType(status), Code: &code}})
 }
 
 // json writes one object. The client must read it within the write timeout.
 func (s *server) json(w http.ResponseWriter, status int, v any) {
-	text, err := json.Marshal(v)
-	if err != nil { // a log-probability that is not finite
-		s.fail(w, fault.Wrap(fault.Internal, err, "write answer as JSON"))
-		return
-	}
-	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.timeout)); err != nil &&
-		!errors.Is(err, http.ErrNotSupported) {
-		s.log.Debug("limit write", "error", err)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	if _, err := w.Write(append(text, '\n')); err != nil {
+	err := httpapi.WriteJSON(w, s.timeout, status, v)
+	switch {
+	case fault.CodeOf(err) == fault.Internal:
+		s.fail(w, err)
+	case err != nil:
 		s.log.Debug("write answer", "error", err)
 	}
 }

@@ -6,10 +6,10 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 // Backend runs requests; its errors are faults. It calls send from one goroutine, stops when
@@ -38,65 +38,50 @@ type server struct {
 
 // New returns the handler of /v1/.
 func New(b Backend, o Options) http.Handler {
+	mux := httpapi.Mux(Routes(b, o))
+	mux.Handle("/v1/", Unknown(o))
+	return obs.RequestIDs(mux)
+}
+
+func newServer(b Backend, o Options) *server {
 	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
 	if s.timeout == 0 {
-		s.timeout = 30 * time.Second
+		s.timeout = httpapi.WriteTimeout
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	mux := http.NewServeMux()
-	for _, route := range []struct {
-		method, path string
-		handle       http.HandlerFunc
-	}{
-		{http.MethodGet, "/v1/models", s.models},
-		{http.MethodGet, "/v1/models/{id...}", s.model},
-		{http.MethodPost, "/v1/completions", s.completions},
-		{http.MethodPost, "/v1/chat/completions", s.chat},
-		{http.MethodGet, "/v1/requests/{id}/stream", s.resume},
-		{http.MethodDelete, "/v1/requests/{id}", s.cancel},
-	} {
-		mux.HandleFunc(route.method+" "+route.path, route.handle)
-		mux.HandleFunc(route.path, func(w http.ResponseWriter, r *http.Request) {
-			allow := route.method
-			if allow == http.MethodGet {
-				allow = "GET, HEAD"
-			}
-			w.Header().Set("Allow", allow)
-			s.refuse(w, http.StatusMethodNotAllowed, "method_not_allowed",
-				"use "+route.method+" for "+r.URL.Path+", not "+r.Method)
-		})
-	}
-	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
-		s.refuse(w, http.StatusNotFound, "unknown_url", "find path "+r.URL.Path+": it does not exist")
-	})
-	return obs.RequestIDs(s.logged(s.tenants(mux)))
+	return s
 }
 
-// tenants puts the tenant that a request names into its context.
-func (s *server) tenants(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		tenant, err := auth.ReadTenant(r.Header.Values(auth.TenantKey))
-		if err != nil {
-			s.fail(w, err)
-			return
-		}
-		if tenant != "" {
-			r = r.WithContext(auth.WithTenant(r.Context(), tenant))
-		}
-		next.ServeHTTP(w, r)
+// Unknown answers requests for paths that no API has.
+func Unknown(o Options) http.Handler {
+	s := newServer(nil, o)
+	return httpapi.Logged(o.Log, func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, httpapi.UnknownPath(r.URL.Path))
 	})
 }
 
-// logged writes a line at level debug for each request when it ends.
-func (s *server) logged(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		next.ServeHTTP(w, r)
-		s.log.DebugContext(r.Context(), "end HTTP request", "method", r.Method, "path", r.URL.Path, "took",
-			time.Since(start))
-	})
+// Fail returns a function that writes an error in the shape of the API, for APIs that share it.
+func Fail(o Options) func(http.ResponseWriter, error) { return newServer(nil, o).fail }
+
+// ErrorObject returns the error object of err.
+func ErrorObject(err error) any {
+	_, body := toAPIError(err)
+	return body
+}
+
+// Routes returns the routes of the API.
+func Routes(b Backend, o Options) httpapi.API {
+	s := newServer(b, o)
+	return httpapi.API{Name: "openai", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
+		{Method: http.MethodGet, Path: "/v1/models", Handle: s.models},
+		{Method: http.MethodGet, Path: "/v1/models/{id...}", Handle: s.model},
+		{Method: http.MethodPost, Path: "/v1/completions", Handle: s.completions},
+		{Method: http.MethodPost, Path: "/v1/chat/completions", Handle: s.chat},
+		{Method: http.MethodGet, Path: "/v1/requests/{id}/stream", Handle: s.resume},
+		{Method: http.MethodDelete, Path: "/v1/requests/{id}", Handle: s.cancel},
+	}}
 }
 
 // modelObject is a model as OpenAI lists it; the fields after OwnedBy are extensions.

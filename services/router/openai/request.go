@@ -2,89 +2,33 @@ package openai
 
 import (
 	"encoding/json"
-	"errors"
-	"io"
 	"net/http"
-	"reflect"
 	"strconv"
-	"strings"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 const (
-	maxBody     = 4 << 20
-	maxChoices  = 128              // limit of n and best_of; the backend also limits them by its memory
-	maxJobs     = 256              // prompts times choices
-	maxInteger  = 1 << 24          // limit of max_tokens and top_k, as in the backend
-	maxTop      = 20               // candidates reported with a token, as in the backend
-	readTimeout = 30 * time.Second // for a client to send its request
+	maxChoices = 128     // limit of n and best_of; the backend also limits them by its memory
+	maxJobs    = 256     // prompts times choices
+	maxInteger = 1 << 24 // limit of max_tokens and top_k, as in the backend
+	maxTop     = 20      // candidates reported with a token, as in the backend
 )
 
-// decode reads a body of at most maxBody bytes; an error names the field or the byte.
+// decode reads a body; an error names the field or the byte.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
-	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil &&
-		!errors.Is(err, http.ErrNotSupported) {
-		return fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
-		return &fault.Error{Code: fault.Invalid, Field: "body",
-			Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}
-	}
-	// From here on the connection is read only to notice that the client has gone.
-	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fault.Wrap(fault.Canceled, err, "clear the read deadline of the body")
-	}
-	return unmarshal(body, v)
+	return httpapi.Decode(w, r, v, embedded()...)
 }
 
-func unmarshal(body []byte, v any) error {
-	err := json.Unmarshal(body, v)
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &syntax):
-		return fault.Field("body", "read JSON at byte %d: %v", syntax.Offset, err)
-	case errors.As(err, &kind):
-		field := kind.Field
-		for _, embedded := range []string{"common.", "templateFields.", "shapes.", "rules.", "serving."} {
-			field = strings.TrimPrefix(field, embedded)
-		}
-		if field == "" {
-			field = "body"
-		}
-		return fault.Field(field, "want %s, got %s", jsonKind(kind.Type), kind.Value)
-	}
-	return fault.Field("body", "read JSON: %v", err)
-}
-
-// jsonKind returns the JSON name of a type.
-func jsonKind(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.String:
-		return "a string"
-	case reflect.Bool:
-		return "true or false"
-	case reflect.Float32, reflect.Float64:
-		return "a number in range"
-	case reflect.Int, reflect.Int64, reflect.Uint32:
-		return "a whole number in range"
-	case reflect.Slice:
-		return "a list"
-	}
-	return "an object"
-}
+// embedded are the names of structs that requests embed.
+func embedded() []string { return []string{"common", "templateFields", "shapes", "rules", "serving"} }
 
 // given reports whether an optional field is present and not null.
-func given(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
+func given(raw json.RawMessage) bool { return httpapi.Given(raw) }
 
 // texts is a string or a list of strings. Empty strings count as absent.
 type texts []string

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 const (
@@ -58,7 +59,7 @@ func (s *resumeState) shape() *shape {
 		return (&completionRequest{common: base, Logprobs: s.Logprobs}).shape(1, s.Created)
 	}
 	c := &chatRequest{common: base, Logprobs: s.Logprobs != nil}
-	return c.shape(&parsing{tools: s.Tools, reasoning: s.Reasoning, one: s.SingleCall}, 1, s.Created)
+	return c.shape(&httpapi.Parsing{Tools: s.Tools, Reasoning: s.Reasoning, Single: s.SingleCall}, 1, s.Created)
 }
 
 func beyond(from int) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 // event is one event of one choice: exactly one field is set.
@@ -262,14 +263,14 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 	switch {
 	case err == nil:
 		return
-	case !out.begun:
+	case !out.Begun():
 		s.fail(w, err)
 		return
-	case out.lost == nil:
+	case out.Lost() == nil:
 		_, body := toAPIError(err)
 		var wait time.Duration
 		if first.GetResumable() && fault.Retryable(err) {
-			body.ResumeID, wait = first.GetRequestId(), retryAfter(err)
+			body.ResumeID, wait = first.GetRequestId(), httpapi.Explain(err).RetryAfter
 		}
 		err = out.fail(body, wait)
 	}

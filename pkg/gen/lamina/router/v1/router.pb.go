@@ -2055,7 +2055,9 @@ type Finished struct {
 	// answer.
 	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
 	// What the context policy has dropped in all; absent without one.
-	Context       *ContextUse `protobuf:"bytes,5,opt,name=context,proto3" json:"context,omitempty"`
+	Context *ContextUse `protobuf:"bytes,5,opt,name=context,proto3" json:"context,omitempty"`
+	// The stop string that ended the answer; empty if none did.
+	StopString    string `protobuf:"bytes,100,opt,name=stop_string,json=stopString,proto3" json:"stop_string,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2123,6 +2125,13 @@ func (x *Finished) GetContext() *ContextUse {
 		return x.Context
 	}
 	return nil
+}
+
+func (x *Finished) GetStopString() string {
+	if x != nil {
+		return x.StopString
+	}
+	return ""
 }
 
 // Usage counts tokens.
@@ -2361,7 +2370,9 @@ type Model struct {
 	// Every id that ends a generation.
 	EndIds []uint32 `protobuf:"varint,10,rep,packed,name=end_ids,json=endIds,proto3" json:"end_ids,omitempty"`
 	// What requests that do not say otherwise are sampled with.
-	Defaults      *v11.GenerationDefaults `protobuf:"bytes,11,opt,name=defaults,proto3" json:"defaults,omitempty"`
+	Defaults *v11.GenerationDefaults `protobuf:"bytes,11,opt,name=defaults,proto3" json:"defaults,omitempty"`
+	// How it writes tool calls and reasoning in chats.
+	Format        *v11.ChatFormat `protobuf:"bytes,100,opt,name=format,proto3" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2469,6 +2480,13 @@ func (x *Model) GetEndIds() []uint32 {
 func (x *Model) GetDefaults() *v11.GenerationDefaults {
 	if x != nil {
 		return x.Defaults
+	}
+	return nil
+}
+
+func (x *Model) GetFormat() *v11.ChatFormat {
+	if x != nil {
+		return x.Format
 	}
 	return nil
 }
@@ -3250,13 +3268,15 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\fTopCandidate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
-	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\x80\x02\n" +
+	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\xa1\x02\n" +
 	"\bFinished\x12D\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\x12-\n" +
 	"\x05usage\x18\x02 \x01(\v2\x17.lamina.router.v1.UsageR\x05usage\x123\n" +
 	"\atimings\x18\x03 \x01(\v2\x19.lamina.router.v1.TimingsR\atimings\x12\x12\n" +
 	"\x04text\x18\x04 \x01(\tR\x04text\x126\n" +
-	"\acontext\x18\x05 \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\"~\n" +
+	"\acontext\x18\x05 \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\x12\x1f\n" +
+	"\vstop_string\x18d \x01(\tR\n" +
+	"stopString\"~\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12+\n" +
 	"\x11completion_tokens\x18\x02 \x01(\rR\x10completionTokens\x12#\n" +
@@ -3268,7 +3288,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\tdecode_us\x18\x03 \x01(\x04R\bdecodeUs\"\x13\n" +
 	"\x11ListModelsRequest\"E\n" +
 	"\x12ListModelsResponse\x12/\n" +
-	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\xd0\x02\n" +
+	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\x89\x03\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\"\n" +
@@ -3282,7 +3302,8 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"maxContext\x12\x17\n" +
 	"\aend_ids\x18\n" +
 	" \x03(\rR\x06endIds\x12C\n" +
-	"\bdefaults\x18\v \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaults\"\x11\n" +
+	"\bdefaults\x18\v \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaults\x127\n" +
+	"\x06format\x18d \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\"\x11\n" +
 	"\x0fTopologyRequest\">\n" +
 	"\x10TopologyResponse\x12*\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
@@ -3449,32 +3470,33 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
 	26, // 36: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
 	41, // 37: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	31, // 38: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	31, // 39: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	33, // 40: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	34, // 41: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	32, // 42: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
-	42, // 43: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	43, // 44: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	4,  // 45: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 46: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 47: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 48: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 49: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	27, // 50: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	29, // 51: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 52: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 53: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 54: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 55: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	25, // 56: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	28, // 57: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	30, // 58: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	52, // [52:59] is the sub-list for method output_type
-	45, // [45:52] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	39, // 38: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	31, // 39: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	31, // 40: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	33, // 41: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	34, // 42: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	32, // 43: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	42, // 44: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	43, // 45: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	4,  // 46: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 47: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 48: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 49: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 50: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	27, // 51: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	29, // 52: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 53: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 54: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 55: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 56: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	25, // 57: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	28, // 58: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	30, // 59: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	53, // [53:60] is the sub-list for method output_type
+	46, // [46:53] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }

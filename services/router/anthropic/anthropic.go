@@ -1,0 +1,197 @@
+package anthropic
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
+)
+
+// Backend runs chats and counts their prompts. Its errors are faults.
+type Backend interface {
+	httpapi.Chatter
+	// Prompt returns the ids of a chat's prompt.
+	Prompt(ctx context.Context, r *routerv1.ChatRequest) ([]uint32, error)
+}
+
+// Options are the settings of the API.
+type Options struct {
+	Log          *slog.Logger  // nil logs nothing
+	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
+}
+
+type server struct {
+	backend Backend
+	log     *slog.Logger
+	timeout time.Duration
+}
+
+// Routes returns the routes of the API.
+func Routes(b Backend, o Options) httpapi.API {
+	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
+	if s.timeout == 0 {
+		s.timeout = httpapi.WriteTimeout
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return httpapi.API{Name: "anthropic", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
+		{Method: http.MethodPost, Path: "/v1/messages", Handle: s.messages},
+		{Method: http.MethodPost, Path: "/v1/messages/count_tokens", Handle: s.count},
+	}}
+}
+
+// message is a response, or the beginning of one.
+type message struct {
+	ID           string  `json:"id"`
+	Type         string  `json:"type"`
+	Role         string  `json:"role"`
+	Model        string  `json:"model"`
+	Content      []block `json:"content"`
+	StopReason   *string `json:"stop_reason"`
+	StopSequence *string `json:"stop_sequence"`
+	Usage        usage   `json:"usage"`
+}
+
+// usage counts tokens. Those that came from the prefix cache are not among the input tokens.
+type usage struct {
+	Input       uint32 `json:"input_tokens"`
+	CacheRead   uint32 `json:"cache_read_input_tokens"`
+	CacheCreate uint32 `json:"cache_creation_input_tokens"`
+	Output      uint32 `json:"output_tokens"`
+}
+
+func toUsage(u *routerv1.Usage) usage {
+	return usage{
+		Input:     u.GetPromptTokens() - min(u.GetCachedTokens(), u.GetPromptTokens()),
+		CacheRead: u.GetCachedTokens(), Output: u.GetCompletionTokens(),
+	}
+}
+
+func begin(s *routerv1.Started) message {
+	return message{
+		ID: "msg_" + s.GetRequestId(), Type: "message", Role: "assistant", Model: s.GetModel(), Content: []block{},
+		Usage: usage{Input: uint32(len(s.GetPromptIds()))},
+	}
+}
+
+// stop returns the stop reason and the stop sequence of an answer.
+func stop(o *httpapi.Outcome) (reason string, sequence *string) {
+	text := o.Finished.GetStopString()
+	switch {
+	case httpapi.Truncated(o.Finished):
+		return "max_tokens", nil
+	case len(o.Answer.Calls) > 0:
+		return "tool_use", nil
+	case text != "":
+		return "stop_sequence", &text
+	}
+	return "end_turn", nil
+}
+
+func (s *server) messages(w http.ResponseWriter, r *http.Request) {
+	var c request
+	if err := httpapi.Decode(w, r, &c); err != nil {
+		s.fail(w, err)
+		return
+	}
+	req, parsing, err := c.chat(true)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	if c.Stream {
+		s.stream(w, r, req, parsing, c.thinks())
+		return
+	}
+	a := assembler{thinking: c.thinks()}
+	out, err := httpapi.Run(r.Context(), s.backend, req, parsing, nil, func(d toolcall.Delta) error {
+		a.push(d)
+		return nil
+	})
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	a.end()
+	m := begin(out.Started)
+	reason, sequence := stop(out)
+	m.Content, m.StopReason, m.StopSequence, m.Usage = a.content(), &reason, sequence, toUsage(out.Finished.GetUsage())
+	s.json(w, http.StatusOK, m)
+}
+
+// stream sends the answer as it arrives.
+func (s *server) stream(
+	w http.ResponseWriter, r *http.Request, req *routerv1.ChatRequest, parsing httpapi.Parsing, thinking bool,
+) {
+	sse := httpapi.NewStream(w, httpapi.EventStream, s.timeout)
+	send := func(events []event) error {
+		for _, e := range events {
+			if err := sse.Event(e.name(), e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	a := assembler{thinking: thinking}
+	out, err := httpapi.Run(r.Context(), s.backend, req, parsing, func(started *routerv1.Started) error {
+		m := begin(started)
+		return send([]event{{Type: "message_start", Message: &m}, {Type: "ping"}})
+	}, func(d toolcall.Delta) error { return send(a.push(d)) })
+	if err == nil {
+		reason, sequence := stop(out)
+		u := toUsage(out.Finished.GetUsage())
+		err = send(append(a.end(),
+			event{Type: "message_delta", Delta: &messageEnd{reason, sequence}, Usage: &u},
+			event{Type: "message_stop"}))
+	}
+	switch {
+	case err == nil:
+		return
+	case !sse.Begun():
+		s.fail(w, err)
+		return
+	case sse.Lost() == nil:
+		_, body := toError(err)
+		err = sse.Event("error", errorBody{Type: "error", Error: body})
+	}
+	if err != nil {
+		s.log.DebugContext(r.Context(), "end stream", "error", err)
+	}
+}
+
+// count answers how many tokens the prompt of a request has.
+func (s *server) count(w http.ResponseWriter, r *http.Request) {
+	var c request
+	if err := httpapi.Decode(w, r, &c); err != nil {
+		s.fail(w, err)
+		return
+	}
+	req, _, err := c.chat(false)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	ids, err := s.backend.Prompt(r.Context(), req)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.json(w, http.StatusOK, map[string]int{"input_tokens": len(ids)})
+}
+
+// json writes one object.
+func (s *server) json(w http.ResponseWriter, status int, v any) {
+	err := httpapi.WriteJSON(w, s.timeout, status, v)
+	switch {
+	case fault.CodeOf(err) == fault.Internal:
+		s.fail(w, err)
+	case err != nil:
+		s.log.Debug("write answer", "error", err)
+	}
+}

@@ -1,0 +1,84 @@
+package ollama
+
+import (
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
+)
+
+// writer sends an answer, line by line or whole.
+type writer struct {
+	s        *server
+	w        http.ResponseWriter
+	lines    *httpapi.Stream
+	streamed bool
+	model    string
+	text     strings.Builder // of an answer that is not streamed
+	thoughts strings.Builder
+}
+
+func (s *server) newWriter(w http.ResponseWriter, streamed bool) *writer {
+	return &writer{s: s, w: w, streamed: streamed, lines: httpapi.NewStream(w, httpapi.JSONLines, s.timeout)}
+}
+
+// chat sends what was added to a message, or adds it to all.
+func (o *writer) chat(all *outMessage, m outMessage) error {
+	if m.Content == "" && m.Thinking == "" && len(m.ToolCalls) == 0 {
+		return nil
+	}
+	if o.streamed {
+		m.Role = "assistant"
+		return o.line(line{Message: &m})
+	}
+	o.text.WriteString(m.Content)
+	o.thoughts.WriteString(m.Thinking)
+	all.ToolCalls = append(all.ToolCalls, m.ToolCalls...)
+	all.Content, all.Thinking = o.text.String(), o.thoughts.String()
+	return nil
+}
+
+// generated sends what was added to a generation.
+func (o *writer) generated(text, thoughts string) error {
+	if text == "" && thoughts == "" {
+		return nil
+	}
+	if o.streamed {
+		return o.line(line{Response: &text, Thinking: thoughts})
+	}
+	o.text.WriteString(text)
+	o.thoughts.WriteString(thoughts)
+	return nil
+}
+
+func (o *writer) line(l line) error {
+	l.Model, l.CreatedAt = o.model, time.Now().UTC()
+	return o.lines.Line(l)
+}
+
+// end sends the last line, or the whole answer.
+func (o *writer) end(r *http.Request, l line) {
+	if !o.streamed {
+		l.Model, l.CreatedAt = o.model, time.Now().UTC()
+		o.s.json(o.w, http.StatusOK, l)
+		return
+	}
+	if err := o.line(l); err != nil {
+		o.s.log.DebugContext(r.Context(), "end stream", "error", err)
+	}
+}
+
+// fail sends an error: as the response, or as the last line if the response has begun.
+func (o *writer) fail(r *http.Request, err error) {
+	if !o.lines.Begun() {
+		o.s.fail(o.w, err)
+		return
+	}
+	if o.lines.Lost() == nil {
+		err = o.lines.Line(map[string]string{"error": message(httpapi.Explain(err))})
+	}
+	if err != nil {
+		o.s.log.DebugContext(r.Context(), "end stream", "error", err)
+	}
+}
