@@ -101,7 +101,11 @@ func TestMessages_Whole(t *testing.T) {
 			Signature string
 		}
 	}
-	if err := json.Unmarshal([]byte(text), &got); err != nil || len(got.Content) != 3 || got.Content[0].Signature == "" {
+	if err := json.Unmarshal(
+		[]byte(text),
+		&got,
+	); err != nil || len(got.Content) != 3 ||
+		got.Content[0].Signature == "" {
 		t.Fatalf("%v in %s", err, text)
 	}
 	same(t, "the answer", text, `{"id":"msg_r","type":"message","role":"assistant","model":"m","content":[
@@ -242,7 +246,9 @@ func TestMessages_BecomeAChat(t *testing.T) {
 	same(t, "the variables", r.GetVariablesJson(),
 		`{"enable_thinking":true,"thinking":true,"reasoning_effort":"low"}`)
 	if !r.GetNoGenerationPrompt() || !r.GetContinueFinalMessage() || r.GetMaxTokens() != 64 || r.GetStop()[0] != "X" ||
-		r.GetSampling().GetTopK() != 4 || r.GetSampling().GetTopP() != 0.25 || r.GetSampling().GetTemperature() != 0.5 ||
+		r.GetSampling().
+			GetTopK() !=
+			4 || r.GetSampling().GetTopP() != 0.25 || r.GetSampling().GetTemperature() != 0.5 ||
 		r.GetToolChoice().GetMode() != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION ||
 		r.GetToolChoice().GetFunction() != "weather" || r.ParallelToolCalls == nil || r.GetParallelToolCalls() {
 		t.Errorf("the request is %v", r)
@@ -314,7 +320,8 @@ func TestErrors_HaveAnthropicsShape(t *testing.T) {
 		{"format", body + `,"output_config":{"format":{"type":"xml"}}}`, nil, 400, `output_config.format.type: `},
 	} {
 		status, text := post(t, serve(t, &httpapitest.Backend{Fail: c.fail}).URL+"/v1/messages", c.body)
-		if status != c.status || !strings.Contains(text, c.want) || !strings.HasPrefix(text, `{"type":"error","error":{`) {
+		if status != c.status || !strings.Contains(text, c.want) ||
+			!strings.HasPrefix(text, `{"type":"error","error":{`) {
 			t.Errorf("%s: %d %s, want %d and %s", c.name, status, text, c.status, c.want)
 		}
 	}
@@ -330,7 +337,10 @@ func TestErrors_HaveAnthropicsShape(t *testing.T) {
 }
 
 func TestStream_InterruptedAnswerNeverLooksFinished(t *testing.T) {
-	s := serve(t, &httpapitest.Backend{Pieces: []string{"a", "b"}, FailAt: 1, Fail: fault.New(fault.Unavailable, "lost")})
+	s := serve(
+		t,
+		&httpapitest.Backend{Pieces: []string{"a", "b"}, FailAt: 1, Fail: fault.New(fault.Unavailable, "lost")},
+	)
 	_, text := post(t, s.URL+"/v1/messages", body+`,"stream":true}`)
 	events := readEvents(t, text)
 	if last := events[len(events)-1]; last.name != "error" || !strings.Contains(last.data, "overloaded_error") ||

@@ -1,19 +1,19 @@
 // Package anthropic is the router's API in the form of Anthropic's Messages: POST /v1/messages, with and without
-// streaming, and POST /v1/messages/count_tokens. It translates requests to router.v1's ChatRequest and parsed
-// text to content blocks.
+// streaming, and POST /v1/messages/count_tokens. It translates requests to router.v1's ChatRequest and parsed text to
+// content blocks.
 //
 // A request has a model (empty for the only one), messages, max_tokens, and optionally system, stop_sequences,
-// temperature, top_p, top_k, tools, tool_choice, thinking, output_config and stream. Content is a string or a list
-// of blocks: text, document with a text source, tool_use, tool_result, thinking and redacted_thinking (whose
-// contents the model does not see). A last message of the assistant is continued.
+// temperature, top_p, top_k, tools, tool_choice, thinking, output_config and stream. Content is a string or a list of
+// blocks: text, document with a text source, tool_use, tool_result, thinking and redacted_thinking (whose contents
+// the model does not see). A last message of the assistant is continued.
 //
 // tool_choice is auto, any, tool or none; disable_parallel_tool_use allows one call at most. The input of a call
 // follows the tool's schema as far as the schema is supported, and always for a tool with strict.
 // output_config.format with a json_schema constrains the answer.
 //
-// Thinking blocks are part of the answer if thinking is enabled or adaptive. The chat template gets
-// enable_thinking accordingly. budget_tokens is checked and is a hint: the reasoning and the answer together have at
-// most max_tokens. The signature of a thinking block is a hash of its text; signatures that come in are not checked.
+// Thinking blocks are part of the answer if thinking is enabled or adaptive. The chat template gets enable_thinking
+// accordingly. budget_tokens is checked and is a hint: the reasoning and the answer together have at most max_tokens.
+// The signature of a thinking block is a hash of its text; signatures that come in are not checked.
 //
 // A stream has message_start, ping, for each block content_block_start, its deltas and content_block_stop, then
 // message_delta with stop_reason and usage, and message_stop. A stream that fails ends with an error event instead.

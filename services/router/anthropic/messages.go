@@ -186,7 +186,10 @@ func userTurn(out *routerv1.ChatRequest, field string, blocks []inBlock, names m
 		if b.IsError {
 			text = "Error: " + text
 		}
-		if err := add(out, httpapi.Turn{Role: "tool", Content: text, CallID: callID(b.ToolUseID), Name: name}); err != nil {
+		if err := add(
+			out,
+			httpapi.Turn{Role: "tool", Content: text, CallID: callID(b.ToolUseID), Name: name},
+		); err != nil {
 			return err
 		}
 	}

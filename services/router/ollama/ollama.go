@@ -134,7 +134,10 @@ func toDetails(m *routerv1.Model) details {
 
 func toListed(m *routerv1.Model) listed {
 	return listed{
-		Name: m.GetName(), Model: m.GetName(), Digest: strings.TrimPrefix(m.GetDigest(), "sha256:"), Details: toDetails(m),
+		Name:    m.GetName(),
+		Model:   m.GetName(),
+		Digest:  strings.TrimPrefix(m.GetDigest(), "sha256:"),
+		Details: toDetails(m),
 	}
 }
 
@@ -201,8 +204,10 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) {
 	s.json(w, http.StatusOK, map[string]any{
 		"modelfile": "", "parameters": "", "template": "", "details": toDetails(m), "capabilities": abilities,
 		"model_info": map[string]any{
-			"general.architecture": arch, arch + ".block_count": m.GetLayers(), arch + ".context_length": m.GetContext(),
-			arch + ".vocab_size": m.GetVocab(),
+			"general.architecture":   arch,
+			arch + ".block_count":    m.GetLayers(),
+			arch + ".context_length": m.GetContext(),
+			arch + ".vocab_size":     m.GetVocab(),
 		},
 	})
 }
@@ -220,8 +225,11 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 	}
 	if _, err := s.find(r.Context(), c.name()); err != nil {
 		if fault.CodeOf(err) == fault.NotFound {
-			err = fault.New(fault.NotFound,
-				"pull model %q: no pipeline serves it, and this API loads no models: start shards that hold it", c.name())
+			err = fault.New(
+				fault.NotFound,
+				"pull model %q: no pipeline serves it, and this API loads no models: start shards that hold it",
+				c.name(),
+			)
 		}
 		s.fail(w, err)
 		return

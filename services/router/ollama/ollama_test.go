@@ -129,7 +129,8 @@ func TestChat_StreamAddsUpToTheWholeAnswer(t *testing.T) {
 func TestChat_ThinkFalseHasNoReasoning(t *testing.T) {
 	b := talker()
 	_, text := call(t, "POST", serve(t, b).URL+"/api/chat", hi+`,"stream":false,"think":false}`)
-	if strings.Contains(text, "thinking") || b.Last().GetVariablesJson() != `{"enable_thinking":false,"thinking":false}` {
+	if strings.Contains(text, "thinking") ||
+		b.Last().GetVariablesJson() != `{"enable_thinking":false,"thinking":false}` {
 		t.Errorf("%s with %s", text, b.Last().GetVariablesJson())
 	}
 }

@@ -50,13 +50,17 @@ type options struct {
 
 // applied and loading are the names of options that are applied, and of those that say how a model is loaded.
 func applied() []string {
-	return strings.Fields("num_predict temperature top_k top_p min_p typical_p seed stop repeat_penalty repeat_last_n " +
-		"presence_penalty frequency_penalty mirostat mirostat_tau mirostat_eta")
+	return strings.Fields(
+		"num_predict temperature top_k top_p min_p typical_p seed stop repeat_penalty repeat_last_n " +
+			"presence_penalty frequency_penalty mirostat mirostat_tau mirostat_eta",
+	)
 }
 
 func loading() []string {
-	return strings.Fields("num_ctx num_batch num_gpu main_gpu num_thread num_keep use_mmap use_mlock low_vram numa f16_kv " +
-		"vocab_only logits_all draft_num_predict")
+	return strings.Fields(
+		"num_ctx num_batch num_gpu main_gpu num_thread num_keep use_mmap use_mlock low_vram numa f16_kv " +
+			"vocab_only logits_all draft_num_predict",
+	)
 }
 
 // readOptions checks the names of the options and reads those that are applied.

@@ -10,14 +10,14 @@
 // answer by a JSON schema. reasoning.effort goes to the chat template, and "none" turns reasoning off there.
 // truncation "auto" drops the oldest turns of a chat that is too long.
 //
-// The answer has reasoning, message and function_call items in the order in which the model wrote them. The events of a
-// stream are numbered by sequence_number and add up to the whole response, which the last event has. A stream ends
+// The answer has reasoning, message and function_call items in the order in which the model wrote them. The events of
+// a stream are numbered by sequence_number and add up to the whole response, which the last event has. A stream ends
 // with response.completed or response.incomplete and [DONE], or else with response.failed.
 //
 // Responses are stored in the memory of the router unless store is false, for an hour and as long as there is room:
-// the least recently used ones are dropped first. A tenant sees its own only. A router that restarts, and other routers,
-// do not have them; clients that need more send the items again.
+// the least recently used ones are dropped first. A tenant sees its own only. A router that restarts, and other
+// routers, do not have them; clients that need more send the items again.
 //
-// Hints (user, metadata, include, service_tier, prompt_cache_key, safety_identifier, text.verbosity) do not change the
-// answer. background, conversation, prompt, top_logprobs and built-in tools are refused by name.
+// Hints (user, metadata, include, service_tier, prompt_cache_key, safety_identifier, text.verbosity) do not change
+// the answer. background, conversation, prompt, top_logprobs and built-in tools are refused by name.
 package responses

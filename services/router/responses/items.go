@@ -115,7 +115,10 @@ func readTurns(turns []httpapi.Turn, items []json.RawMessage) ([]httpapi.Turn, e
 				t.Content = text
 			case "user", "system", "developer":
 				open = false
-				turns = append(turns, httpapi.Turn{Role: strings.Replace(item.Role, "developer", "system", 1), Content: text})
+				turns = append(
+					turns,
+					httpapi.Turn{Role: strings.Replace(item.Role, "developer", "system", 1), Content: text},
+				)
 			default:
 				return nil, fault.Field(field+".role", "%q is not supported: want user, assistant, system or developer",
 					item.Role)

@@ -111,7 +111,10 @@ func (c *request) limits(out *routerv1.ChatRequest) error {
 		out.MaxTokens = uint32(*most)
 	}
 	out.Sampling = &routerv1.Sampling{
-		Temperature: c.Temperature, TopP: c.TopP, PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty,
+		Temperature:      c.Temperature,
+		TopP:             c.TopP,
+		PresencePenalty:  c.PresencePenalty,
+		FrequencyPenalty: c.FrequencyPenalty,
 	}
 	switch {
 	case c.Truncation == nil, *c.Truncation == "disabled":
@@ -256,7 +259,11 @@ func (c *request) choice(names []string) (mode routerv1.ToolChoiceMode, function
 		allowed = []string{}
 		for i, t := range o.Tools {
 			if !slices.Contains(names, t.Name) {
-				return 0, "", nil, fault.Field(fmt.Sprintf("tool_choice.tools[%d].name", i), "no tool is named %q", t.Name)
+				return 0, "", nil, fault.Field(
+					fmt.Sprintf("tool_choice.tools[%d].name", i),
+					"no tool is named %q",
+					t.Name,
+				)
 			}
 			allowed = append(allowed, t.Name)
 		}

@@ -152,7 +152,12 @@ func (s *server) prepare(w http.ResponseWriter, r *http.Request) (*run, *routerv
 }
 
 // chat runs the request and passes the events to send.
-func (s *server) chat(ctx context.Context, o *run, req *routerv1.ChatRequest, send func(...outEvent) error) (object, error) {
+func (s *server) chat(
+	ctx context.Context,
+	o *run,
+	req *routerv1.ChatRequest,
+	send func(...outEvent) error,
+) (object, error) {
 	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true,
 		Single: req.ParallelToolCalls != nil && !req.GetParallelToolCalls()}
 	end, err := httpapi.Run(ctx, s.backend, req, parsing, func(st *routerv1.Started) error {

@@ -189,7 +189,12 @@ func roles(r *routerv1.ChatRequest) (out []string) {
 
 func TestResponses_ItemsBecomeTurns(t *testing.T) {
 	b := &httpapitest.Backend{}
-	status, text := call(t, "POST", serve(t, b, options()).URL+"/v1/responses", "", `{"model":"m","instructions":"I","input":[
+	status, text := call(
+		t,
+		"POST",
+		serve(t, b, options()).URL+"/v1/responses",
+		"",
+		`{"model":"m","instructions":"I","input":[
 		{"role":"developer","content":"D"},{"role":"user","content":[{"type":"input_text","text":"a"}]},
 		{"type":"reasoning","summary":[],"content":[{"type":"reasoning_text","text":"hm"}]},
 		{"type":"message","role":"assistant","content":[{"type":"output_text","text":"look"}]},
@@ -197,7 +202,8 @@ func TestResponses_ItemsBecomeTurns(t *testing.T) {
 		{"type":"function_call","call_id":"c2","name":"g","arguments":"{}"},
 		{"type":"function_call_output","call_id":"c2","output":"G"},
 		{"type":"function_call_output","call_id":"c1","output":[{"type":"input_text","text":"F"}]},
-		{"type":"message","role":"assistant","content":"one"},{"type":"message","role":"assistant","content":"two"}]}`)
+		{"type":"message","role":"assistant","content":"one"},{"type":"message","role":"assistant","content":"two"}]}`,
+	)
 	if status != 200 {
 		t.Fatal(text)
 	}
@@ -386,8 +392,11 @@ func TestErrors_HaveOpenAIsShape(t *testing.T) {
 }
 
 func TestStream_InterruptedResponseNeverLooksFinished(t *testing.T) {
-	s := serve(t, &httpapitest.Backend{Pieces: []string{"a", "b"}, FailAt: 1, Fail: fault.New(fault.Unavailable, "lost")},
-		options())
+	s := serve(
+		t,
+		&httpapitest.Backend{Pieces: []string{"a", "b"}, FailAt: 1, Fail: fault.New(fault.Unavailable, "lost")},
+		options(),
+	)
 	_, text := call(t, "POST", s.URL+"/v1/responses", "", `{"input":"x","stream":true}`)
 	if !strings.Contains(text, "event: response.failed\n") || !strings.Contains(text, `"message":"lost"`) ||
 		strings.Contains(text, "[DONE]") || strings.Contains(text, "completed\n") {
@@ -422,7 +431,9 @@ func TestStream_DisconnectedReaderCancelsTheChat(t *testing.T) {
 }
 
 func FuzzResponses(f *testing.F) {
-	f.Add(`{"input":"x","instructions":"I"` + weather + `,"tool_choice":"required","text":{"format":{"type":"json_object"}}}`)
+	f.Add(
+		`{"input":"x","instructions":"I"` + weather + `,"tool_choice":"required","text":{"format":{"type":"json_object"}}}`,
+	)
 	f.Add(`{"input":[{"role":"user","content":"x"},{"type":"function_call","call_id":"c","name":"n","arguments":"{}"},
 		{"type":"function_call_output","call_id":"c","output":"y"},{"type":"reasoning","summary":[]}],"stream":true}`)
 	o := options()

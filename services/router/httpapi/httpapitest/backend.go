@@ -128,8 +128,19 @@ func (b *Backend) Prompt(_ context.Context, r *routerv1.ChatRequest) ([]uint32, 
 
 // Models returns one model.
 func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) {
-	return []*routerv1.Model{{
-		Name: "m", Digest: "sha256:1", Architecture: "llama", Layers: 2, Context: 64, Vocab: 99, Chat: !b.Plain, Format: b.Format,
-		Pipelines: 1, MaxContext: 60, EndIds: []uint32{2},
-	}}, nil
+	return []*routerv1.Model{
+		{
+			Name:         "m",
+			Digest:       "sha256:1",
+			Architecture: "llama",
+			Layers:       2,
+			Context:      64,
+			Vocab:        99,
+			Chat:         !b.Plain,
+			Format:       b.Format,
+			Pipelines:    1,
+			MaxContext:   60,
+			EndIds:       []uint32{2},
+		},
+	}, nil
 }
