@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
@@ -76,11 +77,10 @@ func TestExamples_RunAgainstAMesh(t *testing.T) {
 
 // chatModel returns the path of the shared chat model, or "" where it is missing.
 func chatModel() string {
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "shared")
+	path, err := fixtures.Find("models", "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
+	if err != nil {
+		return ""
 	}
-	path := filepath.Join(dir, "models", "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
 	if _, err := os.Stat(path); err != nil {
 		return ""
 	}

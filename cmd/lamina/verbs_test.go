@@ -4,23 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 )
 
-// sharedPath returns the path of a test model, vector or text, or skips the test.
+// sharedPath returns the path of a fixture, or skips the test.
 func sharedPath(t testing.TB, parts ...string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../shared"
-	}
-	path := filepath.Join(append([]string{dir}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 // runVerb runs a command as a user does.

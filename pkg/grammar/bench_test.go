@@ -4,24 +4,20 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"runtime"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/internal/cputime"
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
 // BenchmarkCompile compiles the bench schemas over random tokens. cpu-us/op is the thread's
 // CPU time, which other load on the machine changes little.
 func BenchmarkCompile(b *testing.B) {
-	shared := os.Getenv("LAMINA_SHARED")
-	if shared == "" {
-		b.Skip("skip: LAMINA_SHARED is not set")
-	}
-	data, err := os.ReadFile(filepath.Join(shared, "vectors/grammar/bench-schemas.json"))
+	data, err := os.ReadFile(fixtures.Path(b, "vectors/grammar/bench-schemas.json"))
 	if err != nil {
-		b.Skipf("skip: %v", err)
+		b.Fatal(err)
 	}
 	var cases []struct {
 		Name   string

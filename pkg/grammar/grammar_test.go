@@ -4,25 +4,17 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// shared returns the path of a file of the shared vectors. It skips the test if there are none.
-func shared(t testing.TB, name string) string {
+// shared returns the path of a fixture, or skips the test.
+func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = "../../../shared"
-	}
-	path := filepath.Join(root, name)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("skip: %s is not here", name)
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 func readJSON[T any](t testing.TB, path string) T {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
@@ -18,20 +19,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
+// shared returns the path of a fixture, or skips the test.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../shared"
-	}
-	path, err := filepath.Abs(filepath.Join(append([]string{dir}, parts...)...)) // links need it
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 // expectation is the expected.json of a tiny model.

@@ -5,15 +5,16 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
 // The sizes of all parts add up to those of all tensors, in both formats of every tiny model.
 func TestFiles_SizesAddUp(t *testing.T) {
-	dir := filepath.Join(os.Getenv("LAMINA_SHARED"), "models", "tiny")
+	dir := fixtures.Path(t, "models/tiny")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		t.Skip("set LAMINA_SHARED:", err)
+		t.Fatal(err)
 	}
 	for _, e := range entries {
 		for _, file := range []string{"", "model-bf16.gguf"} {

@@ -5,23 +5,19 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
 func vectors(t testing.TB, name string, into any) {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../shared"
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "vectors/sampling", name))
+	text, err := os.ReadFile(fixtures.Path(t, "vectors/sampling", name))
 	if err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", name)
+		t.Fatal(err)
 	}
 	if err := json.Unmarshal(text, into); err != nil {
 		t.Fatal(err)

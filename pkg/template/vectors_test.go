@@ -3,24 +3,16 @@ package template_test
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/template"
 )
 
-// shared returns a path in the folder of test models, or skips.
+// shared returns the path of a fixture, or skips the test.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = filepath.Join("..", "..", "..", "shared")
-	}
-	path := filepath.Join(append([]string{root}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s does not exist", filepath.Join(parts...))
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 func TestTemplate_Vectors(t *testing.T) {

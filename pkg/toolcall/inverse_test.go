@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/template"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
@@ -284,13 +284,9 @@ func TestStructure_AllowsWhatATemplateWrites(t *testing.T) {
 
 // The parser reads back what the templates of released models write of the five turns.
 func TestParser_ReadsBackWhatModelsTemplatesWrite(t *testing.T) {
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = filepath.Join("..", "..", "..", "shared")
-	}
-	text, err := os.ReadFile(filepath.Join(root, "vectors", "chat-templates", "cases.json"))
+	text, err := os.ReadFile(fixtures.Path(t, "vectors/chat-templates/cases.json"))
 	if err != nil {
-		t.Skip("vectors/chat-templates/cases.json does not exist")
+		t.Fatal(err)
 	}
 	var cases []struct{ Name, Template string }
 	if err := json.Unmarshal(text, &cases); err != nil {

@@ -5,11 +5,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
@@ -33,13 +33,9 @@ type recordedCase struct {
 
 func recordedCases(t *testing.T) []recordedCase {
 	t.Helper()
-	shared := os.Getenv("LAMINA_SHARED")
-	if shared == "" {
-		shared = "../../../shared"
-	}
-	text, err := os.ReadFile(filepath.Join(shared, "vectors/toolcalls/cases.jsonl"))
+	text, err := os.ReadFile(fixtures.Path(t, "vectors/toolcalls/cases.jsonl"))
 	if err != nil {
-		t.Skip("shared/vectors/toolcalls is missing")
+		t.Fatal(err)
 	}
 	var out []recordedCase
 	lines := bufio.NewScanner(bytes.NewReader(text))

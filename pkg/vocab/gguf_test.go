@@ -4,22 +4,15 @@ import (
 	"encoding/binary"
 	"math"
 	"os"
-	"path/filepath"
 	"testing"
+
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 )
 
-// shared returns a path in the folder of test models, or skips.
+// shared returns the path of a fixture, or skips the test.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = filepath.Join("..", "..", "..", "shared")
-	}
-	path := filepath.Join(append([]string{root}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s is not there", filepath.Join(parts...))
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 // meta is GGUF metadata as the file holds it.

@@ -11,22 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// shared finds the folder of test models, or skips.
+// shared returns the path of a fixture, or skips the test.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../shared"
-	}
-	path := filepath.Join(append([]string{dir}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 func TestDequantize_EveryTypeBitForBit(t *testing.T) {

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -90,15 +90,7 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 
 func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../shared"
-	}
-	path := filepath.Join(dir, "models/stories260K/stories260K-f32.gguf")
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	files, err := model.Open(path)
+	files, err := model.Open(fixtures.Path(t, "models/stories260K/stories260K-f32.gguf"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
@@ -42,18 +43,7 @@ func partings() map[string]int { return map[string]int{"gpt-oss": 6, "gpt-oss-mx
 // tinyModel returns the folder of a tiny model, or of all of them.
 func tinyModel(t *testing.T, name string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../shared"
-	}
-	path, err := filepath.Abs(filepath.Join(dir, "models/tiny", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, "models/tiny", name)
 }
 
 // twoStages opens the two stages of a run that starts from a model's files.

@@ -11,24 +11,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/weights/filetest"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// shared returns a path in the folder of test models, or skips the test.
-func shared(t *testing.T, parts ...string) string {
+// shared returns the path of a fixture, or skips the test.
+func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = filepath.Join("..", "..", "..", "shared")
-	}
-	path := filepath.Join(append([]string{root}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s does not exist", filepath.Join(parts...))
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 func TestLoad_ChatModelAnswersWithItsOwnTemplate(t *testing.T) {

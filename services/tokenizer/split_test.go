@@ -2,29 +2,26 @@ package tokenizer
 
 import (
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
 // vocabularies returns splitters for the vocabularies in the folder of test models.
 func vocabularies(t testing.TB) map[string]*splitter {
 	t.Helper()
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = filepath.Join("..", "..", "..", "shared")
-	}
 	out := map[string]*splitter{}
-	paths, err := filepath.Glob(filepath.Join(root, "vectors", "tokenizer", "*.gguf"))
+	dir := fixtures.Path(t, "vectors/tokenizer")
+	paths, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range append(paths, filepath.Join(root, "vectors", "tokenizer", "qwen3-hf")) {
+	for _, path := range append(paths, filepath.Join(dir, "qwen3-hf")) {
 		v, err := LoadVocab(path)
 		if err != nil {
 			t.Skipf("%s does not exist", path)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/internal/cputime"
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -25,21 +26,10 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// shared returns a path in the folder of test models, or skips the test.
+// shared returns the path of a fixture, or skips the test.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	root := os.Getenv("LAMINA_SHARED")
-	if root == "" {
-		root = filepath.Join("..", "..", "..", "shared")
-	}
-	path, err := filepath.Abs(filepath.Join(append([]string{root}, parts...)...)) // links need it
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s is not there", filepath.Join(parts...))
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 // count returns the number of mutants for each format: 10,000 in the slow tests.

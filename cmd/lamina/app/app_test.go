@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 
 	"go.uber.org/goleak"
 
@@ -18,17 +18,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-func shared(t *testing.T, parts ...string) string {
+// shared returns the path of a fixture, or skips the test.
+func shared(t testing.TB, parts ...string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../../shared"
-	}
-	path := filepath.Join(append([]string{dir}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 // startMesh starts a mesh and returns it with a client of its router. The test closes it.

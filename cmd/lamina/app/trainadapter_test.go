@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/adapter"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 )
@@ -42,18 +43,7 @@ func adapterManifest(t *testing.T, name string, rows []string, change map[string
 
 func sharedModel(t *testing.T, parts ...string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../../shared"
-	}
-	path, err := filepath.Abs(filepath.Join(append([]string{dir, "models"}, parts...)...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, append([]string{"models"}, parts...)...)
 }
 
 // examplesOf returns rows of different lengths.

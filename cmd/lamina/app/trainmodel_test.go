@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
@@ -20,18 +21,7 @@ import (
 // tinyModel returns the folder of a tiny model.
 func tinyModel(t *testing.T, name string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../../shared"
-	}
-	path, err := filepath.Abs(filepath.Join(dir, "models/tiny", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, "models/tiny", name)
 }
 
 // tinyNames lists the tiny models, and some of them.

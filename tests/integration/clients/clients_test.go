@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 )
 
 const (
@@ -173,12 +175,11 @@ func pythonStubs(t *testing.T, root, work, python string) string {
 }
 
 // chatModel returns the path of the shared chat model, or "" where it is missing.
-func chatModel(root string) string {
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = filepath.Join(root, "..", "shared")
+func chatModel() string {
+	path, err := fixtures.Find("models", "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
+	if err != nil {
+		return ""
 	}
-	path := filepath.Join(dir, "models", "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
 	if _, err := os.Stat(path); err != nil {
 		return ""
 	}
@@ -197,7 +198,7 @@ func pythonExamples(t *testing.T, root, work, grpc, http string) {
 		t.Fatal(err)
 	}
 	chat := "" // of a model whose context holds tools; the bundled one's does not
-	if model := chatModel(root); model != "" {
+	if model := chatModel(); model != "" {
 		_, chat = up(t, root, model)
 	}
 	examples := map[string]struct {

@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 
 	"github.com/alecthomas/kong"
 
@@ -16,18 +16,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// sharedPath returns the path of a test model or text, or skips the test.
+// sharedPath returns the path of a fixture, or skips the test.
 func sharedPath(t testing.TB, parts ...string) string {
 	t.Helper()
-	dir := os.Getenv("LAMINA_SHARED")
-	if dir == "" {
-		dir = "../../../../../shared"
-	}
-	path := filepath.Join(append([]string{dir}, parts...)...)
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no %s: set LAMINA_SHARED", path)
-	}
-	return path
+	return fixtures.Path(t, parts...)
 }
 
 // kernelSets lists the kernel sets with which commands are tested.
