@@ -83,7 +83,7 @@ func (s *sampler) rows(p *pipe, b *batch) {
 		rows := b.rows[at : at+e.Rows]
 		at += e.Rows
 		n := sessions[e.ID]
-		if n == nil || e.Epoch < n.epoch {
+		if n == nil || e.Epoch < n.epoch || e.Logits == 0 { // the last stage sends the sampler no other rows
 			continue
 		}
 		if e.Epoch > n.epoch {
