@@ -1,9 +1,3 @@
-// Package auth says on whose behalf a request runs. Today that is only the tenant: an opaque name
-// that clients send with their requests, and that separates their queues, caches and journals. Nothing
-// proves the name yet, so it protects tenants that share a trusted proxy, and no one else.
-//
-// pkg/rpc reads the tenant from the metadata of calls, and the HTTP API reads it from the header of
-// requests. Services read it from the context.
 package auth
 
 import (

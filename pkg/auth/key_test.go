@@ -1,0 +1,202 @@
+package auth_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+var start = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+
+// newKey returns a key with the given changes.
+func newKey(t testing.TB, change func(*auth.Key)) (auth.Key, string) {
+	t.Helper()
+	k := auth.Key{Name: "a", Tenant: "team", Roles: []auth.Role{auth.User}}
+	if change != nil {
+		change(&k)
+	}
+	k, secret, err := auth.NewKey(k, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, secret
+}
+
+func TestNewSecret_IsRecognisableAndNeverTheSame(t *testing.T) {
+	seen := map[string]bool{}
+	for range 1000 {
+		s := auth.NewSecret()
+		if !strings.HasPrefix(s, auth.Prefix) || len(s) != len(auth.Prefix)+64 || seen[s] {
+			t.Fatalf("secret %q", s)
+		}
+		seen[s] = true
+	}
+}
+
+func TestKey_StoresNoSecret(t *testing.T) {
+	k, secret := newKey(t, nil)
+	k.Rotate(start, time.Hour)
+	text, err := json.Marshal(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(text), strings.TrimPrefix(secret, auth.Prefix)) {
+		t.Error("the stored key has its secret")
+	}
+}
+
+func TestKey_CheckNamesTheField(t *testing.T) {
+	for field, change := range map[string]func(*auth.Key){
+		"id":                  func(k *auth.Key) { k.ID = "x" },
+		"sha256":              func(k *auth.Key) { k.Digest = "00" },
+		"old.sha256":          func(k *auth.Key) { k.Old = &auth.OldSecret{Digest: "zz"} },
+		"name":                func(k *auth.Key) { k.Name = "a\n" },
+		"tenant":              func(k *auth.Key) { k.Tenant = strings.Repeat("x", 65) },
+		"roles":               func(k *auth.Key) { k.Roles = nil },
+		"role":                func(k *auth.Key) { k.Roles = []auth.Role{"root"} },
+		"verb":                func(k *auth.Key) { k.Verbs = []auth.Verb{"fly"} },
+		"models[1]":           func(k *auth.Key) { k.Models = []string{"m", ""} },
+		"requests_per_minute": func(k *auth.Key) { k.Requests = -1 },
+		"tokens_per_minute":   func(k *auth.Key) { k.Tokens = auth.MaxBudget + 1 },
+	} {
+		k, _ := newKey(t, nil)
+		change(&k)
+		var f *fault.Error
+		if err := k.Check(); !errors.As(err, &f) || f.Field != field || f.Code != fault.Invalid {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+func TestKey_RolesAndVerbsRestrictEachOther(t *testing.T) {
+	for _, c := range []struct {
+		roles []auth.Role
+		verbs []auth.Verb
+		may   auth.Verb
+		want  bool
+	}{
+		{[]auth.Role{auth.User}, nil, auth.Generate, true},
+		{[]auth.Role{auth.User}, nil, auth.Train, false},
+		{[]auth.Role{auth.User}, []auth.Verb{auth.Models}, auth.Generate, false},
+		{[]auth.Role{auth.User}, []auth.Verb{auth.Train}, auth.Train, false},
+		{[]auth.Role{auth.User, auth.Trainer}, nil, auth.Train, true},
+		{[]auth.Role{auth.Operator}, nil, auth.Generate, false},
+		{[]auth.Role{auth.Program}, nil, auth.Operate, false},
+	} {
+		k := auth.Key{Roles: c.roles, Verbs: c.verbs}
+		if got := k.May(c.may); got != c.want {
+			t.Errorf("%v %v may %s: %v", c.roles, c.verbs, c.may, got)
+		}
+	}
+}
+
+func TestParseKeys_NamesWhatIsWrong(t *testing.T) {
+	k, _ := newKey(t, nil)
+	one, err := json.Marshal(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid := string(one)
+	for text, want := range map[string]string{
+		``:                                      "byte 0",
+		`{"version": 1, "keys": []} x`:          "behind the object",
+		`{"version": 2, "keys": []}`:            "version",
+		`{"version": 1, "keys": [], "more": 1}`: "more",
+		`{"version": 1, "keys": [{}]}`:          "key 0: id",
+		`{"version": 1, "keys": [` + valid + `,` + valid + `]}`: "key 1: another",
+	} {
+		if _, err := auth.ParseKeys([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.60s: %v, want %q", text, err, want)
+		}
+	}
+	if keys, err := auth.ParseKeys([]byte(`{"version": 1, "keys": [` + valid + `]}`)); err != nil || len(keys) != 1 ||
+		keys[0].Digest != k.Digest {
+		t.Errorf("%v, %v", keys, err)
+	}
+}
+
+func FuzzParseKeys(f *testing.F) {
+	k, _ := newKey(f, func(k *auth.Key) { k.Models = []string{"m"}; k.Tokens = 5 })
+	k.Rotate(start, time.Hour)
+	text, err := json.Marshal(map[string]any{"version": 1, "keys": []auth.Key{k}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(`{"version": 1, "keys": [{"id": "000000000000"}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		keys, err := auth.ParseKeys(text)
+		if err != nil {
+			if fault.CodeOf(err) != fault.Invalid {
+				t.Errorf("%v has code %v", err, fault.CodeOf(err))
+			}
+			return
+		}
+		for i := range keys {
+			if err := keys[i].Check(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestUpdateKeys_ConcurrentChangesAllCount(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	var wg sync.WaitGroup
+	const writers, each = 4, 5
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				k, _ := newKey(t, nil)
+				if err := auth.UpdateKeys(path, func(keys []auth.Key) ([]auth.Key, error) {
+					return append(keys, k), nil
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	keys, err := auth.ReadKeys(path)
+	if err != nil || len(keys) != writers*each {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+	if left, _ := filepath.Glob(path + ".*"); len(left) != 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestUpdateKeys_AFailedChangeChangesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	if err := auth.UpdateKeys(
+		path,
+		func([]auth.Key) ([]auth.Key, error) { return []auth.Key{{ID: "x"}}, nil },
+	); err == nil {
+		t.Error("keys were written that cannot be read")
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file exists: %v", err)
+	}
+}
+
+func TestReadKeys_RefusesAFileThatOthersMayWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	if err := auth.UpdateKeys(path, func(k []auth.Key) ([]auth.Key, error) { return k, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o622); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := auth.ReadKeys(path); fault.CodeOf(err) != fault.FailedPrecondition {
+		t.Errorf("%v", err)
+	}
+}

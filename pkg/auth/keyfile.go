@@ -1,0 +1,154 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+const (
+	fileVersion = 1
+	maxFile     = 64 << 20
+	maxKeys     = 100_000
+	lockWait    = 10 * time.Second // for another process that changes the file
+	lockRetry   = 20 * time.Millisecond
+)
+
+// keyFile is the content of a file of keys.
+type keyFile struct {
+	Version int   `json:"version"`
+	Keys    []Key `json:"keys"`
+}
+
+// ParseKeys reads the content of a file of keys. An error names the key and the field.
+func ParseKeys(text []byte) ([]Key, error) {
+	var f keyFile
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil {
+		return nil, fault.New(fault.Invalid, "read keys at byte %d: %v", d.InputOffset(), err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, fault.New(fault.Invalid, "read keys at byte %d: there is more behind the object", d.InputOffset())
+	}
+	if f.Version != fileVersion {
+		return nil, fault.Field("version", "want %d, got %d", fileVersion, f.Version)
+	}
+	if len(f.Keys) > maxKeys {
+		return nil, fault.Field("keys", "%d are more than %d", len(f.Keys), maxKeys)
+	}
+	ids, digests := map[string]bool{}, map[string]bool{}
+	for i := range f.Keys {
+		k := &f.Keys[i]
+		if err := k.Check(); err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "read key %d", i)
+		}
+		if ids[k.ID] || digests[k.Digest] {
+			return nil, fault.New(fault.Invalid, "read key %d: another key has its id or digest", i)
+		}
+		ids[k.ID], digests[k.Digest] = true, true
+	}
+	return f.Keys, nil
+}
+
+// ReadKeys reads a file of keys. On Unix it refuses a file that others may write.
+func ReadKeys(path string) ([]Key, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fault.Wrap(fault.CodeOf(err), err, "read keys")
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "read keys")
+	}
+	if runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
+		return nil, fault.New(fault.FailedPrecondition, "read keys: others may write %s: run chmod go-w on it", path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "read keys of %s", path)
+	}
+	if len(text) > maxFile {
+		return nil, fault.New(fault.Invalid, "read keys of %s: more than %d bytes", path, maxFile)
+	}
+	keys, err := ParseKeys(text)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "read keys of %s", path)
+	}
+	return keys, nil
+}
+
+// UpdateKeys changes a file of keys, which it creates if there is none. The file is replaced at once, so that a
+// reader sees the keys before or after the change. A lock file keeps other processes from changing it meanwhile.
+func UpdateKeys(path string, change func([]Key) ([]Key, error)) (err error) {
+	unlock, err := lockFile(path + ".lock")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	keys, err := ReadKeys(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if keys, err = change(keys); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(keyFile{Version: fileVersion, Keys: keys}, "", "  ")
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "write keys")
+	}
+	if _, err := ParseKeys(text); err != nil { // never write what cannot be read again
+		return err
+	}
+	return replaceFile(path, append(text, '\n'))
+}
+
+// lockFile creates a file that must not exist, and returns a function that removes it.
+func lockFile(path string) (func() error, error) {
+	for end := time.Now().Add(lockWait); ; {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		switch {
+		case err == nil:
+			return func() error { return errors.Join(f.Close(), os.Remove(path)) }, nil
+		case !errors.Is(err, fs.ErrExist):
+			return nil, fault.Wrap(fault.Unavailable, err, "lock keys")
+		case time.Now().After(end):
+			return nil, fault.New(
+				fault.Unavailable,
+				"lock keys: %s exists: remove it if no other process changes the keys",
+				path,
+			)
+		}
+		time.Sleep(lockRetry)
+	}
+}
+
+// replaceFile writes a file durably under a temporary name, and then gives it its name.
+func replaceFile(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "write %s", path)
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, errors.Join(err, os.Remove(f.Name())), "write %s", path)
+	}
+	if dir, err := os.Open(filepath.Dir(path)); err == nil { // not every system can sync a folder
+		_ = dir.Sync()
+		_ = dir.Close()
+	}
+	return nil
+}

@@ -1,0 +1,191 @@
+package auth
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// pollEvery is the interval at which a keyring looks for changes of its file.
+const pollEvery = time.Second
+
+// maxSecret is the length in bytes above which a secret is wrong whatever it is.
+const maxSecret = 256
+
+// Keyring finds keys by their secrets. It is safe for concurrent use.
+type Keyring struct {
+	path string
+	log  *slog.Logger
+	now  func() time.Time
+
+	mu    sync.Mutex
+	found map[[sha256.Size]byte]entry
+	meter map[string]*Meter // by id; kept over changes of the file
+	seen  os.FileInfo       // of the file that was read last
+}
+
+// entry is one secret of a key.
+type entry struct {
+	key    *Key
+	digest [sha256.Size]byte
+	until  time.Time // of a secret that was replaced; zero for the current one
+}
+
+// KeyringOptions are the options of a keyring.
+type KeyringOptions struct {
+	Log *slog.Logger     // nil logs nothing
+	Now func() time.Time // nil is time.Now
+}
+
+func newKeyring(o KeyringOptions) *Keyring {
+	r := &Keyring{log: o.Log, now: o.Now, meter: map[string]*Meter{}}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	return r
+}
+
+// NewKeyring returns a keyring with the given keys.
+func NewKeyring(keys []Key, o KeyringOptions) *Keyring {
+	r := newKeyring(o)
+	r.set(keys)
+	return r
+}
+
+// OpenKeyring reads a file of keys. Run watches the file.
+func OpenKeyring(path string, o KeyringOptions) (*Keyring, error) {
+	r := newKeyring(o)
+	r.path = path
+	if err := r.load(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Run reads the file again whenever it changes, until ctx ends. While the file is missing or damaged, the keys that
+// were read last stay, and an error is logged once for each state of the file.
+func (r *Keyring) Run(ctx context.Context) error {
+	if r.path == "" {
+		<-ctx.Done()
+		return nil
+	}
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	failed := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		info, err := os.Stat(r.path)
+		if err == nil && r.same(info) && failed == "" {
+			continue
+		}
+		if err = r.load(); err == nil {
+			failed = ""
+			continue
+		}
+		if text := err.Error(); text != failed {
+			failed = text
+			r.log.Error("read keys: the keys from before stay", "error", err)
+		}
+	}
+}
+
+func (r *Keyring) same(info os.FileInfo) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seen != nil && os.SameFile(info, r.seen) && info.Size() == r.seen.Size() &&
+		info.ModTime().Equal(r.seen.ModTime())
+}
+
+func (r *Keyring) load() error {
+	info, err := os.Stat(r.path) // before reading, so that a later change is noticed
+	if err != nil {
+		return fault.Wrap(fault.CodeOf(err), err, "read keys")
+	}
+	keys, err := ReadKeys(r.path)
+	if err != nil {
+		return err
+	}
+	r.set(keys)
+	r.mu.Lock()
+	r.seen = info
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *Keyring) set(keys []Key) {
+	found, known := map[[sha256.Size]byte]entry{}, map[string]bool{}
+	add := func(k *Key, digest string, until time.Time) {
+		e := entry{key: k, until: until}
+		raw, err := hex.DecodeString(digest)
+		if err != nil || copy(e.digest[:], raw) != sha256.Size { // Check has refused it
+			return
+		}
+		found[e.digest] = e
+	}
+	for i := range keys {
+		k := keys[i]
+		known[k.ID] = true
+		if k.Old != nil {
+			add(&k, k.Old.Digest, k.Old.Until)
+		}
+		add(&k, k.Digest, time.Time{})
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.found = found
+	for id := range r.meter {
+		if !known[id] {
+			delete(r.meter, id)
+		}
+	}
+	for _, e := range found {
+		if m := r.meter[e.key.ID]; m != nil {
+			m.limit(e.key.Requests, e.key.Tokens)
+		} else {
+			r.meter[e.key.ID] = NewMeter(e.key.Requests, e.key.Tokens, r.now)
+		}
+	}
+}
+
+// errKey is the one answer to every secret that is not valid, so that it tells nothing about the stored keys.
+func errKey() error {
+	return fault.New(fault.Unauthenticated, "authenticate: send a valid API key").Because("INVALID_API_KEY")
+}
+
+// Authenticate returns the owner of a secret. There is one error for all secrets that are wrong, expired, revoked
+// or replaced. The secret is compared by its SHA-256 digest, so the time tells nothing about the stored keys.
+func (r *Keyring) Authenticate(secret string) (*Principal, error) {
+	long := len(secret) > maxSecret
+	if long {
+		secret = secret[:maxSecret]
+	}
+	digest := sha256.Sum256([]byte(secret))
+	r.mu.Lock()
+	e := r.found[digest]
+	var meter *Meter
+	if e.key != nil {
+		meter = r.meter[e.key.ID]
+	}
+	r.mu.Unlock()
+	now := r.now()
+	if subtle.ConstantTimeCompare(digest[:], e.digest[:]) != 1 || e.key == nil || long ||
+		e.key.State(now) != "active" || !e.until.IsZero() && !now.Before(e.until) {
+		return nil, errKey()
+	}
+	return &Principal{ID: "key:" + e.key.ID, Name: e.key.Name, Tenant: e.key.Tenant, Roles: e.key.Roles, key: e.key,
+		meter: meter}, nil
+}

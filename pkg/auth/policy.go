@@ -1,0 +1,130 @@
+package auth
+
+// Rule is the policy of a gRPC method or HTTP route.
+type Rule struct {
+	Verb     Verb      // what people and programs need
+	Services []Service // services that may call it, besides
+	Metered  bool      // counts against the budgets of a key
+	Audited  bool      // is written to the audit log
+}
+
+func metered(v Verb) Rule               { return Rule{Verb: v, Metered: true} }
+func audited(v Verb) Rule               { return Rule{Verb: v, Audited: true} }
+func only(v Verb, s ...Service) Rule    { return Rule{Verb: v, Services: s} }
+func internal(services ...Service) Rule { return Rule{Services: services} }
+
+// Methods returns the policy of every gRPC method of every service, by its full name. A rule without a verb is
+// for services alone.
+func Methods() map[string]Rule {
+	rules := map[string]Rule{}
+	add := func(service string, methods map[string]Rule) {
+		for name, rule := range methods {
+			rules["/"+service+"/"+name] = rule
+		}
+	}
+	add("lamina.router.v1.RouterService", map[string]Rule{
+		"Generate": metered(Generate), "Chat": metered(Generate), "Resume": only(Generate), "Cancel": only(Generate),
+		"ListModels": only(Models), "Topology": only(Observe), "WatchTopology": only(Observe),
+		"Embed": metered(Embed),
+	})
+	add("lamina.trainer.v1.TrainerService", map[string]Rule{
+		"StartRun": audited(
+			Train,
+		),
+		"StopRun":       audited(Train),
+		"PauseRun":      audited(Train),
+		"ResumeRun":     audited(Train),
+		"DeleteRun":     audited(Train),
+		"WatchRun":      only(Train),
+		"ListRuns":      only(Train),
+		"ListArtifacts": only(Train),
+		"FetchArtifact": only(Train),
+	})
+	add("lamina.tokenizer.v1.TokenizerService", map[string]Rule{
+		"Encode":            only(Tokenize, RouterService, TrainerService),
+		"EncodeBatch":       only(Tokenize, RouterService, TrainerService),
+		"EncodeStream":      only(Tokenize, RouterService, TrainerService),
+		"Decode":            only(Tokenize, RouterService, TrainerService),
+		"DecodeStream":      only(Tokenize, RouterService, TrainerService),
+		"ApplyChatTemplate": only(Tokenize, RouterService, TrainerService),
+		"Tokens":            only(Tokenize, RouterService, TrainerService),
+		"Describe":          only(Tokenize, RouterService, TrainerService),
+		"TrainVocabulary":   audited(Train),
+	})
+	add("lamina.sampler.v1.SamplerService", map[string]Rule{
+		"Sample": internal(RouterService), "Push": internal(ShardService),
+	})
+	add("lamina.shard.v1.ShardService", map[string]Rule{
+		"Describe": internal(RouterService, TrainerService), "Infer": internal(RouterService, ShardService),
+		"Train": internal(TrainerService), "SaveState": internal(TrainerService), "Exchange": internal(ShardService),
+	})
+	add("grpc.health.v1.Health", map[string]Rule{
+		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),
+	})
+	for _, version := range []string{"v1", "v1alpha"} {
+		add("grpc.reflection."+version+".ServerReflection", map[string]Rule{"ServerReflectionInfo": only(Page)})
+	}
+	add("inference.GRPCInferenceService", map[string]Rule{ // KServe's
+		"ServerLive": only(
+			Probe,
+		),
+		"ServerReady":      only(Probe),
+		"ModelReady":       only(Models),
+		"ServerMetadata":   only(Models),
+		"ModelMetadata":    only(Models),
+		"ModelInfer":       metered(Generate),
+		"ModelStreamInfer": metered(Generate),
+	})
+	return rules
+}
+
+// Routes returns the policy of every HTTP route, by its pattern for http.ServeMux.
+func Routes() map[string]Rule {
+	return map[string]Rule{
+		"GET /healthz": only(Probe, Services()...),
+		"GET /readyz":  only(Probe, Services()...),
+		"GET /metrics": only(Observe, MonitorService),
+
+		// the console
+		"GET /{$}":          only(Page),
+		"GET /app.js":       only(Page),
+		"GET /mesh.js":      only(Page),
+		"GET /style.css":    only(Page),
+		"GET /api/topology": only(Observe),
+
+		// OpenAI
+		"GET /v1/models":               only(Models),
+		"GET /v1/models/{id...}":       only(Models),
+		"POST /v1/completions":         metered(Generate),
+		"POST /v1/chat/completions":    metered(Generate),
+		"GET /v1/requests/{id}/stream": only(Generate),
+		"DELETE /v1/requests/{id}":     only(Generate),
+		"POST /v1/responses":           metered(Generate),
+		"GET /v1/responses/{id}":       only(Generate),
+		"DELETE /v1/responses/{id}":    only(Generate),
+		"POST /v1/embeddings":          metered(Embed),
+		"POST /v1/rerank":              metered(Embed),
+		"POST /v1/score":               metered(Embed),
+
+		// Anthropic
+		"POST /v1/messages":              metered(Generate),
+		"POST /v1/messages/count_tokens": only(Tokenize),
+
+		// Ollama
+		"POST /api/chat":       metered(Generate),
+		"POST /api/generate":   metered(Generate),
+		"POST /api/embed":      metered(Embed),
+		"POST /api/embeddings": metered(Embed),
+		"GET /api/tags":        only(Models),
+		"POST /api/show":       only(Models),
+		"GET /api/ps":          only(Models),
+		"GET /api/version":     only(Models),
+		"POST /api/pull":       audited(Operate),
+
+		// vLLM
+		"POST /tokenize":   only(Tokenize),
+		"POST /detokenize": only(Tokenize),
+		"POST /rerank":     metered(Embed),
+		"POST /score":      metered(Embed),
+	}
+}
