@@ -2,8 +2,6 @@ package rpc
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"net"
 	"os"
@@ -22,38 +20,6 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 )
 
-// Files names the PEM files of mutual TLS between services.
-type Files struct{ Cert, Key, CA string }
-
-// Config reads the files and returns a configuration for TLS 1.3 in which both sides show a
-// certificate of the CA. Without files it returns nil, which means plaintext.
-func (f Files) Config() (*tls.Config, error) {
-	if f == (Files{}) {
-		return nil, nil
-	}
-	for flag, path := range map[string]string{"tls-cert": f.Cert, "tls-key": f.Key, "tls-ca": f.CA} {
-		if path == "" {
-			return nil, fault.Field(flag, "give all of --tls-cert, --tls-key and --tls-ca, or none")
-		}
-	}
-	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "read TLS certificate %s", f.Cert)
-	}
-	pem, err := os.ReadFile(f.CA)
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "read TLS authority %s", f.CA)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fault.New(fault.Invalid, "read TLS authority %s: it has no certificate", f.CA)
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
-		RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
-	}, nil
-}
-
 // memPrefix begins the addresses of the in-process network.
 const memPrefix = "mem:"
 
@@ -64,11 +30,12 @@ func InProcess(addr string) bool { return strings.HasPrefix(addr, memPrefix) }
 type ListenOptions struct {
 	Net      *memnet.Network // for "mem:" addresses
 	TLS      bool            // the server speaks TLS
+	Guarded  bool            // callers have to show a key or a client certificate
 	Insecure bool            // the operator gave --insecure-listen
 }
 
-// Listen opens an address. A host that is not loopback needs TLS, unless the operator has
-// allowed plaintext with --insecure-listen.
+// Listen opens an address. A host that is not loopback needs TLS and callers who say who they are, unless the
+// operator has waived that with --insecure-listen.
 func Listen(addr string, o ListenOptions) (net.Listener, error) {
 	if name, ok := strings.CutPrefix(addr, memPrefix); ok {
 		if o.Net == nil {
@@ -79,9 +46,15 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		return listenUnix(path)
 	}
-	if !o.TLS && !o.Insecure && !Loopback(addr) {
-		return nil, fault.New(fault.FailedPrecondition, "listen on %s: anyone who reaches it could use it: "+
-			"give --tls-cert, --tls-key and --tls-ca, or --insecure-listen", addr)
+	if !o.Insecure && !Loopback(addr) {
+		switch {
+		case !o.TLS:
+			return nil, fault.New(fault.FailedPrecondition, "listen on %s: anyone on the way could read it: "+
+				"give --tls-cert, --tls-key and --tls-ca (lamina certs init makes them), or --insecure-listen", addr)
+		case !o.Guarded:
+			return nil, fault.New(fault.FailedPrecondition, "listen on %s: anyone who reaches it could use it: "+
+				"give --auth-keys (lamina keys create makes them), or --insecure-listen", addr)
+		}
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -117,6 +90,22 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// Local reports whether an address belongs to this machine or this process.
+func Local(addr string) bool {
+	return InProcess(addr) || strings.HasPrefix(addr, "unix:") || Loopback(addr)
+}
+
+// bearer is the secret of an API key that is sent with every call.
+type bearer string
+
+// GetRequestMetadata returns the secret.
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{bearerKey: "Bearer " + string(b)}, nil
+}
+
+// RequireTransportSecurity returns false: dial has checked the address.
+func (b bearer) RequireTransportSecurity() bool { return false }
+
 // Loopback reports whether a "host:port" can only be reached over the loopback interface.
 func Loopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
@@ -132,8 +121,12 @@ func Loopback(addr string) bool {
 
 // DialOptions says how a Dialer reaches other services.
 type DialOptions struct {
-	Net *memnet.Network // for "mem:" addresses
-	TLS *tls.Config     // nil for plaintext
+	Net *memnet.Network                  // for "mem:" addresses
+	TLS credentials.TransportCredentials // nil for plaintext
+	// Secret of an API key to send with every call; empty for none. In plaintext it is sent on this machine only,
+	// unless Insecure is set.
+	Secret   string
+	Insecure bool
 }
 
 // Dialer keeps one connection to each address. It is safe for concurrent use.
@@ -183,7 +176,16 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 	}
 	creds := insecure.NewCredentials()
 	if d.options.TLS != nil {
-		creds = credentials.NewTLS(d.options.TLS)
+		creds = d.options.TLS
+	} else if d.options.Secret != "" && !d.options.Insecure && !Local(addr) {
+		return nil, fault.New(
+			fault.FailedPrecondition,
+			"send an API key without TLS: anyone on the way could read it: "+
+				"give --tls-ca, or --insecure-key",
+		)
+	}
+	if secret := d.options.Secret; secret != "" {
+		options = append(options, grpc.WithPerRPCCredentials(bearer(secret)))
 	}
 	target := addr
 	if name, ok := strings.CutPrefix(addr, memPrefix); ok {

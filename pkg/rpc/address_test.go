@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -26,8 +27,14 @@ import (
 func TestListen_OpenHostNeedsTLSOrTheOperatorsWord(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:0", "example.org:0"} {
 		_, err := rpc.Listen(addr, rpc.ListenOptions{})
-		if fault.CodeOf(err) != fault.FailedPrecondition || !strings.Contains(err.Error(), "--insecure-listen") {
+		if fault.CodeOf(err) != fault.FailedPrecondition || !strings.Contains(err.Error(), "--insecure-listen") ||
+			strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", addr, err)
+		}
+		for _, o := range []rpc.ListenOptions{{TLS: true}, {Guarded: true}} {
+			if _, err := rpc.Listen(addr, o); fault.CodeOf(err) != fault.FailedPrecondition {
+				t.Errorf("%s, %+v: %v", addr, o, err)
+			}
 		}
 	}
 	for name, c := range map[string]struct {
@@ -36,7 +43,7 @@ func TestListen_OpenHostNeedsTLSOrTheOperatorsWord(t *testing.T) {
 	}{
 		"loopback":       {"127.0.0.1:0", rpc.ListenOptions{}},
 		"localhost":      {"localhost:0", rpc.ListenOptions{}},
-		"open, TLS":      {"0.0.0.0:0", rpc.ListenOptions{TLS: true}},
+		"open, TLS":      {"0.0.0.0:0", rpc.ListenOptions{TLS: true, Guarded: true}},
 		"open, insecure": {"0.0.0.0:0", rpc.ListenOptions{Insecure: true}},
 	} {
 		l, err := rpc.Listen(c.addr, c.options)
@@ -124,18 +131,9 @@ func (a *authority) files(name string, ca *authority) rpc.Files {
 		CA: filepath.Join(ca.dir, "ca.pem")}
 }
 
-func config(t *testing.T, f rpc.Files) *tls.Config {
-	t.Helper()
-	c, err := f.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
 func TestServer_TLSIsMutual(t *testing.T) {
 	ours, theirs := newAuthority(t, "ca"), newAuthority(t, "ca")
-	serverTLS := config(t, ours.files("server", ours))
+	serverTLS := open(t, ours.files("server", ours)).Server(tls.RequireAndVerifyClientCert, "h2")
 	l, err := rpc.Listen("127.0.0.1:0", rpc.ListenOptions{TLS: true})
 	if err != nil {
 		t.Fatal(err)
@@ -149,18 +147,18 @@ func TestServer_TLSIsMutual(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	none := config(t, ours.files("other", ours))
-	none.Certificates = nil
+	client := func(f rpc.Files) credentials.TransportCredentials { return open(t, f).Client() }
+	none := rpc.Files{CA: ours.files("other", ours).CA}
 	for _, c := range []struct {
 		name string
-		tls  *tls.Config
+		tls  credentials.TransportCredentials
 		ok   bool
 	}{
-		{"same authority", config(t, ours.files("client", ours)), true},
+		{"same authority", client(ours.files("client", ours)), true},
 		{"plaintext", nil, false},
-		{"no certificate", none, false},
-		{"client of another authority", config(t, theirs.files("client", ours)), false},
-		{"server of another authority", config(t, ours.files("client2", theirs)), false},
+		{"no certificate", client(none), false},
+		{"client of another authority", client(theirs.files("client", ours)), false},
+		{"server of another authority", client(ours.files("client2", theirs)), false},
 	} {
 		dialer := rpc.NewDialer(rpc.DialOptions{TLS: c.tls})
 		conn, err := dialer.Dial(l.Addr().String())
@@ -178,17 +176,17 @@ func TestServer_TLSIsMutual(t *testing.T) {
 }
 
 func TestFiles_NeedAllOrNone(t *testing.T) {
-	if c, err := (rpc.Files{}).Config(); c != nil || err != nil {
+	if c, err := (rpc.Files{}).Open(nil); c != nil || err != nil {
 		t.Errorf("no files: %v, %v", c, err)
 	}
-	if _, err := (rpc.Files{Cert: "a", Key: "b"}).Config(); fault.CodeOf(err) != fault.Invalid ||
+	if err := (rpc.Files{Cert: "a", Key: "b"}).Mutual(); fault.CodeOf(err) != fault.Invalid ||
 		!strings.Contains(err.Error(), "tls-ca") {
 		t.Errorf("no authority: %v", err)
 	}
 	a := newAuthority(t, "ca")
 	f := a.files("server", a)
 	f.CA = f.Key
-	if _, err := f.Config(); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), f.CA) {
+	if _, err := f.Open(nil); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), f.CA) {
 		t.Errorf("a CA file without a certificate: %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
@@ -34,45 +33,33 @@ func sendUnary(ctx context.Context, method string, req, reply any, cc *grpc.Clie
 	return invoke(sendRequestID(ctx), method, req, reply, cc, o...)
 }
 
-func sendStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer,
-	o ...grpc.CallOption) (grpc.ClientStream, error) {
+func sendStream(
+	ctx context.Context,
+	desc *grpc.StreamDesc,
+	cc *grpc.ClientConn,
+	method string,
+	streamer grpc.Streamer,
+	o ...grpc.CallOption,
+) (grpc.ClientStream, error) {
 	return streamer(sendRequestID(ctx), desc, cc, method, o...)
 }
 
-// takeTenant copies the tenant from the metadata of a received call into its context.
-func takeTenant(ctx context.Context) (context.Context, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	tenant, err := auth.ReadTenant(md.Get(auth.TenantKey))
-	if err != nil || tenant == "" {
-		return ctx, err
-	}
-	return auth.WithTenant(ctx, tenant), nil
-}
-
 func takeUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx, err := takeTenant(takeRequestID(ctx))
-	if err != nil {
-		return nil, ToStatus(err)
-	}
-	return handler(ctx, req)
+	return handler(takeRequestID(ctx), req)
 }
 
-// identified is a stream whose context carries the call's request id and tenant.
+// identified is a stream with a context of its own.
 type identified struct {
 	grpc.ServerStream
 	ctx context.Context
 }
 
-// Context returns the context with the id and the tenant.
+// Context returns the context.
 func (s identified) Context() context.Context { return s.ctx }
 
 func takeStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, err := takeTenant(takeRequestID(ss.Context()))
-	if err != nil {
-		return ToStatus(err)
+	if ctx := takeRequestID(ss.Context()); ctx != ss.Context() {
+		ss = identified{ss, ctx}
 	}
-	if ctx == ss.Context() {
-		return handler(srv, ss)
-	}
-	return handler(srv, identified{ss, ctx})
+	return handler(srv, ss)
 }

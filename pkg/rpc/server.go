@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -45,10 +46,12 @@ type ServerOptions struct {
 	Metrics prometheus.Registerer // nil measures nothing
 	TLS     *tls.Config           // nil for plaintext: on loopback, or where the operator allows it
 	Public  bool                  // small buffers, for many clients
+	Guard   *auth.Guard           // decides who may call what; nil lets everyone call everything
 }
 
 // NewServer returns a server with Lamina's limits and interceptors. Handlers return
-// fault errors; a panic becomes INTERNAL and a log line with its stack.
+// fault errors; a panic becomes INTERNAL and a log line with its stack. The guard is asked before the
+// handler, and what it refuses is logged and counted like other errors.
 func NewServer(o ServerOptions) *grpc.Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -62,19 +65,32 @@ func NewServer(o ServerOptions) *grpc.Server {
 	if o.Public {
 		buffer, window, all = clientBuffer, clientStreamWindow, clientConnWindow
 	}
+	g := guard{o.Guard}
 	options := []grpc.ServerOption{
-		grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer),
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.StaticStreamWindowSize(int32(window)), grpc.StaticConnWindowSize(int32(all)),
-		grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ReadBufferSize(buffer),
+		grpc.WriteBufferSize(buffer),
+		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.StaticStreamWindowSize(int32(window)),
+		grpc.StaticConnWindowSize(int32(all)),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(
 			keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(takeUnary, unary(o.Log, m), recovery.UnaryServerInterceptor(recovered)),
-		grpc.ChainStreamInterceptor(takeStream, stream(o.Log, m), recovery.StreamServerInterceptor(recovered)),
+		grpc.ChainUnaryInterceptor(takeUnary, unary(o.Log, m), recovery.UnaryServerInterceptor(recovered), g.unary),
+		grpc.ChainStreamInterceptor(
+			takeStream,
+			stream(o.Log, m),
+			recovery.StreamServerInterceptor(recovered),
+			g.stream,
+		),
 	}
 	if o.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(o.TLS)))
+	}
+	if o.Guard != nil {
+		options = append(options, grpc.UnknownServiceHandler(unknown))
 	}
 	return grpc.NewServer(options...)
 }
@@ -96,7 +112,11 @@ func stream(log *slog.Logger, m *metrics) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		start := time.Now()
 		err := ToStatus(handler(srv, ss))
-		observe(ss.Context(), log, m, info.FullMethod, start, err)
+		method := info.FullMethod
+		if srv == nil { // the method does not exist, and clients must not be able to make up metrics
+			method = "unknown"
+		}
+		observe(ss.Context(), log, m, method, start, err)
 		return err
 	}
 }

@@ -1,0 +1,130 @@
+package rpc
+
+import (
+	"context"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/obs"
+)
+
+// Metadata keys of API keys. Each may be given once.
+const (
+	bearerKey = "authorization" // "Bearer KEY"
+	secretKey = "x-api-key"
+)
+
+// guard authenticates and authorises calls before their handlers. A nil guard reads only the tenant.
+type guard struct{ *auth.Guard }
+
+// enter returns the context of a call with its principal and tenant, or an error if the caller may not call the
+// method. method is the full name under which the server has found the handler.
+func (g guard) enter(ctx context.Context, method string) (context.Context, auth.Rule, *auth.Principal, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	tenant, err := auth.ReadTenant(md.Get(auth.TenantKey))
+	if err != nil {
+		return ctx, auth.Rule{}, nil, err
+	}
+	if g.Guard == nil {
+		if tenant != "" {
+			ctx = auth.WithTenant(ctx, tenant)
+		}
+		return ctx, auth.Rule{}, nil, nil
+	}
+	rule, known := g.Method(method)
+	p, err := g.Allow(method, rule, known, shown(ctx, md))
+	if err == nil {
+		tenant, err = p.TenantOf(tenant)
+	}
+	if err == nil && rule.Metered {
+		err = p.Meter().Begin()
+	}
+	if err != nil {
+		return ctx, rule, p, err
+	}
+	return auth.WithPrincipal(auth.WithTenant(ctx, tenant), p), rule, p, nil
+}
+
+// shown returns what the caller of a call shows. Credentials in a form that is not known count as a wrong key.
+func shown(ctx context.Context, md metadata.MD) auth.Credentials {
+	var c auth.Credentials
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
+			c.Cert, c.URIs = true, info.State.PeerCertificates[0].URIs
+		}
+	}
+	bearer, secrets := md.Get(bearerKey), md.Get(secretKey)
+	const wrong = "?"
+	switch {
+	case len(bearer) == 0 && len(secrets) == 0:
+	case len(bearer) > 1 || len(secrets) > 1:
+		c.Secret = wrong
+	case len(bearer) == 1:
+		secret, ok := auth.Bearer(bearer[0])
+		if !ok || secret == "" || len(secrets) == 1 && strings.TrimSpace(secrets[0]) != secret {
+			secret = wrong
+		}
+		c.Secret = secret
+	default:
+		if c.Secret = strings.TrimSpace(secrets[0]); c.Secret == "" {
+			c.Secret = wrong
+		}
+	}
+	return c
+}
+
+// audit writes an action to the audit log if the rule says so.
+func (g guard) audit(ctx context.Context, rule auth.Rule, p *auth.Principal, method string, req any, err error) {
+	if g.Guard == nil || !rule.Audited {
+		return
+	}
+	a := auth.Action{What: method, Request: obs.RequestID(ctx)}
+	if named, ok := req.(interface{ GetRun() string }); ok {
+		a.Target = named.GetRun()
+	}
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		a.From = p.Addr.String()
+	}
+	g.Audit.Write(p, a, FromStatus(err))
+}
+
+func (g guard) unary(
+	ctx context.Context,
+	req any,
+	info *grpc.UnaryServerInfo,
+	handler grpc.UnaryHandler,
+) (any, error) {
+	inner, rule, p, err := g.enter(ctx, info.FullMethod)
+	var resp any
+	if err == nil {
+		resp, err = handler(inner, req)
+	}
+	g.audit(ctx, rule, p, info.FullMethod, req, err)
+	return resp, err
+}
+
+func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, rule, p, err := g.enter(ss.Context(), info.FullMethod)
+	if err == nil {
+		if ctx != ss.Context() {
+			ss = identified{ss, ctx}
+		}
+		err = handler(srv, ss)
+	}
+	g.audit(ctx, rule, p, info.FullMethod, nil, err)
+	return err
+}
+
+// unknown handles calls of methods that do not exist. The guard runs before it, so that whoever may call nothing also
+// learns nothing about what exists.
+func unknown(_ any, ss grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(ss)
+	return status.Errorf(codes.Unimplemented, "call %s: it does not exist", method)
+}
