@@ -212,6 +212,9 @@ func (q *request) run(
 		return err
 	}
 	q.digest = p.digest
+	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
+		return err
+	}
 	if err := q.service.queueFull(q.digest, auth.Tenant(ctx)); err != nil {
 		return err
 	}
@@ -245,9 +248,15 @@ func (q *request) run(
 			return err
 		}
 	}
+	limited := q.wanted(info) > 0
 	if err := q.admit(p, info); err != nil {
 		return err
 	}
+	settle, err := q.reserve(ctx, limited)
+	if err != nil {
+		return err
+	}
+	defer settle()
 	v, err := q.service.vocabulary(ctx, q.digest, tokenizers)
 	if err != nil {
 		return err
@@ -263,6 +272,23 @@ func (q *request) run(
 	}
 	q.opened()
 	return q.generate(ctx)
+}
+
+// reserve takes the tokens of the request from the caller's budget: the prompt, which the choices of a request share,
+// and the answer if the request limits it. The returned function is called when the request has ended.
+func (q *request) reserve(ctx context.Context, limited bool) (settle func(), err error) {
+	prompt, answer := int64(len(q.prompt)), int64(0)
+	if q.sampling.GetChoice() > 0 {
+		prompt = 0
+	}
+	if limited {
+		answer = int64(q.maxTokens)
+	}
+	give, err := auth.From(ctx).Meter().Reserve(prompt + answer)
+	if err != nil {
+		return nil, err
+	}
+	return func() { give(prompt + int64(max(0, len(q.log)-len(q.prompt)))) }, nil
 }
 
 // admit checks the prompt and completes the sampling parameters.

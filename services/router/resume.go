@@ -56,11 +56,11 @@ func (q *request) launch(ctx context.Context, resumable bool, state []byte, enco
 			minResumeID,
 		)
 	}
-	client := q.sink
+	client, caller := q.sink, auth.From(ctx)
 	l, own, err := q.service.startLive(journal.Key{Tenant: auth.Tenant(ctx), ID: id},
 		func(ctx context.Context, l *live) error {
 			q.sink, q.live, l.state = l.sink(), l, state
-			return q.run(ctx, encode)
+			return q.run(auth.WithPrincipal(ctx, caller), encode)
 		})
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
@@ -18,8 +19,17 @@ import (
 const watchEvery = time.Second
 
 // ListModels lists the models that are being served.
-func (s *Service) ListModels(context.Context, *routerv1.ListModelsRequest) (*routerv1.ListModelsResponse, error) {
-	return &routerv1.ListModelsResponse{Models: s.served()}, nil
+func (s *Service) ListModels(
+	ctx context.Context, _ *routerv1.ListModelsRequest,
+) (*routerv1.ListModelsResponse, error) {
+	return &routerv1.ListModelsResponse{Models: s.usable(ctx)}, nil
+}
+
+// usable lists the models that are being served and that the caller may use.
+func (s *Service) usable(ctx context.Context) []*routerv1.Model {
+	return slices.DeleteFunc(s.served(), func(m *routerv1.Model) bool {
+		return !auth.MayUse(ctx, m.GetName(), m.GetDigest())
+	})
 }
 
 func (s *Service) served() []*routerv1.Model {
@@ -173,8 +183,10 @@ func (b *Backend) Resume(
 // Cancel ends a resumable request.
 func (b *Backend) Cancel(ctx context.Context, id string) error { return b.s.cancelRequest(ctx, id) }
 
-// Models lists the models that are being served.
-func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) { return b.s.served(), nil }
+// Models lists the models that are being served and that the caller may use.
+func (b *Backend) Models(ctx context.Context) ([]*routerv1.Model, error) {
+	return b.s.usable(ctx), nil
+}
 
 // Watch sends the topology now and after each change.
 func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
