@@ -5,6 +5,7 @@ package obs
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -129,6 +130,9 @@ func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, drain time.D
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10}
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if encrypted, ok := c.(*tls.Conn); ok {
+			c = encrypted.NetConn()
+		}
 		if tcp, ok := c.(*net.TCPConn); ok {
 			_ = tcp.SetWriteBuffer(socketBuffer) // fails only on a closed connection, which needs no buffer
 		}

@@ -5,7 +5,9 @@ import (
 	"embed"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -46,15 +48,27 @@ func New(b Backend, o Options) http.Handler {
 		s.timeout = 30 * time.Second
 	}
 	mux := http.NewServeMux()
-	for path, file := range map[string]string{"/{$}": "index.html", "/app.js": "app.js", "/mesh.js": "mesh.js",
-		"/style.css": "style.css"} {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+	for pattern, file := range files() {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Cache-Control", "no-cache") // a newer binary has newer files
 			http.ServeFileFS(w, r, static, "static/"+file)
 		})
 	}
-	mux.HandleFunc("GET /api/topology", s.topology)
+	mux.HandleFunc(topologyRoute, s.topology)
 	return secure(mux)
+}
+
+const topologyRoute = "GET /api/topology"
+
+// files returns the files of the page by their routes.
+func files() map[string]string {
+	return map[string]string{"GET /{$}": "index.html", "GET /app.js": "app.js", "GET /mesh.js": "mesh.js",
+		"GET /style.css": "style.css"}
+}
+
+// Routes returns the patterns of all routes of the handler.
+func Routes() []string {
+	return append(slices.Sorted(maps.Keys(files())), topologyRoute)
 }
 
 // topology sends the mesh as server-sent events.
