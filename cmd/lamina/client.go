@@ -26,13 +26,17 @@ import (
 const askTimeout = 10 * time.Second
 
 type modelsCmd struct {
+	connectFlags
 	Router string `help:"Address of the router." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
 	Format string `help:"Output: text or json."  default:"text"                               enum:"text,json"`
 }
 
 // Run lists the models that a router serves.
 func (c *modelsCmd) Run(e *verb.Env) error {
-	dialer := rpc.NewDialer(rpc.DialOptions{})
+	dialer, err := c.dialer()
+	if err != nil {
+		return err
+	}
 	defer dialer.Close()
 	conn, err := dialer.Dial(c.Router)
 	if err != nil {
@@ -57,6 +61,7 @@ func (c *modelsCmd) Run(e *verb.Env) error {
 }
 
 type statusCmd struct {
+	connectFlags
 	Router  string `help:"Address of the router."                                       default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
 	Trainer string `help:"Address of the trainer. Default: the router is asked for it."                          env:"LAMINA_TRAINER"`
 	Format  string `help:"Output: text or json."                                        default:"text"                                enum:"text,json"`
@@ -64,7 +69,10 @@ type statusCmd struct {
 
 // Run shows the services, the pipelines and the training runs.
 func (c *statusCmd) Run(e *verb.Env) error {
-	dialer := rpc.NewDialer(rpc.DialOptions{})
+	dialer, err := c.dialer()
+	if err != nil {
+		return err
+	}
 	defer dialer.Close()
 	conn, err := dialer.Dial(c.Router)
 	if err != nil {
@@ -166,6 +174,7 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 }
 
 type healthCmd struct {
+	connectFlags
 	Address string `arg:"" optional:"" help:"Address of the service."`
 	FromEnv bool   `                   help:"Read the address from the environment variable LAMINA_HEALTH, as container health checks do."`
 	Env     string `                                                                                                                       hidden:"" env:"LAMINA_HEALTH"`
@@ -179,7 +188,10 @@ func (c *healthCmd) Run(e *verb.Env) error {
 	if c.Address == "" {
 		return fault.Field("address", "give the address of a service")
 	}
-	dialer := rpc.NewDialer(rpc.DialOptions{})
+	dialer, err := c.dialer()
+	if err != nil {
+		return err
+	}
 	defer dialer.Close()
 	conn, err := dialer.Dial(c.Address)
 	if err != nil {

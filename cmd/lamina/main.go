@@ -66,6 +66,9 @@ type cli struct {
 	Trainer   trainerCmd   `cmd:"" group:"Services" help:"Run the trainer service."`
 	Health    healthCmd    `cmd:"" group:"Services" help:"Query the health of a service; exit with 1 unless it is SERVING."`
 
+	Keys  keysGroup  `cmd:"" group:"Access" help:"Make, list, rotate and revoke API keys."`
+	Certs certsGroup `cmd:"" group:"Access" help:"Make the certificates by which services know each other."`
+
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

@@ -30,6 +30,7 @@ type runsGroup struct {
 
 // trainerFlags name a trainer.
 type trainerFlags struct {
+	connectFlags
 	Trainer string `help:"Address of the trainer." default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
 	Format  string `help:"Output: text or json."   default:"text"                                enum:"text,json"`
 }
@@ -38,7 +39,7 @@ type trainerFlags struct {
 func (f *trainerFlags) call(
 	e *verb.Env, limit time.Duration, body func(context.Context, trainerv1.TrainerServiceClient) error,
 ) error {
-	client, done, err := dialTrainer(f.Trainer)
+	client, done, err := f.dialTrainer(f.Trainer)
 	if err != nil {
 		return err
 	}
@@ -215,6 +216,7 @@ func (c *runsFilesCmd) Run(e *verb.Env) error {
 }
 
 type runsFetchCmd struct {
+	connectFlags
 	Trainer string `help:"Address of the trainer."                                                                default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
 	Name    string `help:"Name of the run."                                                                                                                     arg:""`
 	File    string `help:"Name of the file, as 'lamina runs files' shows it."                                                                                   arg:""`
@@ -223,7 +225,7 @@ type runsFetchCmd struct {
 
 // Run copies a file.
 func (c *runsFetchCmd) Run(e *verb.Env) error {
-	f := trainerFlags{Trainer: c.Trainer}
+	f := trainerFlags{connectFlags: c.connectFlags, Trainer: c.Trainer}
 	return f.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
 		if c.Out == "-" {
 			return fetchArtifact(ctx, client, c.Name, c.File, 0, e.Stdout)

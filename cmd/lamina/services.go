@@ -21,14 +21,30 @@ type serviceFlags struct {
 	TLSCert        string `help:"Certificate of this service (PEM file)."                                                                                              name:"tls-cert"`
 	TLSKey         string `help:"Private key of the certificate (PEM file)."                                                                                           name:"tls-key"`
 	TLSCA          string `help:"Certificate authority of all services (PEM file)."                                                                                    name:"tls-ca"`
-	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS."`
+	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS and without authentication."`
+	accessFlags
+}
+
+// accessFlags say who may use the listeners of a process.
+type accessFlags struct {
+	AuthKeys    string   `help:"File of API keys, as lamina keys makes it. Whoever shows neither a key nor a certificate is refused. Default: none."               env:"LAMINA_AUTH_KEYS"`
+	AuditLog    string   `help:"File to which each action of operators is appended as a line of JSON. Default: none."                                            env:"LAMINA_AUDIT_LOG"`
+	OpenProbes  bool     `help:"Answer /healthz, /readyz and the gRPC health service without credentials."                                                       env:"LAMINA_OPEN_PROBES"`
+	AllowHost   []string `help:"Name by which HTTP clients may address this server, besides localhost, names without a dot and addresses. Can be repeated."    sep:"none"`
+	AllowOrigin []string `help:"Origin of a website whose scripts may use the HTTP APIs, such as https://chat.example.org. Can be repeated. Default: none." sep:"none"`
+}
+
+func (f accessFlags) access() app.AccessConfig {
+	return app.AccessConfig{Keys: f.AuthKeys, Audit: f.AuditLog, OpenProbes: f.OpenProbes, Hosts: f.AllowHost,
+		Origins: f.AllowOrigin}
 }
 
 func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 	return app.ServiceConfig{
 		Log: e.Log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
 		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA}, Insecure: f.InsecureListen,
-		Ready: func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
+		Access: f.access(),
+		Ready:  func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 type trainCmd struct {
 	verb.KernelFlags
+	connectFlags
 	Manifest string `required:"" help:"File with the manifest of the run, as JSON."`
 	Stages   int    `            help:"Number of stages of each replica."                                                                                       default:"1"`
 	Replicas int    `            help:"Number of replicas, over which the slots of a batch are distributed."                                                    default:"1"`
@@ -178,7 +179,7 @@ func (c *trainCmd) runsDir() string {
 
 func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServiceClient, func() error, error) {
 	if c.Trainer != "" {
-		return dialTrainer(c.Trainer)
+		return c.dialTrainer(c.Trainer)
 	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
@@ -205,8 +206,11 @@ func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServ
 }
 
 // dialTrainer connects to a trainer.
-func dialTrainer(addr string) (trainerv1.TrainerServiceClient, func() error, error) {
-	dialer := rpc.NewDialer(rpc.DialOptions{})
+func (f connectFlags) dialTrainer(addr string) (trainerv1.TrainerServiceClient, func() error, error) {
+	dialer, err := f.dialer()
+	if err != nil {
+		return nil, nil, err
+	}
 	conn, err := dialer.Dial(addr)
 	if err != nil {
 		return nil, nil, errors.Join(err, dialer.Close())

@@ -45,7 +45,11 @@ type upCmd struct {
 	HTTP           string `          help:"Address of the HTTP API and the console."                                                                                                                  default:"127.0.0.1:8080" name:"http"`
 	KVPositions    int    `          help:"Number of positions in the KV cache of each shard."                                                                                                        default:"16384"          name:"kv-positions"`
 	Runs           string `          help:"Folder of training runs."                                                                                                                                  default:"runs"`
-	InsecureListen bool   `          help:"Allow listening on addresses that other machines can reach, without TLS."`
+	InsecureListen bool   `          help:"Allow listening on addresses that other machines can reach, without TLS and without authentication."`
+	TLSCert        string `          help:"Certificate of the public addresses (PEM file). Default: none, and no TLS." name:"tls-cert"`
+	TLSKey         string `          help:"Private key of the certificate (PEM file)."                                 name:"tls-key"`
+	TLSCA          string `          help:"Certificate authority of clients that show a certificate (PEM file)."       name:"tls-ca"`
+	accessFlags
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
@@ -83,21 +87,30 @@ func (c *upCmd) Run(e *verb.Env) error {
 		GRPC:        c.GRPC,
 		HTTP:        c.HTTP,
 		Insecure:    c.InsecureListen,
+		Files:       rpc.Files{Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA},
+		Access:      c.access(),
 	})
 	if err != nil {
 		return err
 	}
-	url := "http://" + mesh.HTTPAddr()
+	url, header := "http://"+mesh.HTTPAddr(), ""
+	if c.TLSCert != "" {
+		url = "https://" + mesh.HTTPAddr()
+	}
+	if c.AuthKeys != "" {
+		header = ` -H "Authorization: Bearer $LAMINA_API_KEY"`
+	}
 	fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
 	fmt.Fprintf(e.Stdout, "console  %s\ngrpc     %s\n", url, mesh.GRPCAddr())
 	const body = `{"prompt": "The prince", "max_tokens": 64, "stream": true}`
-	fmt.Fprintf(e.Stdout, "try      curl -N %s/v1/completions -d '%s'\n\n", url, body)
+	fmt.Fprintf(e.Stdout, "try      curl -N%s %s/v1/completions -d '%s'\n\n", header, url, body)
 	return mesh.Wait()
 }
 
 // meshFlags say which mesh answers: that of a running router, or one in this process.
 type meshFlags struct {
 	verb.KernelFlags
+	connectFlags
 	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
 	Stages int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
 	Router string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
@@ -113,7 +126,10 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 			return nil, nil, fault.Field("draft",
 				"%q cannot be used with --router %s: the router has a draft model of its own", f.Draft, f.Router)
 		}
-		dialer := rpc.NewDialer(rpc.DialOptions{})
+		dialer, err := f.dialer()
+		if err != nil {
+			return nil, nil, err
+		}
 		conn, err := dialer.Dial(f.Router)
 		if err != nil {
 			return nil, nil, errors.Join(err, dialer.Close())

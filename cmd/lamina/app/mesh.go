@@ -37,7 +37,9 @@ type MeshConfig struct {
 	Runs        TrainerConfig // folders of the trainer
 	GRPC        string        // public address of the APIs of router and trainer; empty for none
 	HTTP        string        // address of the HTTP API and the console; empty for none
-	Insecure    bool          // allow public addresses that other machines can reach, without TLS
+	Insecure    bool          // allow public addresses that other machines can reach, without TLS or keys
+	Files       rpc.Files     // certificate of the public addresses; empty for plaintext
+	Access      AccessConfig  // who may use the public addresses
 	Drain       time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
@@ -76,6 +78,9 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	m.process = p
 	err := m.settings(p, cfg)
 	if err == nil {
+		err = p.secure(cfg.Files)
+	}
+	if err == nil {
 		err = p.build("memory", "tokenizer", "shards", "sampler", "trainer", "router api", "pipelines", "public api",
 			"http")
 	}
@@ -104,7 +109,7 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 // settings fills in the settings of the process from the configuration of the mesh.
 func (m *Mesh) settings(p *process, c MeshConfig) error {
 	p.set = settings{
-		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, trimInterval: c.TrimInterval,
+		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access, trimInterval: c.TrimInterval,
 		train: c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Drain: cmp.Or(c.Drain, meshDrain)},

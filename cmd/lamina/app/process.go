@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"log/slog"
@@ -19,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -40,6 +40,7 @@ type settings struct {
 	metricsAddr       string
 	publicAddr        string // of a mesh's public gRPC API
 	insecure          bool
+	access            AccessConfig
 	trimInterval      time.Duration
 
 	train     bool
@@ -60,8 +61,9 @@ type process struct {
 	log      *slog.Logger
 	kernels  Kernels
 	set      settings
-	network  *memnet.Network // of a mesh; nil in a process with one service
-	tls      *tls.Config
+	network  *memnet.Network   // of a mesh; nil in a process with one service
+	certs    *rpc.Certificates // nil for plaintext
+	guard    *auth.Guard       // of the listeners; nil lets everyone in
 	registry discovery.Registry
 	dialer   *rpc.Dialer
 	metrics  *prometheus.Registry
@@ -155,7 +157,7 @@ func (p *process) serve(s server) {
 	waits := slices.Clone(p.waits)
 	p.pending.begin(s.name)
 	run := func(ctx context.Context, ready func()) error {
-		l, err := rpc.Listen(s.addr, rpc.ListenOptions{Net: p.network, TLS: p.tls != nil, Insecure: p.set.insecure})
+		l, err := p.listen(s.addr)
 		if err != nil {
 			return err
 		}
@@ -163,7 +165,11 @@ func (p *process) serve(s server) {
 		if s.bound != nil {
 			s.bound(l.Addr().String())
 		}
-		grpcServer := rpc.NewServer(rpc.ServerOptions{Log: p.log, Metrics: p.metrics, TLS: p.tls, Public: s.public})
+		options := rpc.ServerOptions{Log: p.log, Metrics: p.metrics, Public: s.public}
+		if !rpc.InProcess(s.addr) { // a process trusts itself
+			options.Guard, options.TLS = p.guard, p.serverTLS("h2")
+		}
+		grpcServer := rpc.NewServer(options)
 		for _, service := range s.services {
 			service.Register(grpcServer)
 		}
@@ -181,16 +187,16 @@ func (p *process) serve(s server) {
 				return err
 			})
 		}
-		options := []rpc.ServeOption{rpc.Await(await)}
+		serving := []rpc.ServeOption{rpc.Await(await)}
 		if s.drain != nil {
-			options = append(options, rpc.DrainLimit(p.set.drainLimit()+drainMargin))
+			serving = append(serving, rpc.DrainLimit(p.set.drainLimit()+drainMargin))
 			defer whenStopped(ctx, p.set.drainLimit(), s.drain)()
 		}
 		return rpc.Serve(ctx, grpcServer, l, func() {
 			p.warnOfOldConsul(ctx)
 			p.pending.end(s.name)
 			ready()
-		}, options...)
+		}, serving...)
 	}
 	p.add(lifecycle.Part{
 		Name: s.name, StartLimit: lifecycle.NoLimit, StopLimit: p.set.drainLimit() + 2*drainMargin, Run: run,
@@ -300,26 +306,13 @@ func (p *process) probes(ready func() error) *http.ServeMux {
 		return ready()
 	})
 	mux := http.NewServeMux()
-	for _, path := range []string{"/metrics", "/healthz", "/readyz"} {
-		mux.Handle("GET "+path, h)
+	for _, route := range probeRoutes() {
+		mux.Handle(route, h)
 	}
 	return mux
 }
 
-// httpPart serves HTTP.
-func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)) lifecycle.Part {
-	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
-		l, err := rpc.Listen(addr, rpc.ListenOptions{TLS: p.tls != nil, Insecure: p.set.insecure})
-		if err != nil {
-			return err
-		}
-		if bound != nil {
-			bound(l.Addr().String())
-		}
-		ready()
-		return obs.ServeHTTP(ctx, l, obs.RequestIDs(h), drain)
-	}}
-}
+func probeRoutes() []string { return []string{"GET /metrics", "GET /healthz", "GET /readyz"} }
 
 // runPart returns a part that runs the main loop of a service. It is ready at once.
 func runPart(name string, run func(context.Context) error) lifecycle.Part {

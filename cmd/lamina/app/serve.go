@@ -28,26 +28,28 @@ type ServiceConfig struct {
 	Token     string       // for Consul
 	Files     rpc.Files
 	Insecure  bool
+	Access    AccessConfig
 	Ready     func(addr string) // called with the bound address
 }
 
 // run runs one service until ctx ends. The process has the given targets, and those that every
 // process has.
 func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, targets ...string) error {
-	tls, err := c.Files.Config()
-	if err != nil {
-		return err
-	}
-	registry, err := consul.New(consul.Config{Addr: c.Consul, Token: c.Token, TLS: tls != nil})
-	if err != nil {
-		return err
-	}
 	set.listen, set.advertise, set.bound = c.Listen, c.Advertise, c.Ready
-	set.metricsAddr, set.insecure = c.Metrics, c.Insecure
-	p := &process{
-		log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)), kernels: kernels, set: set, tls: tls, registry: registry,
-		dialer: rpc.NewDialer(rpc.DialOptions{TLS: tls}), metrics: obs.NewRegistry(),
+	set.metricsAddr, set.insecure, set.access = c.Metrics, c.Insecure, c.Access
+	p := &process{log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)), kernels: kernels, set: set,
+		metrics: obs.NewRegistry()}
+	if err := c.Files.Mutual(); err != nil {
+		return err
 	}
+	if err := p.secure(c.Files); err != nil {
+		return errors.Join(err, p.close())
+	}
+	registry, err := consul.New(consul.Config{Addr: c.Consul, Token: c.Token, TLS: p.certs != nil})
+	if err != nil {
+		return errors.Join(err, p.close())
+	}
+	p.registry, p.dialer = registry, rpc.NewDialer(p.dialOptions())
 	p.closers = append(p.closers, registry.Close, p.dialer.Close)
 	if err := p.build(append(targets, "memory", "metrics")...); err != nil {
 		return errors.Join(err, p.close())

@@ -1,0 +1,137 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/auth/gate"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/lifecycle"
+	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router/console"
+	"github.com/lamina-mesh/lamina/services/router/openai"
+)
+
+// AccessConfig says who may use the listeners of a process.
+type AccessConfig struct {
+	Keys       string   // file of API keys; empty for none
+	Audit      string   // file for the audit log; empty for none
+	OpenProbes bool     // answer health probes without credentials
+	Hosts      []string // further names by which HTTP clients may address the server
+	Origins    []string // websites that may use the HTTP APIs from a browser
+}
+
+// secure reads certificates and keys and sets up the guard. A process has one if it has keys, or an authority that
+// verifies the certificates of clients.
+func (p *process) secure(files rpc.Files) error {
+	certs, err := files.Open(func(err error) {
+		p.log.Error("read TLS files: the ones from before stay", "error", err)
+	})
+	if err != nil {
+		return err
+	}
+	p.certs = certs
+	var keys *auth.Keyring
+	if path := p.set.access.Keys; path != "" {
+		if keys, err = auth.OpenKeyring(path, auth.KeyringOptions{Log: p.log}); err != nil {
+			return err
+		}
+		p.add(runPart("keys", keys.Run))
+	}
+	if keys == nil && (certs == nil || !certs.Authority()) {
+		if p.set.access.Audit != "" {
+			return fault.Field("audit-log", "there is nobody to write down: give --auth-keys or certificates")
+		}
+		return nil
+	}
+	domain := ""
+	if certs != nil {
+		domain = auth.Domain(certs.URIs())
+	}
+	p.guard = auth.NewGuard(keys, domain)
+	p.guard.OpenProbes = p.set.access.OpenProbes
+	if path := p.set.access.Audit; path != "" {
+		w, err := auth.OpenAuditLog(path)
+		if err != nil {
+			return err
+		}
+		p.closers = append(p.closers, w.Close)
+		p.guard.Audit = auth.NewAuditLog(w, time.Now, func(err error) { p.log.Error("audit", "error", err) })
+	}
+	return nil
+}
+
+// serverTLS returns the configuration of a listener, or nil for plaintext. Clients show a certificate, or if there are
+// keys they may.
+func (p *process) serverTLS(protocols ...string) *tls.Config {
+	if p.certs == nil {
+		return nil
+	}
+	clients := tls.RequireAndVerifyClientCert
+	if p.guard == nil || p.guard.Keys != nil {
+		clients = tls.VerifyClientCertIfGiven
+	}
+	return p.certs.Server(clients, protocols...)
+}
+
+// dialOptions say how the process reaches other services.
+func (p *process) dialOptions() rpc.DialOptions {
+	var creds credentials.TransportCredentials
+	if p.certs != nil {
+		creds = p.certs.Client()
+	}
+	return rpc.DialOptions{TLS: creds}
+}
+
+// listen opens an address. If others can reach it, callers have to authenticate over TLS, or the operator has waived
+// that.
+func (p *process) listen(addr string) (net.Listener, error) {
+	return rpc.Listen(addr, rpc.ListenOptions{Net: p.network, TLS: p.certs != nil, Insecure: p.set.insecure,
+		Guarded: p.guard != nil})
+}
+
+// httpPart serves HTTP behind the gate.
+func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)) lifecycle.Part {
+	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
+		l, err := p.listen(addr)
+		if err != nil {
+			return err
+		}
+		if bound != nil {
+			bound(l.Addr().String())
+		}
+		if config := p.serverTLS("h2", "http/1.1"); config != nil {
+			l = tls.NewListener(l, config)
+		}
+		ready()
+		return obs.ServeHTTP(ctx, l, obs.RequestIDs(p.gate(h)), drain)
+	}}
+}
+
+// gate returns the one middleware in front of all routes.
+func (p *process) gate(h http.Handler) http.Handler {
+	return gate.New(h, gate.Options{
+		Guard: p.guard, Log: p.log, Fail: fail, AnyHost: p.guard != nil, Hosts: p.set.access.Hosts,
+		Origins: p.set.access.Origins,
+	})
+}
+
+// fail writes a refusal in the form of the API that has the path.
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	if !strings.HasPrefix(r.URL.Path, "/v1/") {
+		http.Error(w, err.Error(), rpc.HTTPStatus(fault.CodeOf(err)))
+		return
+	}
+	openai.Fail(w, err)
+}
+
+// Routes returns the patterns of all HTTP routes of a process.
+func Routes() []string { return append(probeRoutes(), console.Routes()...) }

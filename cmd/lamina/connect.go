@@ -1,0 +1,27 @@
+package main
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// connectFlags say how a command proves who it is to a service.
+type connectFlags struct {
+	APIKey      string `name:"api-key"      env:"LAMINA_API_KEY"         help:"API key to show. Prefer the environment variable: other users of the machine can see command lines."`
+	InsecureKey bool   `name:"insecure-key" env:"LAMINA_INSECURE_KEY"    help:"Send the API key to other machines without TLS."`
+	CA          string `name:"server-ca"    env:"LAMINA_SERVER_CA"       help:"Certificate authority of the service (PEM file). Default: none, and no TLS."`
+	ClientCert  string `name:"client-cert"  env:"LAMINA_CLIENT_CERT"     help:"Certificate to show instead of an API key (PEM file)."`
+	ClientKey   string `name:"client-key"   env:"LAMINA_CLIENT_CERT_KEY" help:"Private key of the certificate (PEM file)."`
+}
+
+// dialer returns a dialer that shows the key or the certificate.
+func (f connectFlags) dialer() (*rpc.Dialer, error) {
+	certs, err := rpc.Files{Cert: f.ClientCert, Key: f.ClientKey, CA: f.CA}.Open(nil)
+	if err != nil {
+		return nil, err
+	}
+	o := rpc.DialOptions{Secret: f.APIKey, Insecure: f.InsecureKey}
+	if certs != nil {
+		o.TLS = certs.Client()
+	}
+	return rpc.NewDialer(o), nil
+}
