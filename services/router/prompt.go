@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -44,6 +45,9 @@ func (s *Service) withTokenizer(
 ) error {
 	p, err := s.await(ctx, model, 0)
 	if err != nil {
+		return err
+	}
+	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
 		return err
 	}
 	clients, err := s.tokenizers(p.digest)

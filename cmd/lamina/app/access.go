@@ -17,6 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/services/router/console"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/openai"
 )
 
@@ -119,19 +120,60 @@ func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)
 // gate returns the one middleware in front of all routes.
 func (p *process) gate(h http.Handler) http.Handler {
 	return gate.New(h, gate.Options{
-		Guard: p.guard, Log: p.log, Fail: fail, AnyHost: p.guard != nil, Hosts: p.set.access.Hosts,
+		Guard: p.guard, Log: p.log, Fail: newRefusals().fail, AnyHost: p.guard != nil, Hosts: p.set.access.Hosts,
 		Origins: p.set.access.Origins,
 	})
 }
 
-// fail writes a refusal in the form of the API that has the path.
-func fail(w http.ResponseWriter, r *http.Request, err error) {
-	if !strings.HasPrefix(r.URL.Path, "/v1/") {
-		http.Error(w, err.Error(), rpc.HTTPStatus(fault.CodeOf(err)))
-		return
+// refusals writes what the gate refuses in the form of the API that has the path.
+type refusals struct {
+	paths *http.ServeMux
+	apis  map[string]httpapi.API // by the paths of their routes
+	other func(http.ResponseWriter, error)
+}
+
+func newRefusals() *refusals {
+	f := &refusals{paths: http.NewServeMux(), apis: map[string]httpapi.API{}, other: openai.Fail(openai.Options{})}
+	for _, api := range httpAPIs(nil, nil, 0) {
+		for _, r := range api.Routes {
+			if _, ok := f.apis[r.Path]; !ok {
+				f.apis[r.Path] = api
+				f.paths.Handle(r.Path, http.NotFoundHandler())
+			}
+		}
 	}
-	openai.Fail(w, err)
+	return f
+}
+
+func (f *refusals) fail(w http.ResponseWriter, r *http.Request, err error) {
+	_, path := f.paths.Handler(r)
+	api, known := f.apis[path]
+	switch {
+	case known && fault.CodeOf(err) == fault.NotFound: // the path has other methods
+		var allow []string
+		for _, route := range api.Routes {
+			if route.Path == path {
+				allow = append(allow, route.Method)
+			}
+		}
+		w.Header().Set("Allow", strings.Join(allow, ", "))
+		api.Fail(w, &httpapi.MethodError{Method: r.Method, Path: r.URL.Path, Allow: allow})
+	case known:
+		api.Fail(w, err)
+	case strings.HasPrefix(r.URL.Path, "/v1/"):
+		f.other(w, err)
+	default:
+		http.Error(w, err.Error(), rpc.HTTPStatus(fault.CodeOf(err)))
+	}
 }
 
 // Routes returns the patterns of all HTTP routes of a process.
-func Routes() []string { return append(probeRoutes(), console.Routes()...) }
+func Routes() []string {
+	routes := append(probeRoutes(), console.Routes()...)
+	for _, api := range httpAPIs(nil, nil, 0) {
+		for _, r := range api.Routes {
+			routes = append(routes, r.Method+" "+r.Path)
+		}
+	}
+	return routes
+}

@@ -145,6 +145,8 @@ func TestMesh_KeysOverTLS(t *testing.T) {
 		{"small", "POST", "/v1/completions", prompt, 200, ""},
 		{"small", "POST", "/v1/completions", prompt, 429, "rate_limit_exceeded"},
 		{"user", "GET", "/v1/nothing", "", 404, "unknown_url"},
+		{"user", "PUT", "/v1/completions", "", 405, "method_not_allowed"},
+		{"", "PUT", "/v1/completions", "", 401, "invalid_api_key"},
 		{"user", "GET", "/metrics", "", 403, ""},
 		{"operator", "GET", "/metrics", "", 200, ""},
 		{"", "GET", "/healthz", "", 401, ""},
@@ -160,6 +162,11 @@ func TestMesh_KeysOverTLS(t *testing.T) {
 		if c.want == 429 &&
 			(resp.Header.Get("Retry-After") == "" || resp.Header.Get("X-Ratelimit-Limit-Tokens") != "10") {
 			t.Errorf("headers of a used budget: %v", resp.Header)
+		}
+	}
+	for path, want := range map[string]string{"/v1/messages": `"type":"authentication_error"`, "/api/chat": `{"error":"`} {
+		if resp, text := ask("", "POST", path, "{}"); resp.StatusCode != 401 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, text)
 		}
 	}
 	if _, text := ask("elsewhere", "GET", "/v1/models", ""); strings.Contains(text, "stories260K") {
