@@ -219,7 +219,9 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup, notify func()) 
 		return
 	}
 	// A model may draft for itself, with two separate chains.
-	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) }))
+	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool {
+		return !s.isDraft(h.GetModel(), h.GetDigest()) && !h.GetEncoder()
+	}))
 	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
 	for i, chain := range slices.Concat(answer, draft) {
 		if s.models[chain.Digest()] == nil && i < len(answer) {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -116,6 +117,7 @@ type Service struct {
 	requests *requests
 	replays  *replayBudget
 	firsts   firstTimes
+	embeds   atomic.Uint64 // batches of texts so far; chooses the next chain
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
@@ -416,11 +418,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// AwaitPipelines waits until n pipelines are open.
+// AwaitPipelines waits until n pipelines are open. An encoder that shards hold completely counts as one.
 func (s *Service) AwaitPipelines(ctx context.Context, n int) error {
 	for {
 		s.mu.Lock()
-		have, changed := len(s.pipelines), s.changed
+		have, changed := len(s.pipelines)+len(s.encoders()), s.changed
 		s.mu.Unlock()
 		if have >= n {
 			return nil

@@ -45,7 +45,7 @@ func (s *Service) served() []*routerv1.Model {
 		if m == nil {
 			m = &routerv1.Model{
 				Name: h.GetModel(), Digest: digest, Architecture: h.GetArchitecture(), Layers: h.GetLayers(),
-				Context: h.GetContext(), Vocab: h.GetVocab(),
+				Context: h.GetContext(), Vocab: h.GetVocab(), EmbedTokens: h.GetEmbedTokens(),
 			}
 			if info := s.models[digest]; info != nil {
 				m.Chat, m.EndIds, m.Defaults = info.vocabulary.GetChatTemplate(), info.vocabulary.GetEndIds(),
@@ -56,6 +56,13 @@ func (s *Service) served() []*routerv1.Model {
 		}
 		m.Pipelines++
 		m.MaxContext = max(m.MaxContext, uint32(p.contextLength()))
+	}
+	for _, h := range s.encoders() {
+		byDigest[h.GetDigest()] = &routerv1.Model{
+			Name: h.GetModel(), Digest: h.GetDigest(), Architecture: h.GetArchitecture(), Layers: h.GetLayers(),
+			Context: h.GetContext(), Vocab: h.GetVocab(), MaxContext: h.GetEmbedTokens(), Encoder: true,
+			EmbedTokens: h.GetEmbedTokens(),
+		}
 	}
 	out := make([]*routerv1.Model, 0, len(byDigest))
 	for _, m := range byDigest {
@@ -202,6 +209,9 @@ func (b *Backend) Ready() error {
 	}
 	b.s.mu.Lock()
 	defer b.s.mu.Unlock()
+	if len(b.s.pipelines) == 0 && len(b.s.encoders()) > 0 {
+		return nil
+	}
 	err := fault.New(fault.Unavailable, "no pipeline is open")
 	for _, p := range b.s.pipelines {
 		switch idle := time.Since(time.Unix(0, p.stepped.Load())); {

@@ -94,6 +94,9 @@ func (s *Service) Infer(up inferServer) (err error) {
 	if err != nil {
 		return err
 	}
+	if h.stage.Spec.Encoder() {
+		return fault.New(fault.FailedPrecondition, "open pipeline: %s is an encoder, which generates no text", h.name)
+	}
 	if err := h.checkRoute(open.GetRoute()); err != nil {
 		return err
 	}

@@ -71,6 +71,7 @@ type Service struct {
 	rows    prometheus.Counter
 	batches prometheus.Counter
 	compute prometheus.Counter
+	embeds  chan struct{} // one for each call of Embed that runs
 
 	mu   sync.Mutex
 	held []*held
@@ -82,6 +83,9 @@ type held struct {
 	digest string
 	stage  *model.Stage[float32]
 	cache  *kvcache.Cache[float32]
+
+	pooling    model.Pooling // of embeddings
+	poolingErr error         // why the model's pooling is not supported
 
 	compute sync.Mutex // the stage runs one batch at a time
 
@@ -136,6 +140,7 @@ func New(c Config) *Service {
 			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages))
 	}
 	s.training = newTraining(s)
+	s.embeds = make(chan struct{}, maxEmbeds)
 	return s
 }
 
@@ -154,15 +159,16 @@ func (s *Service) pages() float64 {
 
 // Hold loads layers of an open model for inference. The files must stay open.
 func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) error {
-	stage, err := model.Load(files, r, s.cfg.Kernels, model.LoadOptions{})
+	stage, err := model.Load(files, r, s.cfg.Kernels, model.LoadOptions{Encoder: files.Spec.Encoder()})
 	if err != nil {
 		return fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", r, name)
 	}
 	pages := (s.cfg.KVPositions + kvcache.DefaultPageLen - 1) / kvcache.DefaultPageLen
+	pooling, poolingErr := files.Pooling()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = append(s.held, &held{
-		name: name, digest: digest, stage: stage, cache: kvcache.New(
+		name: name, digest: digest, stage: stage, pooling: pooling, poolingErr: poolingErr, cache: kvcache.New(
 			stage.CacheConfig(pages), stage.Kernels(),
 		), sessions: map[string]*session{}, pipelines: map[string]*pipeline{},
 	})
@@ -232,6 +238,7 @@ func (h *held) describe() *shardv1.Held {
 		KvPagesUsed: uint32(h.cache.Used()),
 		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
 		Pipelines: uint32(len(leases)),
+		Encoder:   c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
 	}
 	for _, l := range leases {
 		out.Leases = append(out.Leases, &shardv1.LeaseInfo{

@@ -2262,6 +2262,295 @@ func (x *Timings) GetDecodeUs() uint64 {
 	return 0
 }
 
+// EmbedRequest asks for embeddings.
+type EmbedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A model's name or digest; empty for the only one.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The texts; 1 to 2048.
+	Inputs []*EmbedInput `protobuf:"bytes,2,rep,name=inputs,proto3" json:"inputs,omitempty"`
+	// How hidden states become embeddings; absent means as the model's files say.
+	Pooling *v12.Pooling `protobuf:"bytes,3,opt,name=pooling,proto3" json:"pooling,omitempty"`
+	// Cut texts that are longer than the model supports; otherwise they are OUT_OF_RANGE. A
+	// control token at the end is kept.
+	Truncate      bool `protobuf:"varint,4,opt,name=truncate,proto3" json:"truncate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedRequest) Reset() {
+	*x = EmbedRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedRequest) ProtoMessage() {}
+
+func (x *EmbedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedRequest.ProtoReflect.Descriptor instead.
+func (*EmbedRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *EmbedRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *EmbedRequest) GetInputs() []*EmbedInput {
+	if x != nil {
+		return x.Inputs
+	}
+	return nil
+}
+
+func (x *EmbedRequest) GetPooling() *v12.Pooling {
+	if x != nil {
+		return x.Pooling
+	}
+	return nil
+}
+
+func (x *EmbedRequest) GetTruncate() bool {
+	if x != nil {
+		return x.Truncate
+	}
+	return false
+}
+
+// EmbedInput is a text.
+type EmbedInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text, or its ids.
+	//
+	// Types that are valid to be assigned to Input:
+	//
+	//	*EmbedInput_Text
+	//	*EmbedInput_TokenIds
+	Input         isEmbedInput_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedInput) Reset() {
+	*x = EmbedInput{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedInput) ProtoMessage() {}
+
+func (x *EmbedInput) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedInput.ProtoReflect.Descriptor instead.
+func (*EmbedInput) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *EmbedInput) GetInput() isEmbedInput_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *EmbedInput) GetText() string {
+	if x != nil {
+		if x, ok := x.Input.(*EmbedInput_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *EmbedInput) GetTokenIds() *TokenIds {
+	if x != nil {
+		if x, ok := x.Input.(*EmbedInput_TokenIds); ok {
+			return x.TokenIds
+		}
+	}
+	return nil
+}
+
+type isEmbedInput_Input interface {
+	isEmbedInput_Input()
+}
+
+type EmbedInput_Text struct {
+	// Plain text, to which the begin and end tokens of the vocabulary are added.
+	Text string `protobuf:"bytes,1,opt,name=text,proto3,oneof"`
+}
+
+type EmbedInput_TokenIds struct {
+	// Token ids, which are taken as they are.
+	TokenIds *TokenIds `protobuf:"bytes,2,opt,name=token_ids,json=tokenIds,proto3,oneof"`
+}
+
+func (*EmbedInput_Text) isEmbedInput_Input() {}
+
+func (*EmbedInput_TokenIds) isEmbedInput_Input() {}
+
+// EmbedResponse has the embeddings.
+type EmbedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each input, in order.
+	Embeddings []*Embedding `protobuf:"bytes,1,rep,name=embeddings,proto3" json:"embeddings,omitempty"`
+	// The model's name.
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Model digest and kernel class: within one fingerprint equal texts give equal bits.
+	Fingerprint   string `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedResponse) Reset() {
+	*x = EmbedResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedResponse) ProtoMessage() {}
+
+func (x *EmbedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedResponse.ProtoReflect.Descriptor instead.
+func (*EmbedResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *EmbedResponse) GetEmbeddings() []*Embedding {
+	if x != nil {
+		return x.Embeddings
+	}
+	return nil
+}
+
+func (x *EmbedResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *EmbedResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *EmbedResponse) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+// Embedding is the embedding of one text.
+type Embedding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As many as the model is wide.
+	Values []float32 `protobuf:"fixed32,1,rep,packed,name=values,proto3" json:"values,omitempty"`
+	// Tokens of the text, after truncation.
+	Tokens        uint32 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Embedding) Reset() {
+	*x = Embedding{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Embedding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Embedding) ProtoMessage() {}
+
+func (x *Embedding) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Embedding.ProtoReflect.Descriptor instead.
+func (*Embedding) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Embedding) GetValues() []float32 {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *Embedding) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
 // ListModelsRequest asks for the models.
 type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2271,7 +2560,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2572,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2585,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{26}
 }
 
 // ListModelsResponse lists the models.
@@ -2310,7 +2599,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2611,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2624,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -2372,14 +2661,18 @@ type Model struct {
 	// What requests that do not say otherwise are sampled with.
 	Defaults *v11.GenerationDefaults `protobuf:"bytes,11,opt,name=defaults,proto3" json:"defaults,omitempty"`
 	// How it writes tool calls and reasoning in chats.
-	Format        *v11.ChatFormat `protobuf:"bytes,100,opt,name=format,proto3" json:"format,omitempty"`
+	Format *v11.ChatFormat `protobuf:"bytes,100,opt,name=format,proto3" json:"format,omitempty"`
+	// It encodes texts and generates none: Embed is for it, Generate and Chat are not.
+	Encoder bool `protobuf:"varint,101,opt,name=encoder,proto3" json:"encoder,omitempty"`
+	// The most tokens of a text that Embed takes; 0 if it serves no embeddings.
+	EmbedTokens   uint32 `protobuf:"varint,102,opt,name=embed_tokens,json=embedTokens,proto3" json:"embed_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2684,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2697,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Model) GetName() string {
@@ -2491,6 +2784,20 @@ func (x *Model) GetFormat() *v11.ChatFormat {
 	return nil
 }
 
+func (x *Model) GetEncoder() bool {
+	if x != nil {
+		return x.Encoder
+	}
+	return false
+}
+
+func (x *Model) GetEmbedTokens() uint32 {
+	if x != nil {
+		return x.EmbedTokens
+	}
+	return 0
+}
+
 // TopologyRequest asks for the topology.
 type TopologyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2500,7 +2807,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2819,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2832,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{25}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{29}
 }
 
 // TopologyResponse is the topology at one moment.
@@ -2539,7 +2846,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2858,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2871,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{26}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TopologyResponse) GetMesh() *Mesh {
@@ -2583,7 +2890,7 @@ type WatchTopologyRequest struct {
 
 func (x *WatchTopologyRequest) Reset() {
 	*x = WatchTopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2902,7 @@ func (x *WatchTopologyRequest) String() string {
 func (*WatchTopologyRequest) ProtoMessage() {}
 
 func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2915,7 @@ func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyRequest.ProtoReflect.Descriptor instead.
 func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{27}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
 }
 
 // WatchTopologyResponse is the topology after a change.
@@ -2622,7 +2929,7 @@ type WatchTopologyResponse struct {
 
 func (x *WatchTopologyResponse) Reset() {
 	*x = WatchTopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2941,7 @@ func (x *WatchTopologyResponse) String() string {
 func (*WatchTopologyResponse) ProtoMessage() {}
 
 func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2954,7 @@ func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyResponse.ProtoReflect.Descriptor instead.
 func (*WatchTopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{28}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchTopologyResponse) GetMesh() *Mesh {
@@ -2672,7 +2979,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2991,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +3004,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{29}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Mesh) GetMembers() []*Member {
@@ -2743,7 +3050,7 @@ type ReplayBudget struct {
 
 func (x *ReplayBudget) Reset() {
 	*x = ReplayBudget{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +3062,7 @@ func (x *ReplayBudget) String() string {
 func (*ReplayBudget) ProtoMessage() {}
 
 func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +3075,7 @@ func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayBudget.ProtoReflect.Descriptor instead.
 func (*ReplayBudget) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReplayBudget) GetAvailable() int64 {
@@ -2830,7 +3137,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3149,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3162,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Member) GetId() string {
@@ -2933,7 +3240,7 @@ type Pipeline struct {
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3252,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3265,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{32}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Pipeline) GetId() string {
@@ -3285,10 +3592,30 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\bqueue_us\x18\x01 \x01(\x04R\aqueueUs\x12\x1d\n" +
 	"\n" +
 	"prefill_us\x18\x02 \x01(\x04R\tprefillUs\x12\x1b\n" +
-	"\tdecode_us\x18\x03 \x01(\x04R\bdecodeUs\"\x13\n" +
+	"\tdecode_us\x18\x03 \x01(\x04R\bdecodeUs\"\xaa\x01\n" +
+	"\fEmbedRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x124\n" +
+	"\x06inputs\x18\x02 \x03(\v2\x1c.lamina.router.v1.EmbedInputR\x06inputs\x122\n" +
+	"\apooling\x18\x03 \x01(\v2\x18.lamina.shard.v1.PoolingR\apooling\x12\x1a\n" +
+	"\btruncate\x18\x04 \x01(\bR\btruncate\"f\n" +
+	"\n" +
+	"EmbedInput\x12\x14\n" +
+	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x129\n" +
+	"\ttoken_ids\x18\x02 \x01(\v2\x1a.lamina.router.v1.TokenIdsH\x00R\btokenIdsB\a\n" +
+	"\x05input\"\x9c\x01\n" +
+	"\rEmbedResponse\x12;\n" +
+	"\n" +
+	"embeddings\x18\x01 \x03(\v2\x1b.lamina.router.v1.EmbeddingR\n" +
+	"embeddings\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12 \n" +
+	"\vfingerprint\x18\x04 \x01(\tR\vfingerprint\";\n" +
+	"\tEmbedding\x12\x16\n" +
+	"\x06values\x18\x01 \x03(\x02R\x06values\x12\x16\n" +
+	"\x06tokens\x18\x02 \x01(\rR\x06tokens\"\x13\n" +
 	"\x11ListModelsRequest\"E\n" +
 	"\x12ListModelsResponse\x12/\n" +
-	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\x89\x03\n" +
+	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\xc6\x03\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\"\n" +
@@ -3303,7 +3630,9 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\aend_ids\x18\n" +
 	" \x03(\rR\x06endIds\x12C\n" +
 	"\bdefaults\x18\v \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaults\x127\n" +
-	"\x06format\x18d \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\"\x11\n" +
+	"\x06format\x18d \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x18\n" +
+	"\aencoder\x18e \x01(\bR\aencoder\x12!\n" +
+	"\fembed_tokens\x18f \x01(\rR\vembedTokens\"\x11\n" +
 	"\x0fTopologyRequest\">\n" +
 	"\x10TopologyResponse\x12*\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
@@ -3360,12 +3689,13 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n" +
 	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xd9\x04\n" +
+	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xa3\x05\n" +
 	"\rRouterService\x12S\n" +
 	"\bGenerate\x12!.lamina.router.v1.GenerateRequest\x1a\".lamina.router.v1.GenerateResponse0\x01\x12G\n" +
 	"\x04Chat\x12\x1d.lamina.router.v1.ChatRequest\x1a\x1e.lamina.router.v1.ChatResponse0\x01\x12M\n" +
 	"\x06Resume\x12\x1f.lamina.router.v1.ResumeRequest\x1a .lamina.router.v1.ResumeResponse0\x01\x12K\n" +
-	"\x06Cancel\x12\x1f.lamina.router.v1.CancelRequest\x1a .lamina.router.v1.CancelResponse\x12W\n" +
+	"\x06Cancel\x12\x1f.lamina.router.v1.CancelRequest\x1a .lamina.router.v1.CancelResponse\x12H\n" +
+	"\x05Embed\x12\x1e.lamina.router.v1.EmbedRequest\x1a\x1f.lamina.router.v1.EmbedResponse\x12W\n" +
 	"\n" +
 	"ListModels\x12#.lamina.router.v1.ListModelsRequest\x1a$.lamina.router.v1.ListModelsResponse\x12Q\n" +
 	"\bTopology\x12!.lamina.router.v1.TopologyRequest\x1a\".lamina.router.v1.TopologyResponse\x12b\n" +
@@ -3384,7 +3714,7 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_lamina_router_v1_router_proto_goTypes = []any{
 	(ContextMode)(0),               // 0: lamina.router.v1.ContextMode
 	(ToolChoiceMode)(0),            // 1: lamina.router.v1.ToolChoiceMode
@@ -3410,35 +3740,40 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*Finished)(nil),               // 21: lamina.router.v1.Finished
 	(*Usage)(nil),                  // 22: lamina.router.v1.Usage
 	(*Timings)(nil),                // 23: lamina.router.v1.Timings
-	(*ListModelsRequest)(nil),      // 24: lamina.router.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 25: lamina.router.v1.ListModelsResponse
-	(*Model)(nil),                  // 26: lamina.router.v1.Model
-	(*TopologyRequest)(nil),        // 27: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),       // 28: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),   // 29: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil),  // 30: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                   // 31: lamina.router.v1.Mesh
-	(*ReplayBudget)(nil),           // 32: lamina.router.v1.ReplayBudget
-	(*Member)(nil),                 // 33: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 34: lamina.router.v1.Pipeline
-	nil,                            // 35: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 36: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 37: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 38: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 39: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 40: lamina.sampler.v1.FinishReason
-	(*v11.GenerationDefaults)(nil), // 41: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 42: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 43: lamina.shard.v1.Hop
+	(*EmbedRequest)(nil),           // 24: lamina.router.v1.EmbedRequest
+	(*EmbedInput)(nil),             // 25: lamina.router.v1.EmbedInput
+	(*EmbedResponse)(nil),          // 26: lamina.router.v1.EmbedResponse
+	(*Embedding)(nil),              // 27: lamina.router.v1.Embedding
+	(*ListModelsRequest)(nil),      // 28: lamina.router.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 29: lamina.router.v1.ListModelsResponse
+	(*Model)(nil),                  // 30: lamina.router.v1.Model
+	(*TopologyRequest)(nil),        // 31: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),       // 32: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),   // 33: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),  // 34: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                   // 35: lamina.router.v1.Mesh
+	(*ReplayBudget)(nil),           // 36: lamina.router.v1.ReplayBudget
+	(*Member)(nil),                 // 37: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 38: lamina.router.v1.Pipeline
+	nil,                            // 39: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 40: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 41: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 42: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 43: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 44: lamina.sampler.v1.FinishReason
+	(*v12.Pooling)(nil),            // 45: lamina.shard.v1.Pooling
+	(*v11.GenerationDefaults)(nil), // 46: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 47: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 48: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	35, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	36, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	37, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	39, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	40, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	41, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	3,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	2,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
 	6,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
-	38, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	42, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	2,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	9,  // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	6,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
@@ -3458,45 +3793,51 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	19, // 23: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
 	21, // 24: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
 	17, // 25: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	39, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	43, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	7,  // 27: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
 	18, // 28: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
 	20, // 29: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
 	20, // 30: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
 	8,  // 31: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	40, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	44, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
 	22, // 33: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
 	23, // 34: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
 	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
-	26, // 36: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	41, // 37: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	39, // 38: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	31, // 39: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	31, // 40: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	33, // 41: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	34, // 42: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	32, // 43: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
-	42, // 44: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	43, // 45: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	4,  // 46: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 47: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 48: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 49: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 50: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	27, // 51: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	29, // 52: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 53: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 54: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 55: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 56: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	25, // 57: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	28, // 58: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	30, // 59: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	53, // [53:60] is the sub-list for method output_type
-	46, // [46:53] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	25, // 36: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
+	45, // 37: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
+	3,  // 38: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
+	27, // 39: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
+	30, // 40: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	46, // 41: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	43, // 42: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	35, // 43: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	35, // 44: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	37, // 45: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	38, // 46: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	36, // 47: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	47, // 48: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	48, // 49: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	4,  // 50: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 51: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 52: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 53: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 54: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	28, // 55: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	31, // 56: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	33, // 57: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 58: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 59: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 60: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 61: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	26, // 62: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	29, // 63: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	32, // 64: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	34, // 65: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	58, // [58:66] is the sub-list for method output_type
+	50, // [50:58] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -3529,13 +3870,17 @@ func file_lamina_router_v1_router_proto_init() {
 		(*ResumeResponse_Prompt)(nil),
 	}
 	file_lamina_router_v1_router_proto_msgTypes[16].OneofWrappers = []any{}
+	file_lamina_router_v1_router_proto_msgTypes[23].OneofWrappers = []any{
+		(*EmbedInput_Text)(nil),
+		(*EmbedInput_TokenIds)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

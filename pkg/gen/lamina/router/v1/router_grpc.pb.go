@@ -25,6 +25,7 @@ const (
 	RouterService_Chat_FullMethodName          = "/lamina.router.v1.RouterService/Chat"
 	RouterService_Resume_FullMethodName        = "/lamina.router.v1.RouterService/Resume"
 	RouterService_Cancel_FullMethodName        = "/lamina.router.v1.RouterService/Cancel"
+	RouterService_Embed_FullMethodName         = "/lamina.router.v1.RouterService/Embed"
 	RouterService_ListModels_FullMethodName    = "/lamina.router.v1.RouterService/ListModels"
 	RouterService_Topology_FullMethodName      = "/lamina.router.v1.RouterService/Topology"
 	RouterService_WatchTopology_FullMethodName = "/lamina.router.v1.RouterService/WatchTopology"
@@ -82,6 +83,9 @@ type RouterServiceClient interface {
 	// Cancel ends a resumable request and frees it on every stage. Streams that read it end
 	// with CANCELLED.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
+	// Embed computes the embeddings of texts, by an encoder or by the hidden states of a decoder.
+	// The bits of an embedding depend on its text alone, not on the other texts or on the stages.
+	Embed(ctx context.Context, in *EmbedRequest, opts ...grpc.CallOption) (*EmbedResponse, error)
 	// ListModels lists the models that are being served.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	// Topology lists the live services and the open pipelines.
@@ -159,6 +163,16 @@ func (c *routerServiceClient) Cancel(ctx context.Context, in *CancelRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CancelResponse)
 	err := c.cc.Invoke(ctx, RouterService_Cancel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *routerServiceClient) Embed(ctx context.Context, in *EmbedRequest, opts ...grpc.CallOption) (*EmbedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EmbedResponse)
+	err := c.cc.Invoke(ctx, RouterService_Embed_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -256,6 +270,9 @@ type RouterServiceServer interface {
 	// Cancel ends a resumable request and frees it on every stage. Streams that read it end
 	// with CANCELLED.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
+	// Embed computes the embeddings of texts, by an encoder or by the hidden states of a decoder.
+	// The bits of an embedding depend on its text alone, not on the other texts or on the stages.
+	Embed(context.Context, *EmbedRequest) (*EmbedResponse, error)
 	// ListModels lists the models that are being served.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	// Topology lists the live services and the open pipelines.
@@ -283,6 +300,9 @@ func (UnimplementedRouterServiceServer) Resume(*ResumeRequest, grpc.ServerStream
 }
 func (UnimplementedRouterServiceServer) Cancel(context.Context, *CancelRequest) (*CancelResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Cancel not implemented")
+}
+func (UnimplementedRouterServiceServer) Embed(context.Context, *EmbedRequest) (*EmbedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Embed not implemented")
 }
 func (UnimplementedRouterServiceServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
@@ -365,6 +385,24 @@ func _RouterService_Cancel_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RouterService_Embed_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EmbedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouterServiceServer).Embed(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouterService_Embed_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouterServiceServer).Embed(ctx, req.(*EmbedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RouterService_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListModelsRequest)
 	if err := dec(in); err != nil {
@@ -422,6 +460,10 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Cancel",
 			Handler:    _RouterService_Cancel_Handler,
+		},
+		{
+			MethodName: "Embed",
+			Handler:    _RouterService_Embed_Handler,
 		},
 		{
 			MethodName: "ListModels",

@@ -25,6 +25,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PoolKind says which rows of a text make its embedding.
+type PoolKind int32
+
+const (
+	// What the model's files say; else the mean for encoders and the last row for decoders.
+	PoolKind_POOL_KIND_UNSPECIFIED PoolKind = 0
+	// The mean of all rows.
+	PoolKind_POOL_KIND_MEAN PoolKind = 1
+	// The first row ("cls").
+	PoolKind_POOL_KIND_FIRST PoolKind = 2
+	// The last row.
+	PoolKind_POOL_KIND_LAST PoolKind = 3
+)
+
+// Enum value maps for PoolKind.
+var (
+	PoolKind_name = map[int32]string{
+		0: "POOL_KIND_UNSPECIFIED",
+		1: "POOL_KIND_MEAN",
+		2: "POOL_KIND_FIRST",
+		3: "POOL_KIND_LAST",
+	}
+	PoolKind_value = map[string]int32{
+		"POOL_KIND_UNSPECIFIED": 0,
+		"POOL_KIND_MEAN":        1,
+		"POOL_KIND_FIRST":       2,
+		"POOL_KIND_LAST":        3,
+	}
+)
+
+func (x PoolKind) Enum() *PoolKind {
+	p := new(PoolKind)
+	*p = x
+	return p
+}
+
+func (x PoolKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PoolKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_shard_v1_shard_proto_enumTypes[0].Descriptor()
+}
+
+func (PoolKind) Type() protoreflect.EnumType {
+	return &file_lamina_shard_v1_shard_proto_enumTypes[0]
+}
+
+func (x PoolKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PoolKind.Descriptor instead.
+func (PoolKind) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
+}
+
 // Precision is what operands and activations are rounded to.
 type Precision int32
 
@@ -62,11 +119,11 @@ func (x Precision) String() string {
 }
 
 func (Precision) Descriptor() protoreflect.EnumDescriptor {
-	return file_lamina_shard_v1_shard_proto_enumTypes[0].Descriptor()
+	return file_lamina_shard_v1_shard_proto_enumTypes[1].Descriptor()
 }
 
 func (Precision) Type() protoreflect.EnumType {
-	return &file_lamina_shard_v1_shard_proto_enumTypes[0]
+	return &file_lamina_shard_v1_shard_proto_enumTypes[1]
 }
 
 func (x Precision) Number() protoreflect.EnumNumber {
@@ -75,7 +132,7 @@ func (x Precision) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Precision.Descriptor instead.
 func (Precision) EnumDescriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{1}
 }
 
 // StateKind says what a state tensor is to its parameter.
@@ -139,11 +196,11 @@ func (x StateKind) String() string {
 }
 
 func (StateKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_lamina_shard_v1_shard_proto_enumTypes[1].Descriptor()
+	return file_lamina_shard_v1_shard_proto_enumTypes[2].Descriptor()
 }
 
 func (StateKind) Type() protoreflect.EnumType {
-	return &file_lamina_shard_v1_shard_proto_enumTypes[1]
+	return &file_lamina_shard_v1_shard_proto_enumTypes[2]
 }
 
 func (x StateKind) Number() protoreflect.EnumNumber {
@@ -152,7 +209,7 @@ func (x StateKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StateKind.Descriptor instead.
 func (StateKind) EnumDescriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{1}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{2}
 }
 
 // RejectReason says why a gradient must not be used.
@@ -200,11 +257,11 @@ func (x RejectReason) String() string {
 }
 
 func (RejectReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_lamina_shard_v1_shard_proto_enumTypes[2].Descriptor()
+	return file_lamina_shard_v1_shard_proto_enumTypes[3].Descriptor()
 }
 
 func (RejectReason) Type() protoreflect.EnumType {
-	return &file_lamina_shard_v1_shard_proto_enumTypes[2]
+	return &file_lamina_shard_v1_shard_proto_enumTypes[3]
 }
 
 func (x RejectReason) Number() protoreflect.EnumNumber {
@@ -213,8 +270,338 @@ func (x RejectReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RejectReason.Descriptor instead.
 func (RejectReason) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{3}
+}
+
+// Pooling says how the hidden states of a text, after the final norm, become its embedding.
+type Pooling struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rows.
+	Kind PoolKind `protobuf:"varint,1,opt,name=kind,proto3,enum=lamina.shard.v1.PoolKind" json:"kind,omitempty"`
+	// Whether embeddings are scaled to an L2 norm of 1; by default what the model's files say,
+	// else true.
+	Normalize     *bool `protobuf:"varint,2,opt,name=normalize,proto3,oneof" json:"normalize,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pooling) Reset() {
+	*x = Pooling{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pooling) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pooling) ProtoMessage() {}
+
+func (x *Pooling) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pooling.ProtoReflect.Descriptor instead.
+func (*Pooling) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Pooling) GetKind() PoolKind {
+	if x != nil {
+		return x.Kind
+	}
+	return PoolKind_POOL_KIND_UNSPECIFIED
+}
+
+func (x *Pooling) GetNormalize() bool {
+	if x != nil && x.Normalize != nil {
+		return *x.Normalize
+	}
+	return false
+}
+
+// EmbedRequest is one frame of the texts of a call.
+type EmbedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*EmbedRequest_Open
+	//	*EmbedRequest_Chunk
+	Frame         isEmbedRequest_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedRequest) Reset() {
+	*x = EmbedRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedRequest) ProtoMessage() {}
+
+func (x *EmbedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedRequest.ProtoReflect.Descriptor instead.
+func (*EmbedRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EmbedRequest) GetFrame() isEmbedRequest_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *EmbedRequest) GetOpen() *EmbedOpen {
+	if x != nil {
+		if x, ok := x.Frame.(*EmbedRequest_Open); ok {
+			return x.Open
+		}
+	}
+	return nil
+}
+
+func (x *EmbedRequest) GetChunk() *v1.Chunk {
+	if x != nil {
+		if x, ok := x.Frame.(*EmbedRequest_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isEmbedRequest_Frame interface {
+	isEmbedRequest_Frame()
+}
+
+type EmbedRequest_Open struct {
+	// First frame, once.
+	Open *EmbedOpen `protobuf:"bytes,1,opt,name=open,proto3,oneof"`
+}
+
+type EmbedRequest_Chunk struct {
+	// More of the hidden states.
+	Chunk *v1.Chunk `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
+}
+
+func (*EmbedRequest_Open) isEmbedRequest_Frame() {}
+
+func (*EmbedRequest_Chunk) isEmbedRequest_Frame() {}
+
+// EmbedOpen describes the texts of a call.
+type EmbedOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The layers, which the shard holds as one range.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last layer.
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// The rows (tokens) of each text; at most 4096 in all, in at most 1024 texts.
+	Lengths []uint32 `protobuf:"varint,4,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	// For the first stage: the ids of all texts, one after the other.
+	Ids []uint32 `protobuf:"varint,5,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	// For the other stages: the hidden states [rows, width] of the stage before, as float32.
+	Hidden *v1.Tensor `protobuf:"bytes,6,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	// For the last stage.
+	Pooling       *Pooling `protobuf:"bytes,7,opt,name=pooling,proto3" json:"pooling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedOpen) Reset() {
+	*x = EmbedOpen{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedOpen) ProtoMessage() {}
+
+func (x *EmbedOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedOpen.ProtoReflect.Descriptor instead.
+func (*EmbedOpen) Descriptor() ([]byte, []int) {
 	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{2}
 }
+
+func (x *EmbedOpen) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *EmbedOpen) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *EmbedOpen) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+func (x *EmbedOpen) GetLengths() []uint32 {
+	if x != nil {
+		return x.Lengths
+	}
+	return nil
+}
+
+func (x *EmbedOpen) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *EmbedOpen) GetHidden() *v1.Tensor {
+	if x != nil {
+		return x.Hidden
+	}
+	return nil
+}
+
+func (x *EmbedOpen) GetPooling() *Pooling {
+	if x != nil {
+		return x.Pooling
+	}
+	return nil
+}
+
+// EmbedResponse is one frame of the answer.
+type EmbedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*EmbedResponse_Result
+	//	*EmbedResponse_Chunk
+	Frame         isEmbedResponse_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedResponse) Reset() {
+	*x = EmbedResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedResponse) ProtoMessage() {}
+
+func (x *EmbedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedResponse.ProtoReflect.Descriptor instead.
+func (*EmbedResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EmbedResponse) GetFrame() isEmbedResponse_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *EmbedResponse) GetResult() *v1.Tensor {
+	if x != nil {
+		if x, ok := x.Frame.(*EmbedResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+func (x *EmbedResponse) GetChunk() *v1.Chunk {
+	if x != nil {
+		if x, ok := x.Frame.(*EmbedResponse_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isEmbedResponse_Frame interface {
+	isEmbedResponse_Frame()
+}
+
+type EmbedResponse_Result struct {
+	// First frame: hidden states [rows, width], or embeddings [texts, width].
+	Result *v1.Tensor `protobuf:"bytes,1,opt,name=result,proto3,oneof"`
+}
+
+type EmbedResponse_Chunk struct {
+	// More of it.
+	Chunk *v1.Chunk `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
+}
+
+func (*EmbedResponse_Result) isEmbedResponse_Frame() {}
+
+func (*EmbedResponse_Chunk) isEmbedResponse_Frame() {}
 
 // DescribeRequest asks a shard what it holds.
 type DescribeRequest struct {
@@ -225,7 +612,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[0]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -237,7 +624,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[0]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -250,7 +637,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{4}
 }
 
 // DescribeResponse says what a shard holds.
@@ -270,7 +657,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[1]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -282,7 +669,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[1]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -295,7 +682,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{1}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DescribeResponse) GetHeld() []*Held {
@@ -370,14 +757,18 @@ type Held struct {
 	Leases []*LeaseInfo `protobuf:"bytes,19,rep,name=leases,proto3" json:"leases,omitempty"`
 	// In `opened` only: the stage has kept the pages that the pipeline had mapped under its
 	// former epoch.
-	Resumed       bool `protobuf:"varint,20,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	Resumed bool `protobuf:"varint,20,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	// The model encodes whole texts: it serves Embed, and Infer refuses it.
+	Encoder bool `protobuf:"varint,100,opt,name=encoder,proto3" json:"encoder,omitempty"`
+	// The most tokens of a text that Embed takes; 0 if the model's pooling is not supported.
+	EmbedTokens   uint32 `protobuf:"varint,101,opt,name=embed_tokens,json=embedTokens,proto3" json:"embed_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[2]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +780,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[2]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +793,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{2}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Held) GetModel() string {
@@ -545,6 +936,20 @@ func (x *Held) GetResumed() bool {
 	return false
 }
 
+func (x *Held) GetEncoder() bool {
+	if x != nil {
+		return x.Encoder
+	}
+	return false
+}
+
+func (x *Held) GetEmbedTokens() uint32 {
+	if x != nil {
+		return x.EmbedTokens
+	}
+	return 0
+}
+
 // LeaseInfo is the lease of one pipeline.
 type LeaseInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -560,7 +965,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +977,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +990,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{3}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LeaseInfo) GetPipeline() []byte {
@@ -624,7 +1029,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +1041,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +1054,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{4}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Hop) GetAddress() string {
@@ -691,7 +1096,7 @@ type InferRequest struct {
 
 func (x *InferRequest) Reset() {
 	*x = InferRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +1108,7 @@ func (x *InferRequest) String() string {
 func (*InferRequest) ProtoMessage() {}
 
 func (x *InferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +1121,7 @@ func (x *InferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferRequest.ProtoReflect.Descriptor instead.
 func (*InferRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{5}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InferRequest) GetFrame() isInferRequest_Frame {
@@ -817,7 +1222,7 @@ type InferOpen struct {
 
 func (x *InferOpen) Reset() {
 	*x = InferOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1234,7 @@ func (x *InferOpen) String() string {
 func (*InferOpen) ProtoMessage() {}
 
 func (x *InferOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1247,7 @@ func (x *InferOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpen.ProtoReflect.Descriptor instead.
 func (*InferOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{6}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InferOpen) GetPipeline() []byte {
@@ -910,7 +1315,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1327,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1340,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -1019,7 +1424,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1436,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1449,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -1135,7 +1540,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1552,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1565,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Release) GetSessions() [][]byte {
@@ -1202,7 +1607,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1619,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1632,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -1319,7 +1724,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1736,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1749,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Lease) GetPages() uint32 {
@@ -1374,7 +1779,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1791,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1804,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -1422,7 +1827,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1839,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1852,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -1486,7 +1891,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1903,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1916,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -1572,7 +1977,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1989,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +2002,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -1835,7 +2240,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2252,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2265,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -2095,7 +2500,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2512,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2525,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -2161,7 +2566,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2578,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2591,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -2229,7 +2634,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2646,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2659,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Gradients) GetWire() string {
@@ -2311,7 +2716,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2728,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2741,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -2404,7 +2809,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2821,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2834,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -2467,7 +2872,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2884,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2897,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -2522,7 +2927,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2939,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +2952,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -2588,7 +2993,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +3005,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +3018,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Optimizer) GetName() string {
@@ -2680,7 +3085,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +3097,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +3110,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -2747,7 +3152,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +3164,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +3177,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -2816,7 +3221,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +3233,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +3246,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -2878,7 +3283,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +3295,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +3308,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -2958,7 +3363,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3375,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3388,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *State) GetName() string {
@@ -3021,7 +3426,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3438,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3451,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -3079,7 +3484,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3091,7 +3496,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3104,7 +3509,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -3158,7 +3563,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3575,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3183,7 +3588,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -3275,7 +3680,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +3692,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +3705,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -3375,7 +3780,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3792,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3805,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -3450,7 +3855,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3867,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3880,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -3557,7 +3962,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3569,7 +3974,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3582,7 +3987,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -3753,7 +4158,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +4170,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +4183,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -3809,7 +4214,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +4226,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +4239,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -3882,7 +4287,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +4299,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +4312,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -4005,7 +4410,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4422,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4435,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -4087,7 +4492,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4099,7 +4504,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4112,7 +4517,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -4182,7 +4587,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4194,7 +4599,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4207,7 +4612,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -4234,7 +4639,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4246,7 +4651,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4259,7 +4664,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -4305,7 +4710,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4317,7 +4722,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4330,7 +4735,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -4387,7 +4792,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4804,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4817,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -4512,7 +4917,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4524,7 +4929,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4537,7 +4942,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Norm) GetName() string {
@@ -4577,7 +4982,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +4994,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +5007,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -4669,7 +5074,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4681,7 +5086,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4694,7 +5099,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -4736,7 +5141,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +5153,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +5166,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -4850,7 +5255,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4862,7 +5267,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4875,7 +5280,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StateFile) GetName() string {
@@ -4896,7 +5301,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4908,7 +5313,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4921,7 +5326,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -4950,7 +5355,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4962,7 +5367,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4975,7 +5380,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SavedFile) GetName() string {
@@ -5030,7 +5435,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5042,7 +5447,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5055,7 +5460,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -5103,7 +5508,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5115,7 +5520,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5128,7 +5533,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -5205,7 +5610,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5217,7 +5622,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5230,7 +5635,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -5273,7 +5678,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5285,7 +5690,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5298,7 +5703,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -5353,7 +5758,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5365,7 +5770,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5378,7 +5783,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -5449,7 +5854,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5461,7 +5866,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5474,7 +5879,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -5496,7 +5901,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5508,7 +5913,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5521,7 +5926,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -5563,13 +5968,34 @@ var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
 
 const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
-	"\x1blamina/shard/v1/shard.proto\x12\x0flamina.shard.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"\x11\n" +
+	"\x1blamina/shard/v1/shard.proto\x12\x0flamina.shard.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"i\n" +
+	"\aPooling\x12-\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x19.lamina.shard.v1.PoolKindR\x04kind\x12!\n" +
+	"\tnormalize\x18\x02 \x01(\bH\x00R\tnormalize\x88\x01\x01B\f\n" +
+	"\n" +
+	"_normalize\"z\n" +
+	"\fEmbedRequest\x120\n" +
+	"\x04open\x18\x01 \x01(\v2\x1a.lamina.shard.v1.EmbedOpenH\x00R\x04open\x12/\n" +
+	"\x05chunk\x18\x02 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
+	"\x05frame\"\xd5\x01\n" +
+	"\tEmbedOpen\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x18\n" +
+	"\alengths\x18\x04 \x03(\rR\alengths\x12\x10\n" +
+	"\x03ids\x18\x05 \x03(\rR\x03ids\x120\n" +
+	"\x06hidden\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\x122\n" +
+	"\apooling\x18\a \x01(\v2\x18.lamina.shard.v1.PoolingR\apooling\"}\n" +
+	"\rEmbedResponse\x122\n" +
+	"\x06result\x18\x01 \x01(\v2\x18.lamina.tensor.v1.TensorH\x00R\x06result\x12/\n" +
+	"\x05chunk\x18\x02 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
+	"\x05frame\"\x11\n" +
 	"\x0fDescribeRequest\"\x92\x01\n" +
 	"\x10DescribeResponse\x12)\n" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xb3\x04\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xf0\x04\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -5592,7 +6018,9 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05lease\x18\x11 \x01(\rH\x00R\x05lease\x88\x01\x01\x12\x1c\n" +
 	"\tpipelines\x18\x12 \x01(\rR\tpipelines\x122\n" +
 	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leases\x12\x18\n" +
-	"\aresumed\x18\x14 \x01(\bR\aresumedB\b\n" +
+	"\aresumed\x18\x14 \x01(\bR\aresumed\x12\x18\n" +
+	"\aencoder\x18d \x01(\bR\aencoder\x12!\n" +
+	"\fembed_tokens\x18e \x01(\rR\vembedTokensB\b\n" +
 	"\x06_lease\"Q\n" +
 	"\tLeaseInfo\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
@@ -5971,7 +6399,12 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\x12\x12\n" +
 	"\x04span\x18\x04 \x01(\rR\x04span\x12\x18\n" +
-	"\aattempt\x18\x17 \x01(\rR\aattempt*U\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt*b\n" +
+	"\bPoolKind\x12\x19\n" +
+	"\x15POOL_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0ePOOL_KIND_MEAN\x10\x01\x12\x13\n" +
+	"\x0fPOOL_KIND_FIRST\x10\x02\x12\x12\n" +
+	"\x0ePOOL_KIND_LAST\x10\x03*U\n" +
 	"\tPrecision\x12\x19\n" +
 	"\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PRECISION_FLOAT32\x10\x01\x12\x16\n" +
@@ -5991,13 +6424,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x16\n" +
 	"\x12REJECT_REASON_HUGE\x10\x02\x12\x17\n" +
 	"\x13REJECT_REASON_STALE\x10\x03\x12\x1b\n" +
-	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xa2\x03\n" +
+	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xee\x03\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
 	"\x05Train\x12\x1d.lamina.shard.v1.TrainRequest\x1a\x1e.lamina.shard.v1.TrainResponse(\x010\x01\x12S\n" +
 	"\bExchange\x12 .lamina.shard.v1.ExchangeRequest\x1a!.lamina.shard.v1.ExchangeResponse(\x010\x01\x12T\n" +
-	"\tSaveState\x12!.lamina.shard.v1.SaveStateRequest\x1a\".lamina.shard.v1.SaveStateResponse0\x01B?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
+	"\tSaveState\x12!.lamina.shard.v1.SaveStateRequest\x1a\".lamina.shard.v1.SaveStateResponse0\x01\x12J\n" +
+	"\x05Embed\x12\x1d.lamina.shard.v1.EmbedRequest\x1a\x1e.lamina.shard.v1.EmbedResponse(\x010\x01B?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
 
 var (
 	file_lamina_shard_v1_shard_proto_rawDescOnce sync.Once
@@ -6011,159 +6445,173 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 	return file_lamina_shard_v1_shard_proto_rawDescData
 }
 
-var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
-	(Precision)(0),             // 0: lamina.shard.v1.Precision
-	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
-	(RejectReason)(0),          // 2: lamina.shard.v1.RejectReason
-	(*DescribeRequest)(nil),    // 3: lamina.shard.v1.DescribeRequest
-	(*DescribeResponse)(nil),   // 4: lamina.shard.v1.DescribeResponse
-	(*Held)(nil),               // 5: lamina.shard.v1.Held
-	(*LeaseInfo)(nil),          // 6: lamina.shard.v1.LeaseInfo
-	(*Hop)(nil),                // 7: lamina.shard.v1.Hop
-	(*InferRequest)(nil),       // 8: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),          // 9: lamina.shard.v1.InferOpen
-	(*Batch)(nil),              // 10: lamina.shard.v1.Batch
-	(*Entry)(nil),              // 11: lamina.shard.v1.Entry
-	(*Release)(nil),            // 12: lamina.shard.v1.Release
-	(*InferResponse)(nil),      // 13: lamina.shard.v1.InferResponse
-	(*Lease)(nil),              // 14: lamina.shard.v1.Lease
-	(*Computed)(nil),           // 15: lamina.shard.v1.Computed
-	(*InferOpened)(nil),        // 16: lamina.shard.v1.InferOpened
-	(*Refused)(nil),            // 17: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),       // 18: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),          // 19: lamina.shard.v1.TrainOpen
-	(*Member)(nil),             // 20: lamina.shard.v1.Member
-	(*TrainAdapter)(nil),       // 21: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),          // 22: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),             // 23: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),            // 24: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),     // 25: lamina.shard.v1.InitialWeights
-	(*Span)(nil),               // 26: lamina.shard.v1.Span
-	(*Optimizer)(nil),          // 27: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),              // 28: lamina.shard.v1.AdamW
-	(*Muon)(nil),               // 29: lamina.shard.v1.Muon
-	(*SGD)(nil),                // 30: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),      // 31: lamina.shard.v1.ParameterRule
-	(*State)(nil),              // 32: lamina.shard.v1.State
-	(*Load)(nil),               // 33: lamina.shard.v1.Load
-	(*Save)(nil),               // 34: lamina.shard.v1.Save
-	(*Step)(nil),               // 35: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 36: lamina.shard.v1.Microbatch
-	(*Pick)(nil),               // 37: lamina.shard.v1.Pick
-	(*Apply)(nil),              // 38: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),      // 39: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),              // 40: lamina.shard.v1.Abort
-	(*Aborted)(nil),            // 41: lamina.shard.v1.Aborted
-	(*Rejected)(nil),           // 42: lamina.shard.v1.Rejected
-	(*Alive)(nil),              // 43: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),        // 44: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 45: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 46: lamina.shard.v1.Loss
-	(*Picked)(nil),             // 47: lamina.shard.v1.Picked
-	(*Folded)(nil),             // 48: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 49: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 50: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),   // 51: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),  // 52: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),          // 53: lamina.shard.v1.StateFile
-	(*Saved)(nil),              // 54: lamina.shard.v1.Saved
-	(*SavedFile)(nil),          // 55: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),        // 56: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),    // 57: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 58: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 59: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 60: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 61: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 62: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 63: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 64: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 65: lamina.tensor.v1.Tensor
+	(PoolKind)(0),              // 0: lamina.shard.v1.PoolKind
+	(Precision)(0),             // 1: lamina.shard.v1.Precision
+	(StateKind)(0),             // 2: lamina.shard.v1.StateKind
+	(RejectReason)(0),          // 3: lamina.shard.v1.RejectReason
+	(*Pooling)(nil),            // 4: lamina.shard.v1.Pooling
+	(*EmbedRequest)(nil),       // 5: lamina.shard.v1.EmbedRequest
+	(*EmbedOpen)(nil),          // 6: lamina.shard.v1.EmbedOpen
+	(*EmbedResponse)(nil),      // 7: lamina.shard.v1.EmbedResponse
+	(*DescribeRequest)(nil),    // 8: lamina.shard.v1.DescribeRequest
+	(*DescribeResponse)(nil),   // 9: lamina.shard.v1.DescribeResponse
+	(*Held)(nil),               // 10: lamina.shard.v1.Held
+	(*LeaseInfo)(nil),          // 11: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                // 12: lamina.shard.v1.Hop
+	(*InferRequest)(nil),       // 13: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),          // 14: lamina.shard.v1.InferOpen
+	(*Batch)(nil),              // 15: lamina.shard.v1.Batch
+	(*Entry)(nil),              // 16: lamina.shard.v1.Entry
+	(*Release)(nil),            // 17: lamina.shard.v1.Release
+	(*InferResponse)(nil),      // 18: lamina.shard.v1.InferResponse
+	(*Lease)(nil),              // 19: lamina.shard.v1.Lease
+	(*Computed)(nil),           // 20: lamina.shard.v1.Computed
+	(*InferOpened)(nil),        // 21: lamina.shard.v1.InferOpened
+	(*Refused)(nil),            // 22: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),       // 23: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),          // 24: lamina.shard.v1.TrainOpen
+	(*Member)(nil),             // 25: lamina.shard.v1.Member
+	(*TrainAdapter)(nil),       // 26: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),          // 27: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),             // 28: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),            // 29: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),     // 30: lamina.shard.v1.InitialWeights
+	(*Span)(nil),               // 31: lamina.shard.v1.Span
+	(*Optimizer)(nil),          // 32: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),              // 33: lamina.shard.v1.AdamW
+	(*Muon)(nil),               // 34: lamina.shard.v1.Muon
+	(*SGD)(nil),                // 35: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),      // 36: lamina.shard.v1.ParameterRule
+	(*State)(nil),              // 37: lamina.shard.v1.State
+	(*Load)(nil),               // 38: lamina.shard.v1.Load
+	(*Save)(nil),               // 39: lamina.shard.v1.Save
+	(*Step)(nil),               // 40: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 41: lamina.shard.v1.Microbatch
+	(*Pick)(nil),               // 42: lamina.shard.v1.Pick
+	(*Apply)(nil),              // 43: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),      // 44: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),              // 45: lamina.shard.v1.Abort
+	(*Aborted)(nil),            // 46: lamina.shard.v1.Aborted
+	(*Rejected)(nil),           // 47: lamina.shard.v1.Rejected
+	(*Alive)(nil),              // 48: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),        // 49: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 50: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 51: lamina.shard.v1.Loss
+	(*Picked)(nil),             // 52: lamina.shard.v1.Picked
+	(*Folded)(nil),             // 53: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 54: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 55: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),   // 56: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),  // 57: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),          // 58: lamina.shard.v1.StateFile
+	(*Saved)(nil),              // 59: lamina.shard.v1.Saved
+	(*SavedFile)(nil),          // 60: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),        // 61: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),    // 62: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 63: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 64: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 65: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 66: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 67: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 68: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),          // 69: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),        // 70: lamina.tensor.v1.ElementType
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
-	5,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
-	6,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
-	9,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	10, // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	63, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	12, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	7,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	64, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	11, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	65, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	14, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	16, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	17, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	15, // 13: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	14, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	5,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	19, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	32, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	63, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	33, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	35, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	36, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	38, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	34, // 23: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	40, // 24: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	26, // 25: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	27, // 26: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	0,  // 27: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	25, // 28: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	24, // 29: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	22, // 30: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	23, // 31: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	21, // 32: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	0,  // 33: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	25, // 34: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	28, // 35: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	29, // 36: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	30, // 37: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	31, // 38: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	1,  // 39: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	65, // 40: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	20, // 41: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	37, // 42: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	44, // 43: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	45, // 44: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	46, // 45: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	48, // 46: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	50, // 47: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	47, // 48: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	41, // 49: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	42, // 50: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	43, // 51: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	2,  // 52: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	49, // 53: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	53, // 54: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	55, // 55: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	54, // 56: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	55, // 57: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	56, // 58: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	58, // 59: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	59, // 60: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	63, // 61: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	65, // 62: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	61, // 63: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	62, // 64: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	63, // 65: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	65, // 66: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	3,  // 67: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	8,  // 68: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	18, // 69: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	57, // 70: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	51, // 71: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	4,  // 72: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	13, // 73: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	39, // 74: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	60, // 75: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	52, // 76: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	72, // [72:77] is the sub-list for method output_type
-	67, // [67:72] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	0,  // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
+	6,  // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
+	68, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	69, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	4,  // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
+	69, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	68, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	10, // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
+	11, // 8: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	14, // 9: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	15, // 10: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	68, // 11: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	17, // 12: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	12, // 13: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	70, // 14: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	16, // 15: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	69, // 16: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	19, // 17: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	21, // 18: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	22, // 19: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	20, // 20: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	19, // 21: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	10, // 22: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	24, // 23: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	37, // 24: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	68, // 25: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	38, // 26: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	40, // 27: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	41, // 28: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	43, // 29: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	39, // 30: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	45, // 31: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	31, // 32: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	32, // 33: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,  // 34: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	30, // 35: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	29, // 36: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	27, // 37: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	28, // 38: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	26, // 39: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,  // 40: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	30, // 41: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	33, // 42: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	34, // 43: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	35, // 44: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	36, // 45: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,  // 46: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	69, // 47: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	25, // 48: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	42, // 49: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	49, // 50: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	50, // 51: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	51, // 52: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	53, // 53: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	55, // 54: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	52, // 55: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	46, // 56: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	47, // 57: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	48, // 58: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	3,  // 59: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	54, // 60: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	58, // 61: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	60, // 62: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	59, // 63: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	60, // 64: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	61, // 65: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	63, // 66: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	64, // 67: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	68, // 68: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	69, // 69: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	66, // 70: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	67, // 71: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	68, // 72: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	69, // 73: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	8,  // 74: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	13, // 75: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	23, // 76: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	62, // 77: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	56, // 78: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,  // 79: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	9,  // 80: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	18, // 81: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	44, // 82: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	65, // 83: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	57, // 84: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,  // 85: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	80, // [80:86] is the sub-list for method output_type
+	74, // [74:80] is the sub-list for method input_type
+	74, // [74:74] is the sub-list for extension type_name
+	74, // [74:74] is the sub-list for extension extendee
+	0,  // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -6171,20 +6619,29 @@ func file_lamina_shard_v1_shard_proto_init() {
 	if File_lamina_shard_v1_shard_proto != nil {
 		return
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[2].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[5].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[0].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[1].OneofWrappers = []any{
+		(*EmbedRequest_Open)(nil),
+		(*EmbedRequest_Chunk)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[3].OneofWrappers = []any{
+		(*EmbedResponse_Result)(nil),
+		(*EmbedResponse_Chunk)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[6].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[9].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[10].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[14].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
 		(*InferResponse_Lease)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[15].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[19].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -6195,9 +6652,9 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[28].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[31].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[36].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[40].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -6208,18 +6665,18 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Rejected)(nil),
 		(*TrainResponse_Alive)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[49].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[53].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[54].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[58].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[57].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[61].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -6229,8 +6686,8 @@ func file_lamina_shard_v1_shard_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   60,
+			NumEnums:      4,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	ShardService_Train_FullMethodName     = "/lamina.shard.v1.ShardService/Train"
 	ShardService_Exchange_FullMethodName  = "/lamina.shard.v1.ShardService/Exchange"
 	ShardService_SaveState_FullMethodName = "/lamina.shard.v1.ShardService/SaveState"
+	ShardService_Embed_FullMethodName     = "/lamina.shard.v1.ShardService/Embed"
 )
 
 // ShardServiceClient is the client API for ShardService service.
@@ -238,6 +239,13 @@ type ShardServiceClient interface {
 	Exchange(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExchangeRequest, ExchangeResponse], error)
 	// SaveState writes a snapshot of a stage that trains to the files of a checkpoint.
 	SaveState(ctx context.Context, in *SaveStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveStateResponse], error)
+	// Embed runs whole texts through the layers of one stage, without a session: the KV cache that
+	// they need lasts as long as the call. The caller sends `open`, then the chunks of its tensor,
+	// and closes its side. The answer is the head of a tensor and its chunks: the hidden states of
+	// all rows, or from the last stage one embedding for each text. Row by row the bits are the
+	// same for any batch and any split into stages. RESOURCE_EXHAUSTED: there are as many calls
+	// already as the shard takes.
+	Embed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EmbedRequest, EmbedResponse], error)
 }
 
 type shardServiceClient struct {
@@ -315,6 +323,19 @@ func (c *shardServiceClient) SaveState(ctx context.Context, in *SaveStateRequest
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_SaveStateClient = grpc.ServerStreamingClient[SaveStateResponse]
+
+func (c *shardServiceClient) Embed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EmbedRequest, EmbedResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[4], ShardService_Embed_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EmbedRequest, EmbedResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_EmbedClient = grpc.BidiStreamingClient[EmbedRequest, EmbedResponse]
 
 // ShardServiceServer is the server API for ShardService service.
 // All implementations must embed UnimplementedShardServiceServer
@@ -525,6 +546,13 @@ type ShardServiceServer interface {
 	Exchange(grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]) error
 	// SaveState writes a snapshot of a stage that trains to the files of a checkpoint.
 	SaveState(*SaveStateRequest, grpc.ServerStreamingServer[SaveStateResponse]) error
+	// Embed runs whole texts through the layers of one stage, without a session: the KV cache that
+	// they need lasts as long as the call. The caller sends `open`, then the chunks of its tensor,
+	// and closes its side. The answer is the head of a tensor and its chunks: the hidden states of
+	// all rows, or from the last stage one embedding for each text. Row by row the bits are the
+	// same for any batch and any split into stages. RESOURCE_EXHAUSTED: there are as many calls
+	// already as the shard takes.
+	Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error
 	mustEmbedUnimplementedShardServiceServer()
 }
 
@@ -549,6 +577,9 @@ func (UnimplementedShardServiceServer) Exchange(grpc.BidiStreamingServer[Exchang
 }
 func (UnimplementedShardServiceServer) SaveState(*SaveStateRequest, grpc.ServerStreamingServer[SaveStateResponse]) error {
 	return status.Error(codes.Unimplemented, "method SaveState not implemented")
+}
+func (UnimplementedShardServiceServer) Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error {
+	return status.Error(codes.Unimplemented, "method Embed not implemented")
 }
 func (UnimplementedShardServiceServer) mustEmbedUnimplementedShardServiceServer() {}
 func (UnimplementedShardServiceServer) testEmbeddedByValue()                      {}
@@ -621,6 +652,13 @@ func _ShardService_SaveState_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_SaveStateServer = grpc.ServerStreamingServer[SaveStateResponse]
 
+func _ShardService_Embed_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ShardServiceServer).Embed(&grpc.GenericServerStream[EmbedRequest, EmbedResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_EmbedServer = grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]
+
 // ShardService_ServiceDesc is the grpc.ServiceDesc for ShardService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -656,6 +694,12 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "SaveState",
 			Handler:       _ShardService_SaveState_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Embed",
+			Handler:       _ShardService_Embed_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "lamina/shard/v1/shard.proto",
