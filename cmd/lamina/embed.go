@@ -17,7 +17,8 @@ import (
 
 type embedCmd struct {
 	verb.KernelFlags
-	Model     string `short:"m" required:"" help:"GGUF file or Hugging Face folder of an encoder (BERT, XLM-RoBERTa) or a decoder."`
+	Model     string `short:"m" help:"GGUF file or Hugging Face folder of an encoder (BERT, XLM-RoBERTa) or a decoder. With --router: the name or digest of a model."`
+	Router    string `help:"Address of a router that computes the embeddings, instead of this process." env:"LAMINA_ROUTER"`
 	Stages    int    `help:"Number of stages into which the model is split. The embeddings have the same bits for any number." default:"1"`
 	Pooling   string `help:"Rows that make the embedding: mean, first or last. Default: what the model's files say; otherwise the mean for encoders and the last row for decoders." enum:"auto,mean,first,last" default:"auto"`
 	Normalize *bool  `help:"Scale embeddings to an L2 norm of 1. Default: what the model's files say; otherwise on." negatable:""`
@@ -29,6 +30,12 @@ type embedCmd struct {
 func (c *embedCmd) Run(e *verb.Env) error {
 	if c.Batch < 1 {
 		return fault.Field("batch", "want 1 token or more, got %d", c.Batch)
+	}
+	if c.Router != "" {
+		return c.remote(e)
+	}
+	if c.Model == "" {
+		return fault.Field("model", "name a file or folder with -m, or a router with --router")
 	}
 	v, err := tokenizer.LoadVocab(c.Model)
 	if err != nil {

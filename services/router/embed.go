@@ -83,8 +83,11 @@ func (s *Service) embedChains(name string) ([]plan.Chain, *shardv1.Held, error) 
 	}
 	for digest, h := range found {
 		if h.GetEmbedTokens() == 0 {
-			return nil, nil, fault.New(fault.FailedPrecondition, "embed texts: the pooling of model %q is not supported",
-				h.GetModel())
+			return nil, nil, fault.New(
+				fault.FailedPrecondition,
+				"embed texts: the pooling of model %q is not supported",
+				h.GetModel(),
+			)
 		}
 		spans := s.spans(false, func(other *shardv1.Held) bool { return other.GetDigest() == digest })
 		if chains := plan.Chains(spans); len(chains) > 0 {

@@ -20,6 +20,7 @@ type Backend interface {
 	httpapi.Chatter
 	Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error
 	Models(ctx context.Context) ([]*routerv1.Model, error)
+	Embed(ctx context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error)
 }
 
 // Options are the settings of the API.
@@ -46,6 +47,8 @@ func Routes(b Backend, o Options) httpapi.API {
 	return httpapi.API{Name: "ollama", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
 		{Method: http.MethodPost, Path: "/api/chat", Handle: s.chat},
 		{Method: http.MethodPost, Path: "/api/generate", Handle: s.generate},
+		{Method: http.MethodPost, Path: "/api/embed", Handle: s.embed},
+		{Method: http.MethodPost, Path: "/api/embeddings", Handle: s.embedding},
 		{Method: http.MethodGet, Path: "/api/tags", Handle: s.tags},
 		{Method: http.MethodPost, Path: "/api/show", Handle: s.show},
 		{Method: http.MethodGet, Path: "/api/ps", Handle: s.ps},
@@ -66,7 +69,7 @@ func message(p httpapi.Problem) string {
 	field := p.Field
 	for _, name := range [][2]string{
 		{"sampling.grammar.source", "format"}, {"sampling.grammar", "format"}, {"sampling.advanced.", "options."},
-		{"sampling.", "options."}, {"tools_json", "tools"},
+		{"sampling.", "options."}, {"tools_json", "tools"}, {"inputs", "input"},
 	} {
 		if rest, ok := strings.CutPrefix(field, name[0]); ok {
 			field = name[1] + rest
@@ -193,7 +196,13 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	abilities := []string{"completion"}
+	var abilities []string
+	if !m.GetEncoder() {
+		abilities = append(abilities, "completion")
+	}
+	if m.GetEmbedTokens() > 0 {
+		abilities = append(abilities, "embedding")
+	}
 	if m.GetFormat().GetCalls() != "" {
 		abilities = append(abilities, "tools")
 	}

@@ -29,34 +29,36 @@ type prompt struct {
 	ids  []uint32
 }
 
-// prompts reads a text, a list of ids, or a list of either.
-func (c *completionRequest) prompts() ([]prompt, error) {
+func (c *completionRequest) prompts() ([]prompt, error) { return readPrompts("prompt", c.Prompt) }
+
+// readPrompts reads a text, a list of ids, or a list of either.
+func readPrompts(field string, raw json.RawMessage) ([]prompt, error) {
 	var one string
 	var texts []string
 	var ids []uint32
 	var lists [][]uint32
 	var out []prompt
 	switch {
-	case !given(c.Prompt):
-		return nil, fault.Field("prompt", "is missing")
-	case json.Unmarshal(c.Prompt, &one) == nil:
+	case !given(raw):
+		return nil, fault.Field(field, "is missing")
+	case json.Unmarshal(raw, &one) == nil:
 		out = []prompt{{text: one}}
-	case json.Unmarshal(c.Prompt, &texts) == nil:
+	case json.Unmarshal(raw, &texts) == nil:
 		for _, t := range texts {
 			out = append(out, prompt{text: t})
 		}
-	case json.Unmarshal(c.Prompt, &ids) == nil:
+	case json.Unmarshal(raw, &ids) == nil:
 		out = []prompt{{ids: ids}}
-	case json.Unmarshal(c.Prompt, &lists) == nil:
+	case json.Unmarshal(raw, &lists) == nil:
 		for _, l := range lists {
 			out = append(out, prompt{ids: append([]uint32{}, l...)})
 		}
 	default:
-		return nil, fault.Field("prompt",
+		return nil, fault.Field(field,
 			"want a string, a list of strings, a list of token ids, or a list of such lists")
 	}
 	if len(out) == 0 {
-		return nil, fault.Field("prompt", "the list is empty")
+		return nil, fault.Field(field, "the list is empty")
 	}
 	return out, nil
 }

@@ -21,6 +21,7 @@ type Backend interface {
 	// a request that the tenant of ctx does not have.
 	Resume(ctx context.Context, r *routerv1.ResumeRequest, send func(*routerv1.ResumeResponse) error) error
 	Cancel(ctx context.Context, id string) error
+	Embed(ctx context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error)
 	Models(ctx context.Context) ([]*routerv1.Model, error)
 }
 
@@ -79,6 +80,7 @@ func Routes(b Backend, o Options) httpapi.API {
 		{Method: http.MethodGet, Path: "/v1/models/{id...}", Handle: s.model},
 		{Method: http.MethodPost, Path: "/v1/completions", Handle: s.completions},
 		{Method: http.MethodPost, Path: "/v1/chat/completions", Handle: s.chat},
+		{Method: http.MethodPost, Path: "/v1/embeddings", Handle: s.embeddings},
 		{Method: http.MethodGet, Path: "/v1/requests/{id}/stream", Handle: s.resume},
 		{Method: http.MethodDelete, Path: "/v1/requests/{id}", Handle: s.cancel},
 	}}

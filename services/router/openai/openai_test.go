@@ -149,6 +149,19 @@ func (b *backend) Cancel(_ context.Context, id string) error {
 	return fault.New(fault.NotFound, "find request %s", id)
 }
 
+// Embed returns for each input its length and the number of the input.
+func (b *backend) Embed(_ context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error) {
+	if b.failAt == 0 {
+		return nil, b.failWith
+	}
+	out := &routerv1.EmbedResponse{Model: "m", Fingerprint: "f"}
+	for i, in := range r.GetInputs() {
+		n := len(in.GetText()) + len(in.GetTokenIds().GetIds())
+		out.Embeddings = append(out.Embeddings, &routerv1.Embedding{Values: []float32{float32(n), float32(i)}, Tokens: uint32(n)})
+	}
+	return out, nil
+}
+
 func (b *backend) Models(context.Context) ([]*routerv1.Model, error) {
 	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true, MaxContext: 60,
 		EndIds:   []uint32{2, 7},

@@ -195,8 +195,10 @@ func order(samplers []string, mirostat bool) ([]string, error) {
 func apiField(field string) string {
 	field, ok := strings.CutPrefix(strings.TrimPrefix(field, "sampling."), "advanced.")
 	if !ok {
-		if rest, tools := strings.CutPrefix(field, "tools_json"); tools {
-			return "tools" + rest
+		for _, name := range [][2]string{{"tools_json", "tools"}, {"inputs", "input"}} {
+			if rest, has := strings.CutPrefix(field, name[0]); has {
+				return name[1] + rest
+			}
 		}
 		return field
 	}

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
@@ -177,4 +178,31 @@ func TestModels_GoldenShape(t *testing.T) {
 		`{"error":{"message":"find model \"a/b\": no pipeline serves it",
 		"type":"invalid_request_error","param":"model","code":"model_not_found"}}`,
 	)
+}
+
+func TestEmbeddings_GoldenShapes(t *testing.T) {
+	s := serve(t, &backend{failAt: -1})
+	const tail = `"model":"m","system_fingerprint":"f","usage":{"prompt_tokens":%,"total_tokens":%}}`
+	for _, c := range []struct{ body, tokens, want string }{
+		{`{"input":"abc"}`, "3", `[{"object":"embedding","index":0,"embedding":[3,0]}]`},
+		{`{"input":["abc","d"],"encoding_format":"float"}`, "4",
+			`[{"object":"embedding","index":0,"embedding":[3,0]},{"object":"embedding","index":1,"embedding":[1,1]}]`},
+		{`{"input":[7,8]}`, "2", `[{"object":"embedding","index":0,"embedding":[2,0]}]`},
+		{`{"input":[[7,8],[9]],"encoding_format":"base64"}`, "3", `[{"object":"embedding","index":0,
+			"embedding":"AAAAQAAAAAA="},{"object":"embedding","index":1,"embedding":"AACAPwAAgD8="}]`},
+	} {
+		_, text := post(t, s.URL+"/v1/embeddings", c.body)
+		same(t, c.body, text, `{"object":"list","data":`+c.want+","+strings.ReplaceAll(tail, "%", c.tokens))
+	}
+	for body, want := range map[string]string{`{}`: `"param":"input"`, `{"input":[]}`: `"param":"input"`,
+		`{"input":"x","encoding_format":"hex"}`: `"param":"encoding_format"`, `{"input":"x","dimensions":8}`: `"param":"dimensions"`,
+	} {
+		if resp, text := post(t, s.URL+"/v1/embeddings", body); resp.StatusCode != 400 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s, want %s", body, resp.StatusCode, text, want)
+		}
+	}
+	failing := serve(t, &backend{failAt: 0, failWith: fault.Field("inputs[3]", "bad")})
+	if _, text := post(t, failing.URL+"/v1/embeddings", `{"input":"x"}`); !strings.Contains(text, `"param":"input[3]"`) {
+		t.Errorf("the backend's field is %s", text)
+	}
 }

@@ -126,6 +126,20 @@ func (b *Backend) Prompt(_ context.Context, r *routerv1.ChatRequest) ([]uint32, 
 	return ids, nil
 }
 
+// Embed returns for each input the number of its bytes or ids, and the number of the input.
+func (b *Backend) Embed(_ context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error) {
+	if b.Fail != nil {
+		return nil, b.Fail
+	}
+	out := &routerv1.EmbedResponse{Model: "m", Fingerprint: "f"}
+	for i, in := range r.GetInputs() {
+		n := len(in.GetText()) + len(in.GetTokenIds().GetIds())
+		out.Embeddings = append(out.Embeddings,
+			&routerv1.Embedding{Values: []float32{float32(n), float32(i)}, Tokens: uint32(n)})
+	}
+	return out, nil
+}
+
 // Models returns one model.
 func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) {
 	return []*routerv1.Model{
