@@ -57,6 +57,7 @@ func Methods() map[string]Rule {
 	add("lamina.shard.v1.ShardService", map[string]Rule{
 		"Describe": internal(RouterService, TrainerService), "Infer": internal(RouterService, ShardService),
 		"Train": internal(TrainerService), "SaveState": internal(TrainerService), "Exchange": internal(ShardService),
+		"Embed": internal(RouterService),
 	})
 	add("grpc.health.v1.Health", map[string]Rule{
 		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),

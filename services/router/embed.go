@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -38,6 +39,9 @@ func (s *Service) Embed(ctx context.Context, r *routerv1.EmbedRequest) (*routerv
 	if err != nil {
 		return nil, err
 	}
+	if err := auth.CheckModel(ctx, h.GetModel(), h.GetDigest()); err != nil {
+		return nil, err
+	}
 	if n := len(r.GetInputs()) * int(h.GetWidth()); n > maxEmbeddings {
 		return nil, fault.Field("inputs", "%d embeddings of %d values are more than %d values: send fewer texts",
 			len(r.GetInputs()), h.GetWidth(), maxEmbeddings)
@@ -46,6 +50,15 @@ func (s *Service) Embed(ctx context.Context, r *routerv1.EmbedRequest) (*routerv
 	if err != nil {
 		return nil, err
 	}
+	tokens := int64(0)
+	for _, ids := range texts {
+		tokens += int64(len(ids))
+	}
+	settle, err := auth.From(ctx).Meter().Reserve(tokens)
+	if err != nil {
+		return nil, err
+	}
+	defer settle(tokens)
 	start := time.Now()
 	out := &routerv1.EmbedResponse{Model: h.GetModel(), Digest: h.GetDigest()}
 	for try := 1; ; try++ {
