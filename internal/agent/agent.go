@@ -92,6 +92,9 @@ func New() (*Agent, error) {
 	return &Agent{addr: addr, dialer: rpc.NewDialer(rpc.DialOptions{}), changed: make(chan struct{})}, nil
 }
 
+// CheckWith sets how the agent reaches the services whose health it checks. Call it before Start.
+func (a *Agent) CheckWith(o rpc.DialOptions) { a.dialer = rpc.NewDialer(o) }
+
 // Addr returns the address of the HTTP API. It stays the same over Stop and Start.
 func (a *Agent) Addr() string { return a.addr }
 
