@@ -32,6 +32,9 @@ func TestBucket_WaitsAreExact(t *testing.T) {
 				t.Fatalf("%d of %d a minute: taken before the wait of %v is over", n, limit, wait)
 			}
 			now = now.Add(wait)
+			if have, _ := b.Remaining(now); have < n {
+				t.Fatalf("%d of %d a minute: only %d remain after a wait of %v", n, limit, have, wait)
+			}
 			if more := b.Take(now, n); more != 0 {
 				t.Fatalf("%d of %d a minute: after a wait of %v there is another of %v", n, limit, wait, more)
 			}

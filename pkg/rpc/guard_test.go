@@ -338,6 +338,28 @@ func TestGuard_TheTenantComesFromTheKey(t *testing.T) {
 	}
 }
 
+func TestGuard_AmbiguousCredentialsAreWrong(t *testing.T) {
+	keys, secrets := testKeys(t)
+	addr, served := serveAll(t, rpc.ServerOptions{Guard: auth.NewGuard(keys, "")})
+	const method = "/lamina.router.v1.RouterService/ListModels"
+	conn, good := dial(t, addr, rpc.DialOptions{}), secrets["user"]
+	for want, all := range map[codes.Code][][]string{
+		codes.Aborted: {{"authorization", "Bearer " + good}, {"authorization", "bearer " + good}, {"x-api-key", good},
+			{"x-api-key", good, "authorization", "Bearer " + good}},
+		codes.Unauthenticated: {{"authorization", "Bearer " + good, "authorization", "Bearer " + good},
+			{"x-api-key", good, "x-api-key", good}, {"authorization", good}, {"authorization", "Basic " + good},
+			{"authorization", ""}, {"x-api-key", ""}, {"x-api-key", secrets["operator"], "authorization", "Bearer " + good}},
+	} {
+		for _, pairs := range all {
+			before := served.count(method)
+			got := call(metadata.AppendToOutgoingContext(t.Context(), pairs...), conn, method)
+			if got != want || (served.count(method) > before) != (want == codes.Aborted) {
+				t.Errorf("%d values, %.14q: %v, want %v", len(pairs)/2, pairs[1], got, want)
+			}
+		}
+	}
+}
+
 func TestGuard_BudgetOfRequestsSaysHowLongToWait(t *testing.T) {
 	k, secret, err := auth.NewKey(auth.Key{Roles: []auth.Role{auth.User}, Requests: 1}, time.Now())
 	if err != nil {
