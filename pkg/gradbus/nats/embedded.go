@@ -2,7 +2,9 @@ package nats
 
 import (
 	"errors"
+	"net"
 	"os"
+	"reflect"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -63,6 +65,18 @@ func embed(dir string, o *server.Options) (*Embedded, error) {
 
 // embeddedURL is a name only: connections to the embedded server have no address.
 const embeddedURL = "nats://embedded"
+
+// Listeners returns the addresses of all listeners of the server.
+func (e *Embedded) Listeners() []string {
+	var addrs []string
+	for _, addr := range []net.Addr{e.server.Addr(), e.server.MonitorAddr(), e.server.ClusterAddr(),
+		e.server.ProfilerAddr()} {
+		if v := reflect.ValueOf(addr); addr != nil && !(v.Kind() == reflect.Pointer && v.IsNil()) {
+			addrs = append(addrs, addr.String())
+		}
+	}
+	return addrs
+}
 
 // Connect connects to the embedded server without a socket.
 func (e *Embedded) Connect(c Config) (*Bus, error) {

@@ -44,6 +44,8 @@ type Config struct {
 	Password string
 	Token    string
 	Creds    string      // a credentials file
+	NKey     string      // a file with the seed of an nkey
+	CA       string      // certificate authority of the server (PEM file); empty for those of the system
 	TLS      *tls.Config // nil: the URL decides
 	MaxBytes int64       // of a run's stream; 0 means 1 GiB
 	MaxMsgs  int64       // of a run's stream; 0 means no limit
@@ -106,6 +108,18 @@ func (c Config) options() []nats.Option {
 	}
 	if c.TLS != nil {
 		options = append(options, nats.Secure(c.TLS))
+	}
+	if c.CA != "" {
+		options = append(options, nats.RootCAs(c.CA))
+	}
+	if c.NKey != "" {
+		options = append(options, func(o *nats.Options) error {
+			nkey, err := nats.NkeyOptionFromSeed(c.NKey)
+			if err != nil {
+				return fault.Wrap(fault.Invalid, err, "read nkey %s", c.NKey)
+			}
+			return nkey(o)
+		})
 	}
 	return options
 }
