@@ -26,7 +26,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // agent starts a Consul agent on free ports, or skips the test.
-func agent(t *testing.T) *consulAgent {
+func agent(t *testing.T, arguments ...string) *consulAgent {
 	t.Helper()
 	binary := os.Getenv("LAMINA_CONSUL")
 	if binary == "" {
@@ -35,7 +35,7 @@ func agent(t *testing.T) *consulAgent {
 	if _, err := os.Stat(binary); err != nil {
 		t.Skipf("no consul at %s: run `make tools` or set LAMINA_CONSUL", binary)
 	}
-	a := &consulAgent{t: t, binary: binary, ports: freePorts(t, 5)}
+	a := &consulAgent{t: t, binary: binary, ports: freePorts(t, 5), more: arguments}
 	a.start()
 	t.Cleanup(a.stop)
 	return a
@@ -46,6 +46,7 @@ type consulAgent struct {
 	t      *testing.T
 	binary string
 	ports  []int
+	more   []string // arguments
 	cmd    *exec.Cmd
 }
 
@@ -54,11 +55,12 @@ func (a *consulAgent) addr() string { return fmt.Sprintf("127.0.0.1:%d", a.ports
 // start runs the agent and waits until it has elected itself as leader.
 func (a *consulAgent) start() {
 	a.t.Helper()
-	a.cmd = exec.Command(a.binary, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
+	arguments := []string{"agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
 		fmt.Sprintf("-http-port=%d", a.ports[0]), fmt.Sprintf("-server-port=%d", a.ports[1]),
 		fmt.Sprintf("-serf-lan-port=%d", a.ports[2]),
 		fmt.Sprintf("-serf-wan-port=%d", a.ports[3]), fmt.Sprintf("-grpc-port=%d", a.ports[4]), "-grpc-tls-port=-1",
-		"-dns-port=-1")
+		"-dns-port=-1"}
+	a.cmd = exec.Command(a.binary, append(arguments, a.more...)...)
 	if err := a.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}
