@@ -26,7 +26,7 @@ const (
 type Key struct {
 	ID     string `json:"id"`
 	Name   string `json:"name,omitempty"`
-	Digest string `json:"sha256"` // of the secret, in hexadecimal
+	Digest string `json:"sha256,omitempty"` // of the secret, in hexadecimal
 	Tenant string `json:"tenant,omitempty"`
 	Roles  []Role `json:"roles"`
 	// Verbs restricts what the roles give; empty for no restriction.

@@ -176,7 +176,7 @@ func LoadAuthority(dir string) (*Authority, error) {
 }
 
 // Issue writes a new key and certificate for an id, NAME.pem and NAME.key. hosts are names and addresses of a service
-// besides those of this machine.
+// besides those of this machine; without any, those of the certificate that is replaced stay.
 func (a *Authority) Issue(dir string, id ID, hosts []string, now time.Time, valid time.Duration) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -193,10 +193,13 @@ func (a *Authority) Issue(dir string, id ID, hosts []string, now time.Time, vali
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 		template.DNSNames = []string{"localhost"}
 		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+		if len(hosts) == 0 {
+			hosts = hostsOf(filepath.Join(dir, id.Name()+".pem"))
+		}
 		for _, host := range hosts {
 			if ip := net.ParseIP(host); ip != nil {
 				template.IPAddresses = append(template.IPAddresses, ip)
-			} else {
+			} else if !slices.Contains(template.DNSNames, host) {
 				template.DNSNames = append(template.DNSNames, host)
 			}
 		}
@@ -209,6 +212,29 @@ func (a *Authority) Issue(dir string, id ID, hosts []string, now time.Time, vali
 		return fault.Wrap(fault.Invalid, err, "sign certificate of %s", id.Name())
 	}
 	return save(dir, id.Name(), der, key)
+}
+
+// hostsOf returns the names and addresses of a certificate, or none if there is no certificate.
+func hostsOf(path string) []string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil
+	}
+	hosts := cert.DNSNames
+	for _, ip := range cert.IPAddresses {
+		if !ip.IsLoopback() {
+			hosts = append(hosts, ip.String())
+		}
+	}
+	return hosts
 }
 
 // save writes a key, and then its certificate.
