@@ -67,6 +67,7 @@ type cli struct {
 	Health    healthCmd    `cmd:"" group:"Services" help:"Query the health of a service; exit with 1 unless it is SERVING."`
 
 	Keys  keysGroup  `cmd:"" group:"Access" help:"Make, list, rotate and revoke API keys."`
+	Nkeys nkeysGroup `cmd:"" group:"Access" help:"Make what services need to use NATS and Consul safely."`
 	Certs certsGroup `cmd:"" group:"Access" help:"Make the certificates by which services know each other."`
 
 	Version versionCmd `cmd:"" help:"Print the version."`

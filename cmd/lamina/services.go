@@ -8,7 +8,6 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
-	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -83,7 +82,7 @@ type shardCmd struct {
 	Train       bool   `help:"Take part in training runs. This needs NATS."`
 	Runs        string `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
 	NATS        string `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
-	NATSToken   string `help:"Token for NATS."                                                                                                                                                               name:"nats-token"   env:"LAMINA_NATS_TOKEN"`
+	natsFlags
 }
 
 // Run serves until interrupted.
@@ -93,9 +92,9 @@ func (c *shardCmd) Run(e *verb.Env) error {
 		return err
 	}
 	defer end()
-	return app.Shard(e.Ctx, c.config(e, c.Listen), app.ShardConfig{
+	return app.Shard(e.Ctx, c.serviceFlags.config(e, c.Listen), app.ShardConfig{
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
-		NATS: nats.Config{URL: c.NATS, Token: c.NATSToken}, RunsDir: c.Runs,
+		NATS: c.natsFlags.config(c.NATS), RunsDir: c.Runs,
 	})
 }
 
@@ -109,10 +108,10 @@ type routerCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
-	NATS      string        `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
-	NATSToken string        `help:"Token for NATS."                                                                                                                                                              name:"nats-token" env:"LAMINA_NATS_TOKEN"`
-	Drain     time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
-	Draft     string        `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
+	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
+	natsFlags
+	Drain time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
+	Draft string        `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
 }
 
 // schedulingFlags are the settings of a router's schedulers.
@@ -175,10 +174,10 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	if c.Drain <= 0 || c.Drain > maxDrain {
 		return fault.Field("drain", "%v: want more than 0 and at most %v", c.Drain, maxDrain)
 	}
-	return app.Router(e.Ctx, c.config(e, c.Listen), app.RouterConfig{
+	return app.Router(e.Ctx, c.serviceFlags.config(e, c.Listen), app.RouterConfig{
 		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
 		Scheduling: c.scheduling(),
-		NATS:       nats.Config{URL: c.NATS, Token: c.NATSToken},
+		NATS:       c.natsFlags.config(c.NATS),
 		Bound:      func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
