@@ -6,11 +6,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -238,5 +240,89 @@ func TestMesh_OpenListenersNeedTLSAndKeys(t *testing.T) {
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// sockets returns the addresses on which this process listens, or skips the test.
+func sockets(t *testing.T) map[string]bool {
+	t.Helper()
+	own := map[string]bool{}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("this system does not list the sockets of a process")
+	}
+	for _, fd := range fds {
+		if link, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(link, "socket:[") {
+			own[strings.Trim(link, "socket:[]")] = true
+		}
+	}
+	found := map[string]bool{}
+	for _, family := range []string{"tcp", "tcp6"} {
+		text, err := os.ReadFile("/proc/self/net/" + family)
+		if err != nil {
+			continue
+		}
+		for _, line := range strings.Split(string(text), "\n") {
+			f := strings.Fields(line)
+			if len(f) < 10 || f[3] != "0A" || !own[f[9]] { // 0A is LISTEN
+				continue
+			}
+			_, port, _ := strings.Cut(f[1], ":")
+			n, err := strconv.ParseUint(port, 16, 16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[fmt.Sprintf("127.0.0.1:%d", n)] = true
+		}
+	}
+	return found
+}
+
+// TestMesh_AStrangerReachesNothing knocks at every port that a mesh with keys opens.
+func TestMesh_AStrangerReachesNothing(t *testing.T) {
+	before := sockets(t)
+	keys, secrets := keyFile(t, auth.Key{Name: "operator", Roles: []auth.Role{auth.Operator}})
+	m, _ := startMesh(t, t.Context(), app.MeshConfig{
+		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1},
+		Model:   shared(t, "models/stories260K/stories260K-f32.gguf"), Train: true,
+		Runs: app.TrainerConfig{Dir: t.TempDir(), Data: t.TempDir()},
+		GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Access: app.AccessConfig{Keys: keys},
+	})
+	opened := sockets(t)
+	for addr := range before {
+		delete(opened, addr)
+	}
+	if len(opened) != 2 || !opened[m.GRPCAddr()] || !opened[m.HTTPAddr()] {
+		t.Fatalf("a mesh listens on %v, and should on %s and %s alone", opened, m.GRPCAddr(), m.HTTPAddr())
+	}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
+	for addr := range opened {
+		for _, path := range []string{"/", "/healthz", "/readyz", "/metrics", "/v1/models", "/api/tags", "/debug/pprof/",
+			"/varz", "/connz", "/jsz", "/v1/agent/self", "/nothing"} {
+			q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp, err := client.Do(q); err == nil { // the gRPC port speaks no HTTP/1.1
+				if resp.StatusCode != http.StatusUnauthorized {
+					t.Errorf("%s%s answers %d", addr, path, resp.StatusCode)
+				}
+				resp.Body.Close()
+			} else if addr == m.HTTPAddr() {
+				t.Errorf("%s%s: %v", addr, path, err)
+			}
+		}
+	}
+	for secret, want := range map[string]codes.Code{"": codes.Unauthenticated, secrets["operator"]: codes.OK} {
+		d := rpc.NewDialer(rpc.DialOptions{Secret: secret})
+		conn, err := d.Dial(m.GRPCAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = routerv1.NewRouterServiceClient(conn).Topology(t.Context(), &routerv1.TopologyRequest{})
+		if status.Code(err) != want {
+			t.Errorf("the topology: %v, want %v", err, want)
+		}
+		d.Close()
 	}
 }
