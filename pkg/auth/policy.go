@@ -128,5 +128,15 @@ func Routes() map[string]Rule {
 		"POST /detokenize": only(Tokenize),
 		"POST /rerank":     metered(Embed),
 		"POST /score":      metered(Embed),
+
+		// KServe
+		"GET /v2":                       only(Models),
+		"GET /v2/health/live":           only(Probe, Services()...),
+		"GET /v2/health/ready":          only(Probe, Services()...),
+		"GET /v2/models/{model}":        only(Models),
+		"GET /v2/models/{model}/ready":  only(Models),
+		"POST /v2/models/{model}/infer": metered(Generate),
+
+		"GET /openapi.json": only(Page),
 	}
 }

@@ -20,9 +20,12 @@ import (
 	"github.com/lamina-mesh/lamina/services/router/anthropic"
 	"github.com/lamina-mesh/lamina/services/router/console"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
+	"github.com/lamina-mesh/lamina/services/router/kserve"
 	"github.com/lamina-mesh/lamina/services/router/ollama"
 	"github.com/lamina-mesh/lamina/services/router/openai"
+	"github.com/lamina-mesh/lamina/services/router/openapi"
 	"github.com/lamina-mesh/lamina/services/router/responses"
+	"github.com/lamina-mesh/lamina/services/router/vllm"
 	"github.com/lamina-mesh/lamina/services/sampler"
 	"github.com/lamina-mesh/lamina/services/shard"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
@@ -337,13 +340,16 @@ func (p *process) buildHTTP() error {
 
 // httpAPIs returns the HTTP APIs with all their routes. limit is how long a client may take to read an event.
 func httpAPIs(b *router.Backend, log *slog.Logger, limit time.Duration) []httpapi.API {
-	return []httpapi.API{
+	fail := openai.Fail(openai.Options{Log: log, WriteTimeout: limit})
+	apis := []httpapi.API{
 		openai.Routes(b, openai.Options{Log: log, WriteTimeout: limit}),
 		responses.Routes(b, responses.Options{
-			Log: log, WriteTimeout: limit, Fail: openai.Fail(openai.Options{Log: log, WriteTimeout: limit}),
-			Error: openai.ErrorObject,
+			Log: log, WriteTimeout: limit, Fail: fail, Error: openai.ErrorObject,
 		}),
 		anthropic.Routes(b, anthropic.Options{Log: log, WriteTimeout: limit}),
 		ollama.Routes(b, ollama.Options{Log: log, WriteTimeout: limit}),
+		vllm.Routes(b, vllm.Options{Log: log, WriteTimeout: limit, Fail: fail}),
+		kserve.Routes(b, kserve.Options{Log: log, WriteTimeout: limit}),
 	}
+	return append(apis, openapi.Routes(apis, fail, log))
 }

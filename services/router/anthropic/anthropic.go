@@ -41,8 +41,10 @@ func Routes(b Backend, o Options) httpapi.API {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	return httpapi.API{Name: "anthropic", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
-		{Method: http.MethodPost, Path: "/v1/messages", Handle: s.messages},
-		{Method: http.MethodPost, Path: "/v1/messages/count_tokens", Handle: s.count},
+		{Method: http.MethodPost, Path: "/v1/messages", Handle: s.messages,
+			Summary: "Answer a chat.", Body: request{}, Stream: httpapi.EventStream},
+		{Method: http.MethodPost, Path: "/v1/messages/count_tokens", Handle: s.count,
+			Summary: "Count the tokens of a prompt.", Body: request{}},
 	}}
 }
 

@@ -15,6 +15,9 @@ import (
 type Route struct {
 	Method, Path string
 	Handle       http.HandlerFunc
+	Summary      string // what it does, in a few words
+	Body         any    // a value of the type of the body, whose JSON names describe it; nil for none
+	Stream       string // the content type of a stream that it may answer with; empty for none
 }
 
 // API is the routes whose errors have one shape.

@@ -45,15 +45,24 @@ func Routes(b Backend, o Options) httpapi.API {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	return httpapi.API{Name: "ollama", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
-		{Method: http.MethodPost, Path: "/api/chat", Handle: s.chat},
-		{Method: http.MethodPost, Path: "/api/generate", Handle: s.generate},
-		{Method: http.MethodPost, Path: "/api/embed", Handle: s.embed},
-		{Method: http.MethodPost, Path: "/api/embeddings", Handle: s.embedding},
-		{Method: http.MethodGet, Path: "/api/tags", Handle: s.tags},
-		{Method: http.MethodPost, Path: "/api/show", Handle: s.show},
-		{Method: http.MethodGet, Path: "/api/ps", Handle: s.ps},
-		{Method: http.MethodGet, Path: "/api/version", Handle: s.version},
-		{Method: http.MethodPost, Path: "/api/pull", Handle: s.pull},
+		{Method: http.MethodPost, Path: "/api/chat", Handle: s.chat,
+			Summary: "Answer a chat.", Body: chatRequest{}, Stream: httpapi.JSONLines},
+		{Method: http.MethodPost, Path: "/api/generate", Handle: s.generate,
+			Summary: "Continue or answer a prompt.", Body: generateRequest{}, Stream: httpapi.JSONLines},
+		{Method: http.MethodPost, Path: "/api/embed", Handle: s.embed,
+			Summary: "Compute the embeddings of texts.", Body: embedRequest{}},
+		{Method: http.MethodPost, Path: "/api/embeddings", Handle: s.embedding,
+			Summary: "Compute the embedding of a text.", Body: embedRequest{}},
+		{Method: http.MethodGet, Path: "/api/tags", Handle: s.tags,
+			Summary: "List the models that are served."},
+		{Method: http.MethodPost, Path: "/api/show", Handle: s.show,
+			Summary: "Describe a model.", Body: named{}},
+		{Method: http.MethodGet, Path: "/api/ps", Handle: s.ps,
+			Summary: "List the models that are loaded."},
+		{Method: http.MethodGet, Path: "/api/version", Handle: s.version,
+			Summary: "Tell the version of the API."},
+		{Method: http.MethodPost, Path: "/api/pull", Handle: s.pull,
+			Summary: "Check that a model is served.", Body: named{}, Stream: httpapi.JSONLines},
 	}}
 }
 

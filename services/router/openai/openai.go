@@ -76,13 +76,20 @@ func ErrorObject(err error) any {
 func Routes(b Backend, o Options) httpapi.API {
 	s := newServer(b, o)
 	return httpapi.API{Name: "openai", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
-		{Method: http.MethodGet, Path: "/v1/models", Handle: s.models},
-		{Method: http.MethodGet, Path: "/v1/models/{id...}", Handle: s.model},
-		{Method: http.MethodPost, Path: "/v1/completions", Handle: s.completions},
-		{Method: http.MethodPost, Path: "/v1/chat/completions", Handle: s.chat},
-		{Method: http.MethodPost, Path: "/v1/embeddings", Handle: s.embeddings},
-		{Method: http.MethodGet, Path: "/v1/requests/{id}/stream", Handle: s.resume},
-		{Method: http.MethodDelete, Path: "/v1/requests/{id}", Handle: s.cancel},
+		{Method: http.MethodGet, Path: "/v1/models", Handle: s.models,
+			Summary: "List the models that are served."},
+		{Method: http.MethodGet, Path: "/v1/models/{id...}", Handle: s.model,
+			Summary: "Describe a model."},
+		{Method: http.MethodPost, Path: "/v1/completions", Handle: s.completions,
+			Summary: "Continue a prompt.", Body: completionRequest{}, Stream: httpapi.EventStream},
+		{Method: http.MethodPost, Path: "/v1/chat/completions", Handle: s.chat,
+			Summary: "Answer a chat.", Body: chatRequest{}, Stream: httpapi.EventStream},
+		{Method: http.MethodPost, Path: "/v1/embeddings", Handle: s.embeddings,
+			Summary: "Compute the embeddings of texts.", Body: embeddingRequest{}},
+		{Method: http.MethodGet, Path: "/v1/requests/{id}/stream", Handle: s.resume,
+			Summary: "Read a resumable request again.", Stream: httpapi.EventStream},
+		{Method: http.MethodDelete, Path: "/v1/requests/{id}", Handle: s.cancel,
+			Summary: "End a resumable request."},
 	}}
 }
 

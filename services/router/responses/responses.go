@@ -60,10 +60,14 @@ func Routes(b httpapi.Chatter, o Options) httpapi.API {
 	}
 	s := &server{o, b, newStore(o.MaxResponses, o.MaxBytes, o.MaxAge, o.Now)}
 	return httpapi.API{Name: "responses", Fail: s.fail, Log: o.Log, Routes: []httpapi.Route{
-		{Method: http.MethodPost, Path: "/v1/responses", Handle: s.create},
-		{Method: http.MethodGet, Path: "/v1/responses/{id}", Handle: s.get},
-		{Method: http.MethodDelete, Path: "/v1/responses/{id}", Handle: s.remove},
-		{Method: http.MethodGet, Path: "/v1/responses/{id}/input_items", Handle: s.inputs},
+		{Method: http.MethodPost, Path: "/v1/responses", Handle: s.create,
+			Summary: "Create a response.", Body: request{}, Stream: httpapi.EventStream},
+		{Method: http.MethodGet, Path: "/v1/responses/{id}", Handle: s.get,
+			Summary: "Read a stored response."},
+		{Method: http.MethodDelete, Path: "/v1/responses/{id}", Handle: s.remove,
+			Summary: "Delete a stored response."},
+		{Method: http.MethodGet, Path: "/v1/responses/{id}/input_items", Handle: s.inputs,
+			Summary: "List the input of a stored response."},
 	}}
 }
 

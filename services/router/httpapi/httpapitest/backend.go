@@ -126,6 +126,24 @@ func (b *Backend) Prompt(_ context.Context, r *routerv1.ChatRequest) ([]uint32, 
 	return ids, nil
 }
 
+// Encode returns an id for each byte of the text.
+func (b *Backend) Encode(_ context.Context, _, text string, _, _ bool) ([]uint32, error) {
+	var ids []uint32
+	for _, c := range []byte(text) {
+		ids = append(ids, uint32(c))
+	}
+	return ids, b.Fail
+}
+
+// Decode is the inverse of Encode.
+func (b *Backend) Decode(_ context.Context, _ string, ids []uint32, _ bool) (string, error) {
+	text := make([]byte, len(ids))
+	for i, id := range ids {
+		text[i] = byte(id)
+	}
+	return string(text), b.Fail
+}
+
 // Embed returns for each input the number of its bytes or ids, and the number of the input.
 func (b *Backend) Embed(_ context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error) {
 	if b.Fail != nil {
@@ -139,6 +157,9 @@ func (b *Backend) Embed(_ context.Context, r *routerv1.EmbedRequest) (*routerv1.
 	}
 	return out, nil
 }
+
+// Ready returns Fail.
+func (b *Backend) Ready() error { return b.Fail }
 
 // Models returns one model.
 func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) {

@@ -1,0 +1,102 @@
+package vllm_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
+	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
+	"github.com/lamina-mesh/lamina/services/router/openai"
+	"github.com/lamina-mesh/lamina/services/router/vllm"
+)
+
+func handler(b *httpapitest.Backend) http.Handler {
+	return httpapi.Mux(vllm.Routes(b, vllm.Options{Fail: openai.Fail(openai.Options{})}))
+}
+
+func post(h http.Handler, path, body string) (int, string) {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
+	text, _ := io.ReadAll(w.Body)
+	return w.Code, string(text)
+}
+
+func TestRoutes_Answers(t *testing.T) {
+	// the embedding of the i-th text is its length and i
+	for _, c := range []struct{ path, body, want string }{
+		{"/tokenize", `{"prompt":"ab"}`, `{"count":2,"tokens":[97,98],"max_model_len":60,"token_strs":null}`},
+		{"/tokenize", `{"model":"m","prompt":""}`, `{"count":0,"tokens":[],"max_model_len":60,"token_strs":null}`},
+		{"/tokenize", `{"model":"m","messages":[{"role":"user","content":"c"}]}`,
+			`{"count":1,"tokens":[99],"max_model_len":60,"token_strs":null}`},
+		{"/detokenize", `{"tokens":[97,98]}`, `{"prompt":"ab"}`},
+		{"/score", `{"text_1":"a","text_2":["abcd","abcdefgh"]}`, `{"id":"score-","object":"list","created":1,"model":"m",
+			"data":[{"index":0,"object":"score","score":0.9701425001453319},{"index":1,"object":"score",
+			"score":0.9701425001453319}],"usage":{"prompt_tokens":13,"total_tokens":13}}`},
+		{"/v1/score", `{"text_1":["a","b"],"text_2":["abcd","cd"]}`, `{"id":"score-","object":"list","created":1,"model":"m",
+			"data":[{"index":0,"object":"score","score":0.8944271909999159},{"index":1,"object":"score",
+			"score":0.9805806756909202}],"usage":{"prompt_tokens":8,"total_tokens":8}}`},
+		{"/rerank", `{"query":"a","documents":["b",{"text":"cdefghi"}],"top_n":5}`, `{"id":"rerank-","model":"m",
+			"usage":{"prompt_tokens":9,"total_tokens":9},"results":[{"index":1,"document":{"text":"cdefghi"},
+			"relevance_score":0.9615239476408232},{"index":0,"document":{"text":"b"},"relevance_score":0.7071067811865475}]}`},
+		{"/v1/rerank", `{"query":"a","documents":["b","cdefghi"],"top_n":1}`, `{"id":"rerank-","model":"m",
+			"usage":{"prompt_tokens":9,"total_tokens":9},"results":[{"index":1,"document":{"text":"cdefghi"},
+			"relevance_score":0.9615239476408232}]}`},
+	} {
+		status, text := post(handler(&httpapitest.Backend{}), c.path, c.body)
+		text = regexp.MustCompile(`"created":[1-9][0-9]*`).ReplaceAllString(text, `"created":1`)
+		var got, want any
+		if err := json.Unmarshal([]byte(text), &got); err != nil || status != 200 {
+			t.Fatalf("%s %s: %d %s", c.path, c.body, status, text)
+		}
+		if err := json.Unmarshal([]byte(c.want), &want); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s %s is\n%s\nwant\n%s", c.path, c.body, text, c.want)
+		}
+	}
+}
+
+func TestRoutes_Errors(t *testing.T) {
+	for _, c := range []struct{ path, body, field string }{
+		{"/tokenize", `{}`, "prompt"}, {"/tokenize", `{"prompt":7}`, "prompt"},
+		{"/tokenize", `{"messages":[{"content":"x"}]}`, "messages[0].role"},
+		{"/tokenize", `{"prompt":"x","return_token_strs":true}`, "return_token_strs"},
+		{"/detokenize", `{}`, "tokens"}, {"/detokenize", `{"tokens":["x"]}`, "tokens"},
+		{"/score", `{"text_2":"x"}`, "text_1"}, {"/score", `{"text_1":"x"}`, "text_2"},
+		{"/score", `{"text_1":["x","y"],"text_2":["a","b","c"]}`, "text_1"},
+		{"/rerank", `{"documents":["x"]}`, "query"}, {"/rerank", `{"query":"x"}`, "documents"},
+		{"/rerank", `{"query":"x","documents":["y"],"top_n":-1}`, "top_n"},
+	} {
+		status, text := post(handler(&httpapitest.Backend{}), c.path, c.body)
+		if status != 400 || !strings.Contains(text, `"param":"`+c.field+`"`) {
+			t.Errorf("%s %s: %d %s", c.path, c.body, status, text)
+		}
+	}
+	full := &httpapitest.Backend{Fail: fault.New(fault.Unavailable, "full")}
+	if status, _ := post(handler(full), "/score", `{"text_1":"a","text_2":"b"}`); status != 503 {
+		t.Errorf("a full router answers %d", status)
+	}
+}
+
+func FuzzRequests(f *testing.F) {
+	paths := []string{"/tokenize", "/detokenize", "/score", "/rerank"}
+	for i, body := range []string{`{"messages":[{"role":"user","content":"x"}],"tools":[]}`, `{"tokens":[1]}`,
+		`{"text_1":["a"],"text_2":["b"]}`, `{"query":"q","documents":[{"text":"d"}],"top_n":1}`} {
+		f.Add(uint8(i), body)
+	}
+	h := handler(&httpapitest.Backend{})
+	f.Fuzz(func(t *testing.T, which uint8, body string) {
+		path := paths[int(which)%len(paths)]
+		if status, text := post(h, path, body); status >= 500 {
+			t.Errorf("%s answers %d %s to %q", path, status, text, body)
+		}
+	})
+}
