@@ -80,6 +80,7 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 	t.Run("PythonExamples", func(t *testing.T) {
 		pythonExamples(t, root, work, grpc, http)
 	})
+	t.Run("APIs", func(t *testing.T) { otherAPIs(t, root, work, clients) })
 	t.Run("TypeScript", func(t *testing.T) {
 		dir := filepath.Join(work, "typescript")
 		copyDir(t, filepath.Join(clients, "typescript"), dir)

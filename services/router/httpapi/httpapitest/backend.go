@@ -22,7 +22,7 @@ type Backend struct {
 	Length bool   // the answer was ended by its limit
 	Fail   error  // with FailAt pieces sent
 	FailAt int
-	Hang   chan struct{} // closed when the context of a chat that has sent its pieces has ended; nil does not wait
+	Hang   chan struct{} // closed when the chat has ended, which waits for the end of its context; nil does not wait
 
 	Plain bool // the model has no chat template
 
@@ -52,6 +52,9 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	b.mu.Lock()
 	b.chats = append(b.chats, r)
 	b.mu.Unlock()
+	if b.Hang != nil {
+		defer close(b.Hang) // also if the client has gone before all pieces are sent
+	}
 	if b.Fail != nil && b.FailAt == 0 {
 		return b.Fail
 	}
@@ -73,7 +76,6 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	}
 	if b.Hang != nil {
 		<-ctx.Done()
-		close(b.Hang)
 		return ctx.Err()
 	}
 	reason := samplerv1.FinishReason_FINISH_REASON_STOP

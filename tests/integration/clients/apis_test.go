@@ -1,0 +1,68 @@
+package clients_test
+
+import (
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+// otherAPIs runs the stock clients of APIs other than OpenAI's against a mesh with a small chat model.
+func otherAPIs(t *testing.T, root, work, clients string) {
+	model := chatModel(root)
+	if model == "" {
+		t.Skip("no chat model: set LAMINA_SHARED")
+	}
+	_, http := up(t, root, model)
+	python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
+	t.Run("Anthropic", func(t *testing.T) {
+		var got struct {
+			Text   string
+			Stop   []any
+			Call   string
+			Person []string
+			Errors [][]any
+		}
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/anthropic_chat.py"), http), &got)
+		wrong := []any{400.0, "invalid_request_error"}
+		if got.Text == "" || got.Call != "get_weather" || !reflect.DeepEqual(got.Person, []string{"age", "name"}) ||
+			!reflect.DeepEqual(got.Stop, []any{"stop_sequence", true}) ||
+			!reflect.DeepEqual(got.Errors, [][]any{{404.0, "not_found_error"}, wrong, wrong}) {
+			t.Errorf("anthropic_chat.py printed %+v", got)
+		}
+	})
+	t.Run("Ollama", func(t *testing.T) {
+		var got struct {
+			Text       string
+			Final      bool
+			Person     []string
+			Embeddings int
+			Family     string
+			Loaded     bool
+			Pulled     string
+			Errors     []int
+		}
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/ollama_chat.py"), http), &got)
+		if got.Text == "" || !got.Final || !reflect.DeepEqual(got.Person, []string{"age", "name"}) ||
+			got.Embeddings != 2 || got.Family != "llama" || !got.Loaded || got.Pulled != "success" ||
+			!reflect.DeepEqual(got.Errors, []int{404, 400, 404}) {
+			t.Errorf("ollama_chat.py printed %+v", got)
+		}
+	})
+	t.Run("AISDK", func(t *testing.T) {
+		dir := filepath.Join(work, "aisdk")
+		copyDir(t, filepath.Join(clients, "aisdk"), dir)
+		command(t, dir, nil, "npm", "install", "--no-package-lock", "--loglevel=error")
+		var got struct {
+			Text   string
+			Call   string
+			City   bool
+			Person []string
+			Status int
+		}
+		decode(t, command(t, dir, nil, "node", "chat.mjs", http), &got)
+		if got.Text == "" || got.Call != "get_weather" || !got.City || got.Status != 404 ||
+			!reflect.DeepEqual(got.Person, []string{"age", "name"}) {
+			t.Errorf("chat.mjs printed %+v", got)
+		}
+	})
+}
