@@ -8,7 +8,7 @@ import (
 
 // otherAPIs runs the stock clients of APIs other than OpenAI's against a mesh with a small chat model.
 func otherAPIs(t *testing.T, root, work, clients string) {
-	model := chatModel(root)
+	model := chatModel()
 	if model == "" {
 		t.Skip("no chat model: set LAMINA_SHARED")
 	}
