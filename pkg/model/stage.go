@@ -41,9 +41,11 @@ type Stage[F tensor.Float] struct {
 	recompute bool      // keep only the inputs of blocks; see recompute.go
 	again     *Trace[F] // of the block that is run again
 
-	adapter, trained *Adapter[F] // the one that passes use; the one that is trained; see lora.go
-	low              scratch[F]  // of one product's adapter
-	dropping         Dropout     // of the pass that runs, for adapters
+	adapter, trained *Adapter[F]  // the one that passes use; the one that is trained; see lora.go
+	low              scratch[F]   // of one product's adapter
+	adapted          []adapted[F] // rows of the batch that runs, while batching; see batchadapters.go
+	batching         bool
+	dropping         Dropout // of the pass that runs, for adapters
 }
 
 // scratch is memory that one pass uses.
@@ -228,6 +230,9 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	}
 	if b.err != nil {
 		return nil, b.err
+	}
+	for i, l := range s.linears() {
+		l.site = i
 	}
 	s.written = s.writtenWhole()
 	s.pack(fill.packed)
