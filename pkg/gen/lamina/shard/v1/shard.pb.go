@@ -761,7 +761,13 @@ type Held struct {
 	// The model encodes whole texts: it serves Embed, and Infer refuses it.
 	Encoder bool `protobuf:"varint,100,opt,name=encoder,proto3" json:"encoder,omitempty"`
 	// The most tokens of a text that Embed takes; 0 if the model's pooling is not supported.
-	EmbedTokens   uint32 `protobuf:"varint,101,opt,name=embed_tokens,json=embedTokens,proto3" json:"embed_tokens,omitempty"`
+	EmbedTokens uint32 `protobuf:"varint,101,opt,name=embed_tokens,json=embedTokens,proto3" json:"embed_tokens,omitempty"`
+	// The adapters that sessions may name, by digest.
+	Adapters []*HeldAdapter `protobuf:"bytes,60,rep,name=adapters,proto3" json:"adapters,omitempty"`
+	// Bytes of memory that adapters take here, also those that are being unloaded.
+	AdapterBytes uint64 `protobuf:"varint,61,opt,name=adapter_bytes,json=adapterBytes,proto3" json:"adapter_bytes,omitempty"`
+	// The most bytes that adapters may take.
+	AdapterLimit  uint64 `protobuf:"varint,62,opt,name=adapter_limit,json=adapterLimit,proto3" json:"adapter_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -950,6 +956,712 @@ func (x *Held) GetEmbedTokens() uint32 {
 	return 0
 }
 
+func (x *Held) GetAdapters() []*HeldAdapter {
+	if x != nil {
+		return x.Adapters
+	}
+	return nil
+}
+
+func (x *Held) GetAdapterBytes() uint64 {
+	if x != nil {
+		return x.AdapterBytes
+	}
+	return 0
+}
+
+func (x *Held) GetAdapterLimit() uint64 {
+	if x != nil {
+		return x.AdapterLimit
+	}
+	return 0
+}
+
+// HeldAdapter is an adapter on a held range.
+type HeldAdapter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its digest, 32 bytes.
+	Digest []byte `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The name under which a router loaded it, for people.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes that its part of the range takes.
+	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Sessions that use it.
+	Sessions      uint32 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldAdapter) Reset() {
+	*x = HeldAdapter{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldAdapter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldAdapter) ProtoMessage() {}
+
+func (x *HeldAdapter) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldAdapter.ProtoReflect.Descriptor instead.
+func (*HeldAdapter) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HeldAdapter) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *HeldAdapter) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeldAdapter) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *HeldAdapter) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+// LoadAdapterRequest is a frame from the router.
+type LoadAdapterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*LoadAdapterRequest_Open
+	//	*LoadAdapterRequest_Tensor
+	//	*LoadAdapterRequest_Chunk
+	Frame         isLoadAdapterRequest_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAdapterRequest) Reset() {
+	*x = LoadAdapterRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAdapterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAdapterRequest) ProtoMessage() {}
+
+func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAdapterRequest.ProtoReflect.Descriptor instead.
+func (*LoadAdapterRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *LoadAdapterRequest) GetFrame() isLoadAdapterRequest_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *LoadAdapterRequest) GetOpen() *LoadAdapterOpen {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterRequest_Open); ok {
+			return x.Open
+		}
+	}
+	return nil
+}
+
+func (x *LoadAdapterRequest) GetTensor() *v1.Tensor {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterRequest_Tensor); ok {
+			return x.Tensor
+		}
+	}
+	return nil
+}
+
+func (x *LoadAdapterRequest) GetChunk() *v1.Chunk {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterRequest_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isLoadAdapterRequest_Frame interface {
+	isLoadAdapterRequest_Frame()
+}
+
+type LoadAdapterRequest_Open struct {
+	// First frame, once.
+	Open *LoadAdapterOpen `protobuf:"bytes,1,opt,name=open,proto3,oneof"`
+}
+
+type LoadAdapterRequest_Tensor struct {
+	// A tensor of a module that the stage wants.
+	Tensor *v1.Tensor `protobuf:"bytes,2,opt,name=tensor,proto3,oneof"`
+}
+
+type LoadAdapterRequest_Chunk struct {
+	// More bytes of the last tensor.
+	Chunk *v1.Chunk `protobuf:"bytes,3,opt,name=chunk,proto3,oneof"`
+}
+
+func (*LoadAdapterRequest_Open) isLoadAdapterRequest_Frame() {}
+
+func (*LoadAdapterRequest_Tensor) isLoadAdapterRequest_Frame() {}
+
+func (*LoadAdapterRequest_Chunk) isLoadAdapterRequest_Frame() {}
+
+// LoadAdapterOpen describes an adapter and names the range that is to hold it.
+type LoadAdapterOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First layer of the range.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past its last layer.
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// The adapter's digest, 32 bytes.
+	Adapter []byte `protobuf:"bytes,4,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	// Its name, for people.
+	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	// All modules of the adapter, by name.
+	Modules       []*AdapterModule `protobuf:"bytes,6,rep,name=modules,proto3" json:"modules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAdapterOpen) Reset() {
+	*x = LoadAdapterOpen{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAdapterOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAdapterOpen) ProtoMessage() {}
+
+func (x *LoadAdapterOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAdapterOpen.ProtoReflect.Descriptor instead.
+func (*LoadAdapterOpen) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LoadAdapterOpen) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *LoadAdapterOpen) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *LoadAdapterOpen) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+func (x *LoadAdapterOpen) GetAdapter() []byte {
+	if x != nil {
+		return x.Adapter
+	}
+	return nil
+}
+
+func (x *LoadAdapterOpen) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LoadAdapterOpen) GetModules() []*AdapterModule {
+	if x != nil {
+		return x.Modules
+	}
+	return nil
+}
+
+// AdapterModule describes the adapter of one module: scale * B[outputs,rank] * A[rank,inputs],
+// which is added to the module's matrix.
+type AdapterModule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The module's name, as transformers names it.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its rank.
+	Rank uint32 `protobuf:"varint,2,opt,name=rank,proto3" json:"rank,omitempty"`
+	// The factor of the product.
+	Scale float64 `protobuf:"fixed64,3,opt,name=scale,proto3" json:"scale,omitempty"`
+	// Inputs of the module; tokens of an embedding.
+	Inputs uint32 `protobuf:"varint,4,opt,name=inputs,proto3" json:"inputs,omitempty"`
+	// Outputs of the module.
+	Outputs uint32 `protobuf:"varint,5,opt,name=outputs,proto3" json:"outputs,omitempty"`
+	// Whether the module is an embedding.
+	Embeds bool `protobuf:"varint,6,opt,name=embeds,proto3" json:"embeds,omitempty"`
+	// SHA-256 of the values of A, as little-endian float32.
+	ADigest []byte `protobuf:"bytes,7,opt,name=a_digest,json=aDigest,proto3" json:"a_digest,omitempty"`
+	// SHA-256 of the values of B.
+	BDigest []byte `protobuf:"bytes,8,opt,name=b_digest,json=bDigest,proto3" json:"b_digest,omitempty"`
+	// With DoRA: SHA-256 of the magnitudes.
+	MagnitudeDigest []byte `protobuf:"bytes,9,opt,name=magnitude_digest,json=magnitudeDigest,proto3" json:"magnitude_digest,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *AdapterModule) Reset() {
+	*x = AdapterModule{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdapterModule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdapterModule) ProtoMessage() {}
+
+func (x *AdapterModule) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdapterModule.ProtoReflect.Descriptor instead.
+func (*AdapterModule) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AdapterModule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdapterModule) GetRank() uint32 {
+	if x != nil {
+		return x.Rank
+	}
+	return 0
+}
+
+func (x *AdapterModule) GetScale() float64 {
+	if x != nil {
+		return x.Scale
+	}
+	return 0
+}
+
+func (x *AdapterModule) GetInputs() uint32 {
+	if x != nil {
+		return x.Inputs
+	}
+	return 0
+}
+
+func (x *AdapterModule) GetOutputs() uint32 {
+	if x != nil {
+		return x.Outputs
+	}
+	return 0
+}
+
+func (x *AdapterModule) GetEmbeds() bool {
+	if x != nil {
+		return x.Embeds
+	}
+	return false
+}
+
+func (x *AdapterModule) GetADigest() []byte {
+	if x != nil {
+		return x.ADigest
+	}
+	return nil
+}
+
+func (x *AdapterModule) GetBDigest() []byte {
+	if x != nil {
+		return x.BDigest
+	}
+	return nil
+}
+
+func (x *AdapterModule) GetMagnitudeDigest() []byte {
+	if x != nil {
+		return x.MagnitudeDigest
+	}
+	return nil
+}
+
+// LoadAdapterResponse is a frame to the router.
+type LoadAdapterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*LoadAdapterResponse_Wanted
+	//	*LoadAdapterResponse_Loaded
+	Frame         isLoadAdapterResponse_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAdapterResponse) Reset() {
+	*x = LoadAdapterResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAdapterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAdapterResponse) ProtoMessage() {}
+
+func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAdapterResponse.ProtoReflect.Descriptor instead.
+func (*LoadAdapterResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LoadAdapterResponse) GetFrame() isLoadAdapterResponse_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *LoadAdapterResponse) GetWanted() *AdapterWanted {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterResponse_Wanted); ok {
+			return x.Wanted
+		}
+	}
+	return nil
+}
+
+func (x *LoadAdapterResponse) GetLoaded() *AdapterLoaded {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterResponse_Loaded); ok {
+			return x.Loaded
+		}
+	}
+	return nil
+}
+
+type isLoadAdapterResponse_Frame interface {
+	isLoadAdapterResponse_Frame()
+}
+
+type LoadAdapterResponse_Wanted struct {
+	// The modules whose tensors are to be sent.
+	Wanted *AdapterWanted `protobuf:"bytes,1,opt,name=wanted,proto3,oneof"`
+}
+
+type LoadAdapterResponse_Loaded struct {
+	// The adapter is loaded.
+	Loaded *AdapterLoaded `protobuf:"bytes,2,opt,name=loaded,proto3,oneof"`
+}
+
+func (*LoadAdapterResponse_Wanted) isLoadAdapterResponse_Frame() {}
+
+func (*LoadAdapterResponse_Loaded) isLoadAdapterResponse_Frame() {}
+
+// AdapterWanted names the modules that a stage needs.
+type AdapterWanted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their indices in the outline, ascending.
+	Modules       []uint32 `protobuf:"varint,1,rep,packed,name=modules,proto3" json:"modules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdapterWanted) Reset() {
+	*x = AdapterWanted{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdapterWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdapterWanted) ProtoMessage() {}
+
+func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdapterWanted.ProtoReflect.Descriptor instead.
+func (*AdapterWanted) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AdapterWanted) GetModules() []uint32 {
+	if x != nil {
+		return x.Modules
+	}
+	return nil
+}
+
+// AdapterLoaded says that entries may name the adapter.
+type AdapterLoaded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes that its part of the range takes.
+	Bytes         uint64 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdapterLoaded) Reset() {
+	*x = AdapterLoaded{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdapterLoaded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdapterLoaded) ProtoMessage() {}
+
+func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdapterLoaded.ProtoReflect.Descriptor instead.
+func (*AdapterLoaded) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AdapterLoaded) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// UnloadAdapterRequest names an adapter on a range.
+type UnloadAdapterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First layer of the range.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past its last layer.
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// The adapter's digest, 32 bytes. One that is not loaded is no error.
+	Adapter       []byte `protobuf:"bytes,4,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadAdapterRequest) Reset() {
+	*x = UnloadAdapterRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadAdapterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadAdapterRequest) ProtoMessage() {}
+
+func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadAdapterRequest.ProtoReflect.Descriptor instead.
+func (*UnloadAdapterRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UnloadAdapterRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *UnloadAdapterRequest) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *UnloadAdapterRequest) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+func (x *UnloadAdapterRequest) GetAdapter() []byte {
+	if x != nil {
+		return x.Adapter
+	}
+	return nil
+}
+
+// UnloadAdapterResponse says what is left to wait for.
+type UnloadAdapterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sessions that still use the adapter.
+	Sessions      uint32 `protobuf:"varint,1,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadAdapterResponse) Reset() {
+	*x = UnloadAdapterResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadAdapterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadAdapterResponse) ProtoMessage() {}
+
+func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadAdapterResponse.ProtoReflect.Descriptor instead.
+func (*UnloadAdapterResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UnloadAdapterResponse) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
 // LeaseInfo is the lease of one pipeline.
 type LeaseInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -965,7 +1677,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1689,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1702,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseInfo) GetPipeline() []byte {
@@ -1029,7 +1741,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1753,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1766,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Hop) GetAddress() string {
@@ -1096,7 +1808,7 @@ type InferRequest struct {
 
 func (x *InferRequest) Reset() {
 	*x = InferRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1820,7 @@ func (x *InferRequest) String() string {
 func (*InferRequest) ProtoMessage() {}
 
 func (x *InferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1833,7 @@ func (x *InferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferRequest.ProtoReflect.Descriptor instead.
 func (*InferRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InferRequest) GetFrame() isInferRequest_Frame {
@@ -1222,7 +1934,7 @@ type InferOpen struct {
 
 func (x *InferOpen) Reset() {
 	*x = InferOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1946,7 @@ func (x *InferOpen) String() string {
 func (*InferOpen) ProtoMessage() {}
 
 func (x *InferOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1959,7 @@ func (x *InferOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpen.ProtoReflect.Descriptor instead.
 func (*InferOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InferOpen) GetPipeline() []byte {
@@ -1315,7 +2027,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +2039,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +2052,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -1417,14 +2129,16 @@ type Entry struct {
 	// is 0 and this is empty. A table names no page twice, covers the entry's last position
 	// and is no longer than `Held.positions` need. Its pages below `position` have to be
 	// mapped already.
-	Pages         []uint32 `protobuf:"varint,10,rep,packed,name=pages,proto3" json:"pages,omitempty"`
+	Pages []uint32 `protobuf:"varint,10,rep,packed,name=pages,proto3" json:"pages,omitempty"`
+	// The digest of the session's adapter, 32 bytes; empty for none.
+	Adapter       []byte `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +2150,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +2163,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -1522,6 +2236,13 @@ func (x *Entry) GetPages() []uint32 {
 	return nil
 }
 
+func (x *Entry) GetAdapter() []byte {
+	if x != nil {
+		return x.Adapter
+	}
+	return nil
+}
+
 // Release names what a pipeline no longer needs. A stage handles the fields in order.
 type Release struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1540,7 +2261,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +2273,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +2286,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Release) GetSessions() [][]byte {
@@ -1607,7 +2328,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +2340,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +2353,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -1724,7 +2445,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2457,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2470,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Lease) GetPages() uint32 {
@@ -1779,7 +2500,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +2512,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +2525,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -1827,7 +2548,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +2560,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +2573,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -1879,6 +2600,7 @@ type Refused struct {
 	// A google.rpc.Code: RESOURCE_EXHAUSTED (more pages than the lease, or a position beyond
 	// the cache's end), ABORTED (epoch), FAILED_PRECONDITION (a position beyond the cached
 	// length, no block table, a hole in it, or a page below `position` that is not mapped),
+	// NOT_FOUND (the adapter is not loaded),
 	// INVALID_ARGUMENT (the entry itself, or page ids that are no table for it).
 	Code uint32 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
 	// What went wrong, for people.
@@ -1891,7 +2613,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2625,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2638,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -1977,7 +2699,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2711,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2724,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -2240,7 +2962,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2974,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2987,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -2500,7 +3222,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +3234,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +3247,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -2566,7 +3288,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +3300,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +3313,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -2634,7 +3356,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +3368,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +3381,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Gradients) GetWire() string {
@@ -2716,7 +3438,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +3450,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3463,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -2809,7 +3531,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3543,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3556,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -2872,7 +3594,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3606,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3619,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -2927,7 +3649,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3661,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3674,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -2993,7 +3715,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3727,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3740,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Optimizer) GetName() string {
@@ -3085,7 +3807,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3819,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3832,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -3152,7 +3874,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3886,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3899,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -3221,7 +3943,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3955,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3968,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -3283,7 +4005,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +4017,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +4030,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -3363,7 +4085,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +4097,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +4110,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *State) GetName() string {
@@ -3426,7 +4148,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +4160,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +4173,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -3484,7 +4206,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3496,7 +4218,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3509,7 +4231,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -3563,7 +4285,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +4297,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +4310,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -3680,7 +4402,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3692,7 +4414,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3705,7 +4427,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -3780,7 +4502,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +4514,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +4527,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -3855,7 +4577,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3867,7 +4589,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3880,7 +4602,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -3962,7 +4684,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4696,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4709,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -4158,7 +4880,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +4892,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +4905,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -4214,7 +4936,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4226,7 +4948,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4239,7 +4961,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -4287,7 +5009,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4299,7 +5021,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4312,7 +5034,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -4410,7 +5132,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4422,7 +5144,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4435,7 +5157,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -4492,7 +5214,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4504,7 +5226,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4517,7 +5239,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -4587,7 +5309,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4599,7 +5321,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4612,7 +5334,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -4639,7 +5361,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4651,7 +5373,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4664,7 +5386,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -4710,7 +5432,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4722,7 +5444,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4735,7 +5457,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -4792,7 +5514,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +5526,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5539,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -4917,7 +5639,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4929,7 +5651,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4942,7 +5664,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Norm) GetName() string {
@@ -4982,7 +5704,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4994,7 +5716,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5007,7 +5729,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -5074,7 +5796,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5086,7 +5808,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5099,7 +5821,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -5141,7 +5863,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5153,7 +5875,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5166,7 +5888,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -5255,7 +5977,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5267,7 +5989,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5280,7 +6002,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *StateFile) GetName() string {
@@ -5301,7 +6023,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5313,7 +6035,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5326,7 +6048,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -5355,7 +6077,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5367,7 +6089,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5380,7 +6102,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SavedFile) GetName() string {
@@ -5435,7 +6157,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5447,7 +6169,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5460,7 +6182,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -5508,7 +6230,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5520,7 +6242,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5533,7 +6255,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -5610,7 +6332,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5622,7 +6344,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5635,7 +6357,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -5678,7 +6400,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5690,7 +6412,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5703,7 +6425,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -5758,7 +6480,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5770,7 +6492,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5783,7 +6505,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -5854,7 +6576,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5866,7 +6588,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5879,7 +6601,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -5901,7 +6623,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5913,7 +6635,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5926,7 +6648,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -5995,7 +6717,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xf0\x04\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xf4\x05\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -6020,8 +6742,53 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leases\x12\x18\n" +
 	"\aresumed\x18\x14 \x01(\bR\aresumed\x12\x18\n" +
 	"\aencoder\x18d \x01(\bR\aencoder\x12!\n" +
-	"\fembed_tokens\x18e \x01(\rR\vembedTokensB\b\n" +
-	"\x06_lease\"Q\n" +
+	"\fembed_tokens\x18e \x01(\rR\vembedTokens\x128\n" +
+	"\badapters\x18< \x03(\v2\x1c.lamina.shard.v1.HeldAdapterR\badapters\x12#\n" +
+	"\radapter_bytes\x18= \x01(\x04R\fadapterBytes\x12#\n" +
+	"\radapter_limit\x18> \x01(\x04R\fadapterLimitB\b\n" +
+	"\x06_lease\"k\n" +
+	"\vHeldAdapter\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x1a\n" +
+	"\bsessions\x18\x04 \x01(\rR\bsessions\"\xba\x01\n" +
+	"\x12LoadAdapterRequest\x126\n" +
+	"\x04open\x18\x01 \x01(\v2 .lamina.shard.v1.LoadAdapterOpenH\x00R\x04open\x122\n" +
+	"\x06tensor\x18\x02 \x01(\v2\x18.lamina.tensor.v1.TensorH\x00R\x06tensor\x12/\n" +
+	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
+	"\x05frame\"\xb1\x01\n" +
+	"\x0fLoadAdapterOpen\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x18\n" +
+	"\aadapter\x18\x04 \x01(\fR\aadapter\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x128\n" +
+	"\amodules\x18\x06 \x03(\v2\x1e.lamina.shard.v1.AdapterModuleR\amodules\"\xf8\x01\n" +
+	"\rAdapterModule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04rank\x18\x02 \x01(\rR\x04rank\x12\x14\n" +
+	"\x05scale\x18\x03 \x01(\x01R\x05scale\x12\x16\n" +
+	"\x06inputs\x18\x04 \x01(\rR\x06inputs\x12\x18\n" +
+	"\aoutputs\x18\x05 \x01(\rR\aoutputs\x12\x16\n" +
+	"\x06embeds\x18\x06 \x01(\bR\x06embeds\x12\x19\n" +
+	"\ba_digest\x18\a \x01(\fR\aaDigest\x12\x19\n" +
+	"\bb_digest\x18\b \x01(\fR\abDigest\x12)\n" +
+	"\x10magnitude_digest\x18\t \x01(\fR\x0fmagnitudeDigest\"\x92\x01\n" +
+	"\x13LoadAdapterResponse\x128\n" +
+	"\x06wanted\x18\x01 \x01(\v2\x1e.lamina.shard.v1.AdapterWantedH\x00R\x06wanted\x128\n" +
+	"\x06loaded\x18\x02 \x01(\v2\x1e.lamina.shard.v1.AdapterLoadedH\x00R\x06loadedB\a\n" +
+	"\x05frame\")\n" +
+	"\rAdapterWanted\x12\x18\n" +
+	"\amodules\x18\x01 \x03(\rR\amodules\"%\n" +
+	"\rAdapterLoaded\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"h\n" +
+	"\x14UnloadAdapterRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x18\n" +
+	"\aadapter\x18\x04 \x01(\fR\aadapter\"3\n" +
+	"\x15UnloadAdapterResponse\x12\x1a\n" +
+	"\bsessions\x18\x01 \x01(\rR\bsessions\"Q\n" +
 	"\tLeaseInfo\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
 	"\x05pages\x18\x02 \x01(\rR\x05pages\x12\x12\n" +
@@ -6051,7 +6818,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
 	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\x12!\n" +
-	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\"\x89\x02\n" +
+	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\"\xa3\x02\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -6065,7 +6832,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\atargets\x18\b \x03(\rR\atargets\x12\x1b\n" +
 	"\tpage_from\x18\t \x01(\rR\bpageFrom\x12\x14\n" +
 	"\x05pages\x18\n" +
-	" \x03(\rR\x05pages\"k\n" +
+	" \x03(\rR\x05pages\x12\x18\n" +
+	"\aadapter\x18< \x01(\fR\aadapter\"k\n" +
 	"\aRelease\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x14\n" +
 	"\x05pages\x18\x02 \x03(\rR\x05pages\x12.\n" +
@@ -6424,14 +7192,16 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x16\n" +
 	"\x12REJECT_REASON_HUGE\x10\x02\x12\x17\n" +
 	"\x13REJECT_REASON_STALE\x10\x03\x12\x1b\n" +
-	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xee\x03\n" +
+	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xac\x05\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
 	"\x05Train\x12\x1d.lamina.shard.v1.TrainRequest\x1a\x1e.lamina.shard.v1.TrainResponse(\x010\x01\x12S\n" +
 	"\bExchange\x12 .lamina.shard.v1.ExchangeRequest\x1a!.lamina.shard.v1.ExchangeResponse(\x010\x01\x12T\n" +
 	"\tSaveState\x12!.lamina.shard.v1.SaveStateRequest\x1a\".lamina.shard.v1.SaveStateResponse0\x01\x12J\n" +
-	"\x05Embed\x12\x1d.lamina.shard.v1.EmbedRequest\x1a\x1e.lamina.shard.v1.EmbedResponse(\x010\x01B?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
+	"\x05Embed\x12\x1d.lamina.shard.v1.EmbedRequest\x1a\x1e.lamina.shard.v1.EmbedResponse(\x010\x01\x12\\\n" +
+	"\vLoadAdapter\x12#.lamina.shard.v1.LoadAdapterRequest\x1a$.lamina.shard.v1.LoadAdapterResponse(\x010\x01\x12^\n" +
+	"\rUnloadAdapter\x12%.lamina.shard.v1.UnloadAdapterRequest\x1a&.lamina.shard.v1.UnloadAdapterResponseB?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
 
 var (
 	file_lamina_shard_v1_shard_proto_rawDescOnce sync.Once
@@ -6446,172 +7216,192 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
-	(PoolKind)(0),              // 0: lamina.shard.v1.PoolKind
-	(Precision)(0),             // 1: lamina.shard.v1.Precision
-	(StateKind)(0),             // 2: lamina.shard.v1.StateKind
-	(RejectReason)(0),          // 3: lamina.shard.v1.RejectReason
-	(*Pooling)(nil),            // 4: lamina.shard.v1.Pooling
-	(*EmbedRequest)(nil),       // 5: lamina.shard.v1.EmbedRequest
-	(*EmbedOpen)(nil),          // 6: lamina.shard.v1.EmbedOpen
-	(*EmbedResponse)(nil),      // 7: lamina.shard.v1.EmbedResponse
-	(*DescribeRequest)(nil),    // 8: lamina.shard.v1.DescribeRequest
-	(*DescribeResponse)(nil),   // 9: lamina.shard.v1.DescribeResponse
-	(*Held)(nil),               // 10: lamina.shard.v1.Held
-	(*LeaseInfo)(nil),          // 11: lamina.shard.v1.LeaseInfo
-	(*Hop)(nil),                // 12: lamina.shard.v1.Hop
-	(*InferRequest)(nil),       // 13: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),          // 14: lamina.shard.v1.InferOpen
-	(*Batch)(nil),              // 15: lamina.shard.v1.Batch
-	(*Entry)(nil),              // 16: lamina.shard.v1.Entry
-	(*Release)(nil),            // 17: lamina.shard.v1.Release
-	(*InferResponse)(nil),      // 18: lamina.shard.v1.InferResponse
-	(*Lease)(nil),              // 19: lamina.shard.v1.Lease
-	(*Computed)(nil),           // 20: lamina.shard.v1.Computed
-	(*InferOpened)(nil),        // 21: lamina.shard.v1.InferOpened
-	(*Refused)(nil),            // 22: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),       // 23: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),          // 24: lamina.shard.v1.TrainOpen
-	(*Member)(nil),             // 25: lamina.shard.v1.Member
-	(*TrainAdapter)(nil),       // 26: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),          // 27: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),             // 28: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),            // 29: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),     // 30: lamina.shard.v1.InitialWeights
-	(*Span)(nil),               // 31: lamina.shard.v1.Span
-	(*Optimizer)(nil),          // 32: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),              // 33: lamina.shard.v1.AdamW
-	(*Muon)(nil),               // 34: lamina.shard.v1.Muon
-	(*SGD)(nil),                // 35: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),      // 36: lamina.shard.v1.ParameterRule
-	(*State)(nil),              // 37: lamina.shard.v1.State
-	(*Load)(nil),               // 38: lamina.shard.v1.Load
-	(*Save)(nil),               // 39: lamina.shard.v1.Save
-	(*Step)(nil),               // 40: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 41: lamina.shard.v1.Microbatch
-	(*Pick)(nil),               // 42: lamina.shard.v1.Pick
-	(*Apply)(nil),              // 43: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),      // 44: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),              // 45: lamina.shard.v1.Abort
-	(*Aborted)(nil),            // 46: lamina.shard.v1.Aborted
-	(*Rejected)(nil),           // 47: lamina.shard.v1.Rejected
-	(*Alive)(nil),              // 48: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),        // 49: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 50: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 51: lamina.shard.v1.Loss
-	(*Picked)(nil),             // 52: lamina.shard.v1.Picked
-	(*Folded)(nil),             // 53: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 54: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 55: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),   // 56: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),  // 57: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),          // 58: lamina.shard.v1.StateFile
-	(*Saved)(nil),              // 59: lamina.shard.v1.Saved
-	(*SavedFile)(nil),          // 60: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),        // 61: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),    // 62: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 63: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 64: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 65: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 66: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 67: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 68: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),          // 69: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),        // 70: lamina.tensor.v1.ElementType
+	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
+	(Precision)(0),                // 1: lamina.shard.v1.Precision
+	(StateKind)(0),                // 2: lamina.shard.v1.StateKind
+	(RejectReason)(0),             // 3: lamina.shard.v1.RejectReason
+	(*Pooling)(nil),               // 4: lamina.shard.v1.Pooling
+	(*EmbedRequest)(nil),          // 5: lamina.shard.v1.EmbedRequest
+	(*EmbedOpen)(nil),             // 6: lamina.shard.v1.EmbedOpen
+	(*EmbedResponse)(nil),         // 7: lamina.shard.v1.EmbedResponse
+	(*DescribeRequest)(nil),       // 8: lamina.shard.v1.DescribeRequest
+	(*DescribeResponse)(nil),      // 9: lamina.shard.v1.DescribeResponse
+	(*Held)(nil),                  // 10: lamina.shard.v1.Held
+	(*HeldAdapter)(nil),           // 11: lamina.shard.v1.HeldAdapter
+	(*LoadAdapterRequest)(nil),    // 12: lamina.shard.v1.LoadAdapterRequest
+	(*LoadAdapterOpen)(nil),       // 13: lamina.shard.v1.LoadAdapterOpen
+	(*AdapterModule)(nil),         // 14: lamina.shard.v1.AdapterModule
+	(*LoadAdapterResponse)(nil),   // 15: lamina.shard.v1.LoadAdapterResponse
+	(*AdapterWanted)(nil),         // 16: lamina.shard.v1.AdapterWanted
+	(*AdapterLoaded)(nil),         // 17: lamina.shard.v1.AdapterLoaded
+	(*UnloadAdapterRequest)(nil),  // 18: lamina.shard.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil), // 19: lamina.shard.v1.UnloadAdapterResponse
+	(*LeaseInfo)(nil),             // 20: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                   // 21: lamina.shard.v1.Hop
+	(*InferRequest)(nil),          // 22: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),             // 23: lamina.shard.v1.InferOpen
+	(*Batch)(nil),                 // 24: lamina.shard.v1.Batch
+	(*Entry)(nil),                 // 25: lamina.shard.v1.Entry
+	(*Release)(nil),               // 26: lamina.shard.v1.Release
+	(*InferResponse)(nil),         // 27: lamina.shard.v1.InferResponse
+	(*Lease)(nil),                 // 28: lamina.shard.v1.Lease
+	(*Computed)(nil),              // 29: lamina.shard.v1.Computed
+	(*InferOpened)(nil),           // 30: lamina.shard.v1.InferOpened
+	(*Refused)(nil),               // 31: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),          // 32: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),             // 33: lamina.shard.v1.TrainOpen
+	(*Member)(nil),                // 34: lamina.shard.v1.Member
+	(*TrainAdapter)(nil),          // 35: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 36: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 37: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 38: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 39: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 40: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 41: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 42: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 43: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 44: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 45: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 46: lamina.shard.v1.State
+	(*Load)(nil),                  // 47: lamina.shard.v1.Load
+	(*Save)(nil),                  // 48: lamina.shard.v1.Save
+	(*Step)(nil),                  // 49: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 50: lamina.shard.v1.Microbatch
+	(*Pick)(nil),                  // 51: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 52: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 53: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 54: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 55: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 56: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 57: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 58: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 59: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 60: lamina.shard.v1.Loss
+	(*Picked)(nil),                // 61: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 62: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 63: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 64: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 65: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 66: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 67: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 68: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 69: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 70: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 71: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 72: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 73: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 74: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 75: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 76: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),              // 77: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 78: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 79: lamina.tensor.v1.ElementType
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,  // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,  // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	68, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	69, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	77, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	78, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,  // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	69, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	68, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	78, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	77, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
 	10, // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
-	11, // 8: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
-	14, // 9: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	15, // 10: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	68, // 11: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	17, // 12: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	12, // 13: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	70, // 14: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	16, // 15: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	69, // 16: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	19, // 17: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	21, // 18: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	22, // 19: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	20, // 20: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	19, // 21: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	10, // 22: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	24, // 23: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	37, // 24: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	68, // 25: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	38, // 26: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	40, // 27: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	41, // 28: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	43, // 29: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	39, // 30: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	45, // 31: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	31, // 32: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	32, // 33: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	1,  // 34: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	30, // 35: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	29, // 36: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	27, // 37: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	28, // 38: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	26, // 39: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	1,  // 40: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	30, // 41: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	33, // 42: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	34, // 43: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	35, // 44: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	36, // 45: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,  // 46: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	69, // 47: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	25, // 48: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	42, // 49: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	49, // 50: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	50, // 51: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	51, // 52: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	53, // 53: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	55, // 54: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	52, // 55: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	46, // 56: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	47, // 57: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	48, // 58: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	3,  // 59: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	54, // 60: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	58, // 61: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	60, // 62: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	59, // 63: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	60, // 64: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	61, // 65: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	63, // 66: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	64, // 67: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	68, // 68: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	69, // 69: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	66, // 70: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	67, // 71: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	68, // 72: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	69, // 73: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	8,  // 74: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	13, // 75: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	23, // 76: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	62, // 77: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	56, // 78: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,  // 79: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	9,  // 80: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	18, // 81: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	44, // 82: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	65, // 83: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	57, // 84: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,  // 85: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	80, // [80:86] is the sub-list for method output_type
-	74, // [74:80] is the sub-list for method input_type
-	74, // [74:74] is the sub-list for extension type_name
-	74, // [74:74] is the sub-list for extension extendee
-	0,  // [0:74] is the sub-list for field type_name
+	20, // 8: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	11, // 9: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
+	13, // 10: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
+	78, // 11: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	77, // 12: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	14, // 13: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
+	16, // 14: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
+	17, // 15: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
+	23, // 16: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	24, // 17: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	77, // 18: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	26, // 19: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	21, // 20: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	79, // 21: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	25, // 22: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	78, // 23: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	28, // 24: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	30, // 25: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	31, // 26: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	29, // 27: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	28, // 28: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	10, // 29: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	33, // 30: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	46, // 31: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	77, // 32: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	47, // 33: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	49, // 34: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	50, // 35: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	52, // 36: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	48, // 37: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	54, // 38: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	40, // 39: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	41, // 40: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,  // 41: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	39, // 42: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	38, // 43: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	36, // 44: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	37, // 45: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	35, // 46: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,  // 47: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	39, // 48: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	42, // 49: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	43, // 50: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	44, // 51: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	45, // 52: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,  // 53: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	78, // 54: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	34, // 55: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	51, // 56: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	58, // 57: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	59, // 58: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	60, // 59: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	62, // 60: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	64, // 61: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	61, // 62: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	55, // 63: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	56, // 64: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	57, // 65: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	3,  // 66: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	63, // 67: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	67, // 68: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	69, // 69: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	68, // 70: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	69, // 71: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	70, // 72: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	72, // 73: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	73, // 74: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	77, // 75: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	78, // 76: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	75, // 77: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	76, // 78: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	77, // 79: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	78, // 80: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	8,  // 81: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	22, // 82: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	32, // 83: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	71, // 84: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	65, // 85: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,  // 86: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	12, // 87: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	18, // 88: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	9,  // 89: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	27, // 90: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	53, // 91: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	74, // 92: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	66, // 93: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,  // 94: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	15, // 95: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	19, // 96: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	89, // [89:97] is the sub-list for method output_type
+	81, // [81:89] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -6629,19 +7419,28 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*EmbedResponse_Chunk)(nil),
 	}
 	file_lamina_shard_v1_shard_proto_msgTypes[6].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[9].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[8].OneofWrappers = []any{
+		(*LoadAdapterRequest_Open)(nil),
+		(*LoadAdapterRequest_Tensor)(nil),
+		(*LoadAdapterRequest_Chunk)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[11].OneofWrappers = []any{
+		(*LoadAdapterResponse_Wanted)(nil),
+		(*LoadAdapterResponse_Loaded)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[18].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[14].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[23].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
 		(*InferResponse_Lease)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[19].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[28].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -6652,9 +7451,9 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[40].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[41].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[44].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[49].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -6665,18 +7464,18 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Rejected)(nil),
 		(*TrainResponse_Alive)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[53].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[62].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[58].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[67].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[61].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[70].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -6687,7 +7486,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   64,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

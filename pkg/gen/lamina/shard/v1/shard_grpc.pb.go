@@ -22,12 +22,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ShardService_Describe_FullMethodName  = "/lamina.shard.v1.ShardService/Describe"
-	ShardService_Infer_FullMethodName     = "/lamina.shard.v1.ShardService/Infer"
-	ShardService_Train_FullMethodName     = "/lamina.shard.v1.ShardService/Train"
-	ShardService_Exchange_FullMethodName  = "/lamina.shard.v1.ShardService/Exchange"
-	ShardService_SaveState_FullMethodName = "/lamina.shard.v1.ShardService/SaveState"
-	ShardService_Embed_FullMethodName     = "/lamina.shard.v1.ShardService/Embed"
+	ShardService_Describe_FullMethodName      = "/lamina.shard.v1.ShardService/Describe"
+	ShardService_Infer_FullMethodName         = "/lamina.shard.v1.ShardService/Infer"
+	ShardService_Train_FullMethodName         = "/lamina.shard.v1.ShardService/Train"
+	ShardService_Exchange_FullMethodName      = "/lamina.shard.v1.ShardService/Exchange"
+	ShardService_SaveState_FullMethodName     = "/lamina.shard.v1.ShardService/SaveState"
+	ShardService_Embed_FullMethodName         = "/lamina.shard.v1.ShardService/Embed"
+	ShardService_LoadAdapter_FullMethodName   = "/lamina.shard.v1.ShardService/LoadAdapter"
+	ShardService_UnloadAdapter_FullMethodName = "/lamina.shard.v1.ShardService/UnloadAdapter"
 )
 
 // ShardServiceClient is the client API for ShardService service.
@@ -55,7 +57,8 @@ const (
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
 //     cached length or the cache's end, a block table that does not fit, an id outside
-//     the vocabulary, and a session that occurs twice. A stage that refuses all entries
+//     the vocabulary, an adapter that is not loaded, and a session that occurs twice. A
+//     stage that refuses all entries
 //     of a batch answers `computed` after the `refused`s, so that no batch is waited for
 //     in vain.
 //  4. `release` drops sessions, unmaps pages and acknowledges leases here, in this
@@ -159,6 +162,38 @@ const (
 // Entries of a replay want no logits. `replay_until` that is not the end of a stage of the
 // route breaks the stream.
 //
+// # Adapters
+//
+// A range may hold low-rank adapters (LoRA) of its model beside its weights. An adapter is
+// known by its digest, which covers the rank, scale and values of every module
+// (pkg/adapter), so it means the same on every stage. Adapters belong to the range and
+// not to a pipeline: they are loaded and unloaded while pipelines run.
+//
+// LoadAdapter loads one:
+//
+//  1. The router sends `open` with the outline of the whole adapter. The stage checks that
+//     it has the digest and fits the model, and answers `wanted`: the modules of its own
+//     layers. It is empty if the range holds the adapter already, or has no part in it.
+//  2. The router sends the tensors of these modules, in the order of `wanted`: of each A, B
+//     and with DoRA the magnitudes, as float32, each followed by the `chunk`s of its tensor.
+//  3. The stage compares each tensor with its digest in the outline and answers `loaded`.
+//     Then entries may name the adapter.
+//
+// What is wrong with an adapter is DATA_LOSS (a tensor that is missing, does not fit the
+// model, or is not that of its digest) or UNIMPLEMENTED, and names the tensor. An adapter
+// that does not fit the memory for adapters is RESOURCE_EXHAUSTED.
+//
+// An entry names the adapter of its session (`Entry.adapter`), the same one in all entries
+// of the session. Rows of many adapters and of none share a batch, and each has the bits
+// that it has alone. An entry with an adapter that is not loaded is refused with NOT_FOUND,
+// like any other refusal of its own.
+//
+// UnloadAdapter makes that so for new sessions at once. The memory is freed when the last
+// session with the adapter has been released. Loading it again takes the unload back.
+//
+// The keys and values in a page depend on the adapter, so a router never names a page in
+// the tables of sessions with different adapters.
+//
 // # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
@@ -246,6 +281,10 @@ type ShardServiceClient interface {
 	// same for any batch and any split into stages. RESOURCE_EXHAUSTED: there are as many calls
 	// already as the shard takes.
 	Embed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EmbedRequest, EmbedResponse], error)
+	// LoadAdapter loads an adapter on a held range.
+	LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error)
+	// UnloadAdapter removes an adapter from a held range, once no session uses it.
+	UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error)
 }
 
 type shardServiceClient struct {
@@ -337,6 +376,29 @@ func (c *shardServiceClient) Embed(ctx context.Context, opts ...grpc.CallOption)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_EmbedClient = grpc.BidiStreamingClient[EmbedRequest, EmbedResponse]
 
+func (c *shardServiceClient) LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[5], ShardService_LoadAdapter_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[LoadAdapterRequest, LoadAdapterResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_LoadAdapterClient = grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse]
+
+func (c *shardServiceClient) UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnloadAdapterResponse)
+	err := c.cc.Invoke(ctx, ShardService_UnloadAdapter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ShardServiceServer is the server API for ShardService service.
 // All implementations must embed UnimplementedShardServiceServer
 // for forward compatibility.
@@ -362,7 +424,8 @@ type ShardService_EmbedClient = grpc.BidiStreamingClient[EmbedRequest, EmbedResp
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
 //     cached length or the cache's end, a block table that does not fit, an id outside
-//     the vocabulary, and a session that occurs twice. A stage that refuses all entries
+//     the vocabulary, an adapter that is not loaded, and a session that occurs twice. A
+//     stage that refuses all entries
 //     of a batch answers `computed` after the `refused`s, so that no batch is waited for
 //     in vain.
 //  4. `release` drops sessions, unmaps pages and acknowledges leases here, in this
@@ -466,6 +529,38 @@ type ShardService_EmbedClient = grpc.BidiStreamingClient[EmbedRequest, EmbedResp
 // Entries of a replay want no logits. `replay_until` that is not the end of a stage of the
 // route breaks the stream.
 //
+// # Adapters
+//
+// A range may hold low-rank adapters (LoRA) of its model beside its weights. An adapter is
+// known by its digest, which covers the rank, scale and values of every module
+// (pkg/adapter), so it means the same on every stage. Adapters belong to the range and
+// not to a pipeline: they are loaded and unloaded while pipelines run.
+//
+// LoadAdapter loads one:
+//
+//  1. The router sends `open` with the outline of the whole adapter. The stage checks that
+//     it has the digest and fits the model, and answers `wanted`: the modules of its own
+//     layers. It is empty if the range holds the adapter already, or has no part in it.
+//  2. The router sends the tensors of these modules, in the order of `wanted`: of each A, B
+//     and with DoRA the magnitudes, as float32, each followed by the `chunk`s of its tensor.
+//  3. The stage compares each tensor with its digest in the outline and answers `loaded`.
+//     Then entries may name the adapter.
+//
+// What is wrong with an adapter is DATA_LOSS (a tensor that is missing, does not fit the
+// model, or is not that of its digest) or UNIMPLEMENTED, and names the tensor. An adapter
+// that does not fit the memory for adapters is RESOURCE_EXHAUSTED.
+//
+// An entry names the adapter of its session (`Entry.adapter`), the same one in all entries
+// of the session. Rows of many adapters and of none share a batch, and each has the bits
+// that it has alone. An entry with an adapter that is not loaded is refused with NOT_FOUND,
+// like any other refusal of its own.
+//
+// UnloadAdapter makes that so for new sessions at once. The memory is freed when the last
+// session with the adapter has been released. Loading it again takes the unload back.
+//
+// The keys and values in a page depend on the adapter, so a router never names a page in
+// the tables of sessions with different adapters.
+//
 // # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
@@ -553,6 +648,10 @@ type ShardServiceServer interface {
 	// same for any batch and any split into stages. RESOURCE_EXHAUSTED: there are as many calls
 	// already as the shard takes.
 	Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error
+	// LoadAdapter loads an adapter on a held range.
+	LoadAdapter(grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error
+	// UnloadAdapter removes an adapter from a held range, once no session uses it.
+	UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error)
 	mustEmbedUnimplementedShardServiceServer()
 }
 
@@ -580,6 +679,12 @@ func (UnimplementedShardServiceServer) SaveState(*SaveStateRequest, grpc.ServerS
 }
 func (UnimplementedShardServiceServer) Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error {
 	return status.Error(codes.Unimplemented, "method Embed not implemented")
+}
+func (UnimplementedShardServiceServer) LoadAdapter(grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error {
+	return status.Error(codes.Unimplemented, "method LoadAdapter not implemented")
+}
+func (UnimplementedShardServiceServer) UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnloadAdapter not implemented")
 }
 func (UnimplementedShardServiceServer) mustEmbedUnimplementedShardServiceServer() {}
 func (UnimplementedShardServiceServer) testEmbeddedByValue()                      {}
@@ -659,6 +764,31 @@ func _ShardService_Embed_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_EmbedServer = grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]
 
+func _ShardService_LoadAdapter_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ShardServiceServer).LoadAdapter(&grpc.GenericServerStream[LoadAdapterRequest, LoadAdapterResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_LoadAdapterServer = grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]
+
+func _ShardService_UnloadAdapter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnloadAdapterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ShardServiceServer).UnloadAdapter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ShardService_UnloadAdapter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ShardServiceServer).UnloadAdapter(ctx, req.(*UnloadAdapterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ShardService_ServiceDesc is the grpc.ServiceDesc for ShardService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -669,6 +799,10 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Describe",
 			Handler:    _ShardService_Describe_Handler,
+		},
+		{
+			MethodName: "UnloadAdapter",
+			Handler:    _ShardService_UnloadAdapter_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -698,6 +832,12 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Embed",
 			Handler:       _ShardService_Embed_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "LoadAdapter",
+			Handler:       _ShardService_LoadAdapter_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
