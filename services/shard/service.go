@@ -6,11 +6,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -38,6 +40,8 @@ type Config struct {
 	LeaseLimit time.Duration
 	// Grace is how long the pages of a pipeline are kept whose connection has broken; 0 means 5 s.
 	Grace time.Duration
+	// AdapterBytes bounds the memory of adapters, as float32; 0 means 1 GiB.
+	AdapterBytes int64
 	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
 	// Outbox says how gradient events are published; zero values stand for the defaults.
@@ -59,6 +63,7 @@ const (
 	maxSessions        = 1 << 16          // of a pipeline
 	defaultLeaseLimit  = 10 * time.Second
 	defaultGrace       = 5 * time.Second
+	defaultAdapters    = 1 << 30 // bytes
 )
 
 // Service implements lamina.shard.v1.ShardService.
@@ -72,6 +77,8 @@ type Service struct {
 	batches prometheus.Counter
 	compute prometheus.Counter
 	embeds  chan struct{} // one for each call of Embed that runs
+
+	reserved atomic.Int64 // bytes of adapters, also of those that are being loaded
 
 	mu   sync.Mutex
 	held []*held
@@ -89,7 +96,12 @@ type held struct {
 
 	compute sync.Mutex // the stage runs one batch at a time
 
+	loading      chan struct{} // has room for one load of an adapter
+	reserved     *atomic.Int64 // of the service
+	adapterLimit int64
+
 	mu        sync.Mutex
+	adapters  map[adapter.Sum]*loaded
 	sessions  map[string]*session
 	pipelines map[string]*pipeline // that have a stream or are detached
 	rows      uint64
@@ -101,6 +113,7 @@ type held struct {
 type session struct {
 	pipeline string
 	epoch    uint64
+	adapter  *loaded // nil for none
 	table    *kvcache.Table[float32]
 	lost     bool // an entry of it was not computed: further ones are refused until it is released
 
@@ -135,9 +148,14 @@ func New(c Config) *Service {
 	if s.cfg.Grace == 0 {
 		s.cfg.Grace = defaultGrace
 	}
+	if s.cfg.AdapterBytes == 0 {
+		s.cfg.AdapterBytes = defaultAdapters
+	}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(s.rows, s.batches, s.compute, prometheus.NewGaugeFunc(
-			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages))
+			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
+				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
 	s.training = newTraining(s)
 	s.embeds = make(chan struct{}, maxEmbeds)
@@ -171,6 +189,8 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 		name: name, digest: digest, stage: stage, pooling: pooling, poolingErr: poolingErr, cache: kvcache.New(
 			stage.CacheConfig(pages), stage.Kernels(),
 		), sessions: map[string]*session{}, pipelines: map[string]*pipeline{},
+		adapters: map[adapter.Sum]*loaded{}, loading: make(chan struct{}, 1), reserved: &s.reserved,
+		adapterLimit: s.cfg.AdapterBytes,
 	})
 	if unused := files.Spec.Unused; len(unused) > 0 {
 		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))
@@ -189,7 +209,7 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 		}
 	}
 	return nil, fault.New(
-		fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(),
+		fault.NotFound, "find layers %d-%d of %s: this shard does not hold them", hop.GetLo(), hop.GetHi(),
 		digest,
 	)
 }
@@ -237,9 +257,10 @@ func (h *held) describe() *shardv1.Held {
 		KvPages:   uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen),
 		KvPagesUsed: uint32(h.cache.Used()),
 		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
-		Pipelines: uint32(len(leases)),
-		Encoder:   c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
+		Pipelines: uint32(len(leases)), AdapterLimit: uint64(h.adapterLimit),
+		Encoder: c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
 	}
+	h.describeAdapters(out)
 	for _, l := range leases {
 		out.Leases = append(out.Leases, &shardv1.LeaseInfo{
 			Pipeline: []byte(l.Name), Pages: uint32(l.Granted), Used: uint32(l.Used),
