@@ -32,6 +32,7 @@ func (s *Service) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer s.requests.close()
+	s.readAdapters()
 	changes := make(chan struct{}, 1)
 	notify := func() {
 		select {
@@ -60,10 +61,12 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changes:
+		case <-s.pokes:
 		case <-tick.C:
 		}
 		s.checkMissing(ctx, &wg, notify)
 		s.describe(ctx, &wg, notify)
+		s.syncAdapters(ctx, &wg, notify)
 		s.build(ctx, &wg, notify)
 		s.tellSpareShards()
 	}
@@ -113,6 +116,7 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				s.held[id] = described{addr, resp}
+				s.adapters.described(addr, resp)
 				return nil
 			})
 		}

@@ -46,6 +46,7 @@ func (s *Service) served() []*routerv1.Model {
 			m = &routerv1.Model{
 				Name: h.GetModel(), Digest: digest, Architecture: h.GetArchitecture(), Layers: h.GetLayers(),
 				Context: h.GetContext(), Vocab: h.GetVocab(), EmbedTokens: h.GetEmbedTokens(),
+				Adapters: s.describeAdapters(digest),
 			}
 			if info := s.models[digest]; info != nil {
 				m.Chat, m.EndIds, m.Defaults = info.vocabulary.GetChatTemplate(), info.vocabulary.GetEndIds(),
