@@ -252,6 +252,7 @@ func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) err
 		}
 		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
 		stream, err := router.Chat(e.Ctx, &routerv1.ChatRequest{
+			Adapter:  c.adapter(),
 			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, ContextPolicy: c.policy(),
 			Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
 		})

@@ -83,10 +83,47 @@ type shardCmd struct {
 	Runs        string `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
 	NATS        string `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
 	natsFlags
+	adapterMemoryFlags
+}
+
+// adapterMemoryFlags bound the memory of adapters.
+type adapterMemoryFlags struct {
+	AdapterMemory int64 `help:"Memory for adapters on each shard, in MiB." default:"1024"`
+}
+
+// bytes returns the bound in bytes.
+func (f adapterMemoryFlags) bytes() (int64, error) {
+	if f.AdapterMemory < 1 || f.AdapterMemory > 1<<20 {
+		return 0, fault.Field("adapter-memory", "want 1 to %d MiB, got %d", 1<<20, f.AdapterMemory)
+	}
+	return f.AdapterMemory << 20, nil
+}
+
+// adapterFlags name the adapters of a router.
+type adapterFlags struct {
+	Adapter    []string `help:"Adapter (LoRA) to offer beside its model: NAME=DIR or MODEL:NAME=DIR, a folder in PEFT's layout. Can be repeated. Requests name it as MODEL:NAME." placeholder:"NAME=DIR" sep:"none"`
+	AdapterDir string   `help:"Folder in which the router keeps the adapters that it is sent (lamina adapters load)." default:"adapters"`
+}
+
+// adapters returns the adapters that the flags name.
+func (f adapterFlags) adapters() ([]app.Adapter, error) {
+	var out []app.Adapter
+	for _, text := range f.Adapter {
+		a, err := app.ParseAdapter(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 // Run serves until interrupted.
 func (c *shardCmd) Run(e *verb.Env) error {
+	adapterBytes, err := c.bytes()
+	if err != nil {
+		return err
+	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
@@ -95,6 +132,7 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	return app.Shard(e.Ctx, c.serviceFlags.config(e, c.Listen), app.ShardConfig{
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
 		NATS: c.natsFlags.config(c.NATS), RunsDir: c.Runs,
+		AdapterBytes: adapterBytes,
 	})
 }
 
@@ -108,6 +146,7 @@ type routerCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
+	adapterFlags
 	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
 	natsFlags
 	Drain time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
@@ -174,11 +213,15 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	if c.Drain <= 0 || c.Drain > maxDrain {
 		return fault.Field("drain", "%v: want more than 0 and at most %v", c.Drain, maxDrain)
 	}
+	adapters, err := c.adapters()
+	if err != nil {
+		return err
+	}
 	return app.Router(e.Ctx, c.serviceFlags.config(e, c.Listen), app.RouterConfig{
 		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
-		Scheduling: c.scheduling(),
-		NATS:       c.natsFlags.config(c.NATS),
-		Bound:      func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
+		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir,
+		NATS:  c.natsFlags.config(c.NATS),
+		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
 

@@ -53,6 +53,8 @@ type upCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
+	adapterFlags
+	adapterMemoryFlags
 	dataFlags
 	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
@@ -66,12 +68,21 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	adapters, err := c.adapters()
+	if err != nil {
+		return err
+	}
+	adapterBytes, err := c.bytes()
+	if err != nil {
+		return err
+	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
 	}
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
+		Adapters: adapters, AdapterDir: c.AdapterDir, AdapterBytes: adapterBytes,
 		Log:         e.Log,
 		Kernels:     kernels,
 		Model:       c.Model,
@@ -101,6 +112,9 @@ func (c *upCmd) Run(e *verb.Env) error {
 		header = ` -H "Authorization: Bearer $LAMINA_API_KEY"`
 	}
 	fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+	for _, a := range adapters {
+		fmt.Fprintf(e.Stdout, "adapter  %s from %s\n", a.Name, a.Dir)
+	}
 	fmt.Fprintf(e.Stdout, "console  %s\ngrpc     %s\n", url, mesh.GRPCAddr())
 	const body = `{"prompt": "The prince", "max_tokens": 64, "stream": true}`
 	fmt.Fprintf(e.Stdout, "try      curl -N%s %s/v1/completions -d '%s'\n\n", header, url, body)
@@ -111,12 +125,24 @@ func (c *upCmd) Run(e *verb.Env) error {
 type meshFlags struct {
 	verb.KernelFlags
 	connectFlags
-	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
-	Stages int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
-	Router string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
+	Model   string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
+	Stages  int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
+	Router  string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
+	Adapter string `          help:"Adapter (LoRA) to use: its folder, in PEFT's layout; with --router its name or digest there." placeholder:"DIR"`
 	speculateFlags
 	hiddenStateFlags
 	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
+}
+
+// localAdapter is the name of the adapter of a mesh in this process.
+const localAdapter = "adapter"
+
+// adapter returns the name by which requests name the adapter; empty for none.
+func (f *meshFlags) adapter() string {
+	if f.Router == "" && f.Adapter != "" {
+		return localAdapter
+	}
+	return f.Adapter
 }
 
 // dial returns a client of the router and a function that closes everything that was opened for it.
@@ -146,12 +172,16 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 	if err != nil {
 		return nil, nil, err
 	}
+	var adapters []app.Adapter
+	if f.Adapter != "" {
+		adapters = []app.Adapter{{Name: localAdapter, Dir: f.Adapter}}
+	}
 	kernels, end, err := meshKernels(&f.KernelFlags)
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.Ctx,
-		app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
+	mesh, err := app.Start(e.Ctx, app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages,
+		Speculation: speculation, Adapters: adapters})
 	if err != nil {
 		end()
 		return nil, nil, err

@@ -21,8 +21,8 @@ const loadTime = 10 * time.Minute
 
 var adapterNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 
-// checkAdapterName reports a name that cannot stand behind a colon in a model's name.
-func checkAdapterName(name string) error {
+// CheckAdapterName reports a name of an adapter that cannot stand behind a colon in a model's name.
+func CheckAdapterName(name string) error {
 	if !adapterNames.MatchString(name) {
 		return fault.Field("name", "want 1 to 64 letters, digits and -_., got %.80q", name)
 	}
@@ -81,7 +81,7 @@ func (s *Service) loadAdapter(
 	if open == nil {
 		return nil, fault.Field("open", "the first frame must name the adapter")
 	}
-	if err := checkAdapterName(open.GetName()); err != nil {
+	if err := CheckAdapterName(open.GetName()); err != nil {
 		return nil, err
 	}
 	p, err := s.await(ctx, open.GetModel(), defaultWait)
@@ -226,7 +226,7 @@ func (s *Service) awaitAdapter(ctx context.Context, model string, a *servedAdapt
 func (s *Service) UnloadAdapter(
 	ctx context.Context, r *routerv1.UnloadAdapterRequest,
 ) (*routerv1.UnloadAdapterResponse, error) {
-	if err := checkAdapterName(r.GetName()); err != nil {
+	if err := CheckAdapterName(r.GetName()); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
@@ -118,7 +119,7 @@ func (st adapterStore) receive(
 		err = o.Check()
 	}
 	if err != nil {
-		return v, nil, withoutPath(err)
+		return v, nil, withoutPath(err, tmp)
 	}
 	v = adapterVersion{o.Digest(), st.path(o.Digest())}
 	if err := os.Rename(tmp, v.dir); err != nil && !adapter.Is(v.dir) { // the same one may be there already
@@ -127,20 +128,10 @@ func (st adapterStore) receive(
 	return v, o, nil
 }
 
-// withoutPath returns the error of an adapter without the temporary folder in its text.
-func withoutPath(err error) error {
-	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(inner) {
-		var field *adapter.FieldError
-		var unsupported *adapter.UnsupportedError
-		if errors.As(inner, &field) {
-			return field
-		}
-		if errors.As(inner, &unsupported) {
-			return unsupported
-		}
-		err = inner
-	}
-	return err
+// withoutPath returns an error without the temporary folder in its text.
+func withoutPath(err error, dir string) error {
+	text := strings.ReplaceAll(err.Error(), "open adapter "+dir+": ", "")
+	return fault.New(fault.CodeOf(err), "%s", strings.ReplaceAll(text, dir+string(filepath.Separator), ""))
 }
 
 func storeError(err error) error {
@@ -230,7 +221,7 @@ func parseIndex(text []byte) ([]indexedName, error) {
 		return nil, bad("%v", err)
 	}
 	for i, n := range list {
-		if err := checkAdapterName(n.Name); err != nil || len(n.Versions) == 0 || len(n.Versions) > maxEarlier+1 {
+		if err := CheckAdapterName(n.Name); err != nil || len(n.Versions) == 0 || len(n.Versions) > maxEarlier+1 {
 			return nil, bad("entry %d: name %q with %d versions", i, n.Name, len(n.Versions))
 		}
 		for _, v := range n.Versions {

@@ -32,15 +32,20 @@ type MeshConfig struct {
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
-	Train       bool          // run NATS and the trainer, and let the shards train
-	Trainers    int           // number of shards without a model, for training only
-	Runs        TrainerConfig // folders of the trainer
-	GRPC        string        // public address of the APIs of router and trainer; empty for none
-	HTTP        string        // address of the HTTP API and the console; empty for none
-	Insecure    bool          // allow public addresses that other machines can reach, without TLS or keys
-	Files       rpc.Files     // certificate of the public addresses; empty for plaintext
-	Access      AccessConfig  // who may use the public addresses
-	Drain       time.Duration // how long requests may still run after a stop; 0 means 5 s
+	// Adapters are offered from the start on. AdapterDir is where the router keeps adapters that it is sent; empty
+	// means that it takes none. AdapterBytes bounds the memory of adapters on each shard; 0 means 1 GiB.
+	Adapters     []Adapter
+	AdapterDir   string
+	AdapterBytes int64
+	Train        bool          // run NATS and the trainer, and let the shards train
+	Trainers     int           // number of shards without a model, for training only
+	Runs         TrainerConfig // folders of the trainer
+	GRPC         string        // public address of the APIs of router and trainer; empty for none
+	HTTP         string        // address of the HTTP API and the console; empty for none
+	Insecure     bool          // allow public addresses that other machines can reach, without TLS or keys
+	Files        rpc.Files     // certificate of the public addresses; empty for plaintext
+	Access       AccessConfig  // who may use the public addresses
+	Drain        time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
 }
@@ -112,7 +117,8 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access, trimInterval: c.TrimInterval,
 		train: c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
-			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Drain: cmp.Or(c.Drain, meshDrain)},
+			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Drain: cmp.Or(c.Drain, meshDrain),
+			Adapters: c.Adapters, AdapterDir: c.AdapterDir},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
 	p.set.router.Scheduling.StepFloor = cmp.Or(c.Scheduling.StepFloor, meshStepFloor)
@@ -158,7 +164,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 			p.set.shards = append(p.set.shards, shardSetting{
 				name: fmt.Sprintf("shard-%d-%d", r, i), model: c.Model, as: served.name,
 				layers:      fmt.Sprintf("%d/%d", i, c.Stages),
-				kvPositions: c.KVPositions, train: c.Train,
+				kvPositions: c.KVPositions, train: c.Train, adapterBytes: c.AdapterBytes,
 			})
 		}
 	}

@@ -89,12 +89,15 @@ type ShardConfig struct {
 	// RunsDir is the trainer's folder of runs, if this machine has it; empty if not. Stages read and write
 	// checkpoints there.
 	RunsDir string
+	// AdapterBytes bounds the memory of adapters; 0 means 1 GiB.
+	AdapterBytes int64
 }
 
 // Shard runs a shard until ctx ends.
 func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
 	set := settings{train: s.Train, nats: s.NATS, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
+		adapterBytes: s.AdapterBytes,
 	}}}
 	return c.run(ctx, s.Kernels, set, "shards")
 }
@@ -154,6 +157,10 @@ type RouterConfig struct {
 	// server of its own uses that.
 	NATS  nats.Config
 	Drain time.Duration // how long requests may still run after a stop; 0 means 20 s
+	// Adapters are offered from the start on. AdapterDir is where the router keeps adapters that it is sent; empty
+	// means that it takes none.
+	Adapters   []Adapter
+	AdapterDir string
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

@@ -167,13 +167,15 @@ type shardSetting struct {
 	layers      string // in the form of ParseLayers
 	kvPositions int
 	train       bool
+	// adapterBytes bounds the memory of adapters; 0 means the default.
+	adapterBytes int64
 }
 
 func (p *process) buildShards() error {
 	for _, set := range p.set.shards {
 		c := shard.Config{
 			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads,
-			KVPositions: set.kvPositions,
+			KVPositions: set.kvPositions, AdapterBytes: set.adapterBytes,
 			// The label distinguishes the shards of one process.
 			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
 		}
@@ -300,8 +302,7 @@ func (p *process) buildRouterAPI() error {
 // buildPipelines delays the readiness of a mesh until its pipelines are ready.
 func (p *process) buildPipelines() error {
 	if p.set.pipelines > 0 {
-		p.add(awaitPart("pipelines",
-			func(ctx context.Context) error { return p.router.AwaitPipelines(ctx, p.set.pipelines) }))
+		p.add(awaitPart("pipelines", p.awaitServed))
 	}
 	return nil
 }
