@@ -13,7 +13,8 @@ import (
 func outlined() *adapter.Outline {
 	a := &adapter.Adapter{Modules: []adapter.Module{
 		{Name: "a", Rank: 1, Scale: 2, In: 2, Out: 1, A: []float32{1, 2}, B: []float32{3}},
-		{Name: "b", Rank: 2, Scale: 0.5, In: 1, Out: 1, A: []float32{1, 2}, B: []float32{3, 4}, Magnitude: []float32{5}},
+		{Name: "b", Rank: 2, Scale: 0.5, In: 1, Out: 1, A: []float32{1, 2}, B: []float32{3, 4},
+			Magnitude: []float32{5}},
 		{Name: "c", Rank: 1, Scale: 1, In: 1, Out: 1, Embeds: true, A: []float32{1}, B: []float32{3}},
 	}}
 	return a.Outline()

@@ -259,7 +259,8 @@ func TestLoadAdapter_RefusesHostileOnes(t *testing.T) {
 			if b != nil {
 				tensors[prefix+"lora_B.weight"] = b
 			}
-			*data = tensorsOf(t, tensors, map[string][]int{prefix + "lora_A.weight": aShape, prefix + "lora_B.weight": bShape})
+			shapes := map[string][]int{prefix + "lora_A.weight": aShape, prefix + "lora_B.weight": bShape}
+			*data = tensorsOf(t, tensors, shapes)
 			o.Size = uint64(len(*data))
 		}
 	}
@@ -300,7 +301,8 @@ func TestLoadAdapter_RefusesHostileOnes(t *testing.T) {
 		{"open.size: want 1..", codes.InvalidArgument, func(o *routerv1.LoadAdapterOpen, _ *[]byte) { o.Size = 1 << 50 }},
 	} {
 		_, err := upload(t, m.client, "x", dir, tc.change)
-		if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), store) {
+		if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.want) ||
+			strings.Contains(err.Error(), store) {
 			t.Errorf("got %v, want %q", err, tc.want)
 		}
 	}

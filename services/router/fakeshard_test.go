@@ -64,7 +64,8 @@ type fakeShard struct {
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
 	return &fakeShard{
 		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), layers: 2, pages: 1024, answer: next,
-		adapters: map[string]string{}, tables: map[string][]uint32{}, streams: map[string]*fakePipeline{}, kept: map[string]*fakePipeline{},
+		adapters: map[string]string{}, tables: map[string][]uint32{}, streams: map[string]*fakePipeline{},
+		kept: map[string]*fakePipeline{},
 	}
 }
 

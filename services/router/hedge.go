@@ -165,7 +165,8 @@ func (s *Service) hedgePipeline(first *pipeline, w work) *pipeline {
 	var best *pipeline
 	for _, p := range s.others(first) {
 		c, ok := p.candidate(w)
-		if !ok || !s.hasAdapter(p, w.adapter) || p.waitingCount.Load() > 0 || p.fingerprint() != first.fingerprint() || p.doubtful.Load() {
+		if !ok || !s.hasAdapter(p, w.adapter) || p.waitingCount.Load() > 0 ||
+			p.fingerprint() != first.fingerprint() || p.doubtful.Load() {
 			continue
 		}
 		if best == nil || c.Load < int(best.load()) {

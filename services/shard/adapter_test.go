@@ -67,7 +67,9 @@ func (r *inferRig) opening(i int, a *adapter.Adapter) *shardv1.LoadAdapterOpen {
 }
 
 // loadOn plays the router for one stage. It sends the values of a, whatever the opening says.
-func (r *inferRig) loadOn(i int, open *shardv1.LoadAdapterOpen, a *adapter.Adapter) (wanted []uint32, n uint64, _ error) {
+func (r *inferRig) loadOn(
+	i int, open *shardv1.LoadAdapterOpen, a *adapter.Adapter,
+) (wanted []uint32, n uint64, _ error) {
 	r.t.Helper()
 	stream, err := r.shards[i].LoadAdapter(r.ctx)
 	if err != nil {
@@ -355,7 +357,8 @@ func TestInfer_UnknownAdaptersAreRefusedAlone(t *testing.T) {
 		with := func(n int, digest []byte) *shardv1.Entry {
 			return &shardv1.Entry{Session: sessionName(n), Epoch: 1, Pages: []uint32{uint32(n)}, Adapter: digest}
 		}
-		if msg := p.refused(with(1, digestOf(a)), []uint32{5}, codes.NotFound); !strings.Contains(msg, "is not loaded") {
+		msg := p.refused(with(1, digestOf(a)), []uint32{5}, codes.NotFound)
+		if !strings.Contains(msg, "is not loaded") {
 			t.Errorf("the refusal says %q", msg)
 		}
 		p.refused(with(2, []byte{1, 2, 3}), []uint32{5}, codes.InvalidArgument)

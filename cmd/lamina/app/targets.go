@@ -285,7 +285,12 @@ func (c RouterConfig) config() router.Config {
 }
 
 func (p *process) buildRouter() error {
+	adapters, err := p.adapterSources()
+	if err != nil {
+		return err
+	}
 	c := p.set.router.config()
+	c.Adapters, c.AdapterDir = adapters, p.set.router.AdapterDir
 	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
 	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
