@@ -3076,7 +3076,7 @@ type LoadAdapterOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A model's name or digest; empty for the only one.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	// The adapter's name: 1 to 64 letters, digits and -_. It may be in use.
+	// The adapter's name: 1 to 64 letters, digits and any of "-_.". It may be in use.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// The contents of adapter_config.json.
 	Config []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
