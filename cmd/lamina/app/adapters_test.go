@@ -80,8 +80,8 @@ func TestMesh_AdaptersHoweverTheyAreComputed(t *testing.T) {
 			{stages: 1, replicas: 1, atOnce: 64, cache: off},
 			{stages: 2, replicas: 1, atOnce: 64, inFlight: 3},
 			{stages: 2, replicas: 1, atOnce: 16, positions: m.pool, speculate: 3, chunk: 16},
-			{stages: 1, replicas: 2, atOnce: 64, lost: "shard-0-0"},
-			{stages: 2, replicas: 2, atOnce: 64, lost: "shard-0-1", inFlight: 3},
+			{stages: 1, replicas: 2, atOnce: 12, lost: "shard-0-0"},
+			{stages: 2, replicas: 2, atOnce: 12, lost: "shard-0-1", inFlight: 3},
 			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-1-1", replaced: "first", inFlight: 3},
 			{stages: 3, replicas: 1, atOnce: 6, broken: "shard-0-2", inFlight: 4},
 		} {
