@@ -45,6 +45,10 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 	if err := p.secure(c.Files); err != nil {
 		return errors.Join(err, p.close())
 	}
+	if p.guard != nil && p.certs == nil && !c.Access.OpenProbes {
+		return errors.Join(p.close(), fault.Field("auth-keys", "the Consul agent has no key, and could not check the "+
+			"health of this service: give --tls-cert, --tls-key and --tls-ca, or --open-probes"))
+	}
 	registry, err := consul.New(consul.Config{Addr: c.Consul, Token: c.Token, TLS: p.certs != nil})
 	if err != nil {
 		return errors.Join(err, p.close())
