@@ -2,8 +2,11 @@ package app_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -81,6 +84,117 @@ func TestMesh_EmbeddingsDependOnTheTextAlone(t *testing.T) {
 			if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(text), `"embedding`) {
 				t.Errorf("%s: %d %s (%v)", path, resp.StatusCode, text, err)
 			}
+		}
+	}
+}
+
+// tinyEncoder returns a folder with a tiny encoder and a tokenizer of 30 pieces for it: letters, and control tokens.
+func tinyEncoder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"config.json", "model.safetensors"} {
+		text, err := os.ReadFile(filepath.Join("..", "..", "..", "pkg", "model", "testdata", "encoders", "bert", name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pieces := map[string]int{"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+	var added []any
+	for text, id := range pieces {
+		added = append(added, map[string]any{"id": id, "content": text, "special": true})
+	}
+	for i := range 26 {
+		pieces[string(rune('a'+i))] = 4 + i
+	}
+	ends := func(parts ...string) (out []any) {
+		for _, p := range parts {
+			kind := "SpecialToken"
+			if p == "A" {
+				kind = "Sequence"
+			}
+			out = append(out, map[string]any{kind: map[string]any{"id": p, "type_id": 0}})
+		}
+		return out
+	}
+	text, err := json.Marshal(map[string]any{
+		"added_tokens": added, "normalizer": map[string]any{"type": "BertNormalizer", "lowercase": true,
+			"clean_text": true, "handle_chinese_chars": true, "strip_accents": nil},
+		"pre_tokenizer": map[string]any{"type": "BertPreTokenizer"},
+		"model": map[string]any{"type": "WordPiece", "vocab": pieces, "unk_token": "[UNK]",
+			"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+		"decoder": map[string]any{"type": "WordPiece", "prefix": "##", "cleanup": true},
+		"post_processor": map[string]any{
+			"type": "TemplateProcessing", "single": ends("[CLS]", "A", "[SEP]"), "pair": ends("[CLS]", "A", "[SEP]"),
+			"special_tokens": map[string]any{
+				"[CLS]": map[string]any{"id": "[CLS]", "ids": []int{2}, "tokens": []string{"[CLS]"}},
+				"[SEP]": map[string]any{"id": "[SEP]", "ids": []int{3}, "tokens": []string{"[SEP]"}},
+			},
+		},
+	})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "tokenizer.json"), text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestMesh_ServesAnEncoderAlone starts meshes that serve nothing but an encoder.
+func TestMesh_ServesAnEncoderAlone(t *testing.T) {
+	set := cpu.New(1)
+	t.Cleanup(set.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	t.Cleanup(cancel)
+	folder := tinyEncoder(t)
+	var want []float32
+	for _, stages := range []int{1, 2} {
+		mesh, router := startMesh(t, ctx, app.MeshConfig{
+			Model: folder, Name: "tiny", Stages: stages, Kernels: app.Kernels{Set: set, Threads: 1}, HTTP: "127.0.0.1:0",
+		})
+		text := &routerv1.EmbedInput{Input: &routerv1.EmbedInput_Text{Text: "a b c"}}
+		long := &routerv1.EmbedInput{Input: &routerv1.EmbedInput_Text{Text: strings.Repeat("z ", 40)}}
+		ids := &routerv1.EmbedInput{Input: &routerv1.EmbedInput_TokenIds{TokenIds: &routerv1.TokenIds{
+			Ids: []uint32{2, 4, 5, 6, 3}}}}
+		resp, err := router.Embed(ctx, &routerv1.EmbedRequest{Inputs: []*routerv1.EmbedInput{text, long, ids},
+			Truncate: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := resp.GetEmbeddings()
+		if want == nil {
+			want = got[0].GetValues()
+		}
+		if !slices.Equal(got[0].GetValues(), want) || !slices.Equal(got[2].GetValues(), want) ||
+			got[0].GetTokens() != 5 || got[1].GetTokens() != 12 {
+			t.Errorf("%d stages: got %v, want %v", stages, got, want)
+		}
+		_, err = router.Embed(ctx, &routerv1.EmbedRequest{Inputs: []*routerv1.EmbedInput{long}})
+		if fault.CodeOf(rpc.FromStatus(err)) != fault.OutOfRange {
+			t.Errorf("a long text: got %v", err)
+		}
+		models, err := router.ListModels(ctx, &routerv1.ListModelsRequest{})
+		if m := models.GetModels(); err != nil || len(m) != 1 || !m[0].GetEncoder() || m[0].GetEmbedTokens() != 12 {
+			t.Errorf("the models are %v (%v)", m, err)
+		}
+		stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
+			Prompt: &routerv1.GenerateRequest_Text{Text: "a"}, WaitForCapacity: new(uint32)})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err == nil {
+			t.Error("an encoder generates text")
+		}
+		resp2, err := http.Get("http://" + mesh.HTTPAddr() + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp2.Body.Close()
+		if resp2.StatusCode != http.StatusOK {
+			t.Errorf("/readyz answers %d", resp2.StatusCode)
 		}
 	}
 }
