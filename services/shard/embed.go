@@ -16,8 +16,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// maxEmbeds is the number of calls of Embed that may read or wait at the same time.
-const maxEmbeds = 16
+const (
+	maxEmbeds = 16  // calls of Embed that may read or wait at the same time
+	embedRows = 256 // rows that a decoder computes at a time for Embed
+)
 
 type embedServer = grpc.BidiStreamingServer[shardv1.EmbedRequest, shardv1.EmbedResponse]
 
@@ -30,7 +32,8 @@ func (s *Service) Embed(stream embedServer) error {
 	case s.embeds <- struct{}{}:
 		defer func() { <-s.embeds }()
 	default:
-		return fault.New(fault.Exhausted, "embed texts: %d calls are running", maxEmbeds).After(time.Second)
+		return fault.New(fault.Unavailable, "embed texts: %d calls are running", maxEmbeds).After(time.Second).
+			Because("QUEUE_FULL")
 	}
 	first, err := stream.Recv()
 	if err != nil {
@@ -147,43 +150,92 @@ func (h *held) embed(s *Service, stream embedServer, open *shardv1.EmbedOpen, hi
 			err = fault.New(fault.Internal, "embed texts by layers %v of %s: %v", h.stage.Range, h.name, r)
 		}
 	}()
-	b := &model.Batch[float32]{Hidden: hidden, Features: h.stage.Last()}
-	pages, rows := 0, 0
+	h.embedding.Lock() // one call at a time has a cache
+	defer h.embedding.Unlock()
+	pages := 0
 	for _, n := range open.GetLengths() {
 		pages += h.cache.PagesFor(int(n))
-		rows += int(n)
 	}
-	for _, id := range open.GetIds() {
-		b.IDs = append(b.IDs, int32(id))
-	}
-	h.compute.Lock() // at most one call has a cache
-	defer h.compute.Unlock()
-	if err := stream.Context().Err(); err != nil { // nobody waits any more
-		return nil, nil, err
-	}
-	start := time.Now()
 	cache := kvcache.New(h.stage.CacheConfig(pages), h.stage.Kernels())
-	for _, n := range open.GetLengths() {
-		seq := cache.NewSequence()
-		defer seq.Free()
-		b.Entries = append(b.Entries, model.Entry[float32]{Seq: seq, Rows: int(n), Logits: int(n)})
+	seqs := make([]*kvcache.Sequence[float32], len(open.GetLengths()))
+	for i := range seqs {
+		seqs[i] = cache.NewSequence()
+		defer seqs[i].Free()
 	}
+	width, row := h.stage.Spec.Width, 0
+	for _, parts := range h.divide(open.GetLengths()) {
+		if err := stream.Context().Err(); err != nil { // nobody waits any more
+			return nil, nil, err
+		}
+		b, rows := &model.Batch[float32]{Features: h.stage.Last()}, 0
+		for _, p := range parts {
+			b.Entries = append(b.Entries,
+				model.Entry[float32]{Seq: seqs[p.text], Pos: p.from, Rows: p.rows, Logits: p.rows})
+			rows += p.rows
+		}
+		if h.stage.First() {
+			for _, id := range open.GetIds()[row : row+rows] {
+				b.IDs = append(b.IDs, int32(id))
+			}
+		} else {
+			b.Hidden = hidden[row*width : (row+rows)*width]
+		}
+		if out, err = h.embedPart(s, b, rows, out); err != nil {
+			return nil, nil, err
+		}
+		row += rows
+	}
+	if !h.stage.Last() {
+		return []int{row, width}, out, nil
+	}
+	p, texts := h.poolingFor(open.GetPooling()), []float32(nil)
+	for _, n := range open.GetLengths() {
+		texts = append(texts, model.Pool(p, out[:int(n)*width], width)...)
+		out = out[int(n)*width:]
+	}
+	return []int{len(open.GetLengths()), width}, texts, nil
+}
+
+// part is some consecutive rows of a text.
+type part struct{ text, from, rows int }
+
+// divide divides the rows of texts into batches, in order. A decoder computes at most embedRows rows at a time, so
+// that generation on the same stage does not wait for long; that changes no bits. An encoder has to see a whole text
+// at once, and generates nothing.
+func (h *held) divide(lengths []uint32) (out [][]part) {
+	var batch []part
+	room := embedRows
+	for i, n := range lengths {
+		for from := 0; from < int(n); {
+			rows := int(n) - from
+			if !h.stage.Spec.Encoder() {
+				rows = min(rows, room)
+			}
+			batch = append(batch, part{i, from, rows})
+			from += rows
+			if room -= rows; room <= 0 {
+				out, batch, room = append(out, batch), nil, embedRows
+			}
+		}
+	}
+	if batch != nil {
+		out = append(out, batch)
+	}
+	return out
+}
+
+// embedPart computes a batch of the given number of rows and appends its hidden states to out.
+func (h *held) embedPart(s *Service, b *model.Batch[float32], rows int, out []float32) ([]float32, error) {
+	h.compute.Lock()
+	defer h.compute.Unlock()
+	start := time.Now()
 	result, err := h.stage.Forward(b)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	s.rows.Add(float64(rows))
 	s.compute.Add(time.Since(start).Seconds())
-	width := h.stage.Spec.Width
-	if !h.stage.Last() {
-		return []int{rows, width}, append([]float32(nil), result...), nil
-	}
-	p := h.poolingFor(open.GetPooling())
-	for _, n := range open.GetLengths() {
-		out = append(out, model.Pool(p, result[:int(n)*width], width)...)
-		result = result[int(n)*width:]
-	}
-	return []int{len(open.GetLengths()), width}, out, nil
+	return append(out, result...), nil
 }
 
 // poolingFor returns the model's pooling with what a call says otherwise.

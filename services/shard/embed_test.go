@@ -195,6 +195,39 @@ func TestEmbed_EqualsTransformersForAnySplitAndBatch(t *testing.T) {
 	}
 }
 
+// TestEmbed_LongTextsOfADecoderAreComputedInParts compares texts that are cut into several batches with what they give
+// alone, where the cuts are elsewhere.
+func TestEmbed_LongTextsOfADecoderAreComputedInParts(t *testing.T) {
+	r := newInferRig(t, 1, 0)
+	ids := func(n, seed int) (out []uint32) {
+		for i := range n {
+			out = append(out, uint32(3+(i*i+seed*i+seed)%500))
+		}
+		return out
+	}
+	embed := func(texts ...[]uint32) []float32 {
+		open := &shardv1.EmbedOpen{Digest: modelDigest, Hi: r.route[0].GetHi(),
+			Pooling: &shardv1.Pooling{Kind: shardv1.PoolKind_POOL_KIND_MEAN}}
+		for _, ids := range texts {
+			open.Lengths, open.Ids = append(open.Lengths, uint32(len(ids))), append(open.Ids, ids...)
+		}
+		rig := &embedRig{stages: r.shards}
+		_, out, err := rig.call(r.ctx, 0, open, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	texts := [][]uint32{ids(100, 1), ids(128, 2), ids(7, 3), ids(100, 4), ids(128, 5)} // the cut is in the fourth
+	whole := embed(texts...)
+	width := len(whole) / len(texts)
+	for i, text := range texts {
+		if alone := embed(text); !slices.Equal(alone, whole[i*width:(i+1)*width]) {
+			t.Errorf("text %d of %d tokens has other bits alone", i, len(text))
+		}
+	}
+}
+
 func TestEmbed_RefusesWhatItCannotCompute(t *testing.T) {
 	r := newEmbedRig(t, 2)
 	first := func(change func(*shardv1.EmbedOpen)) *shardv1.EmbedOpen {

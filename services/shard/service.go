@@ -94,6 +94,8 @@ type held struct {
 	pooling    model.Pooling // of embeddings
 	poolingErr error         // why the model's pooling is not supported
 
+	embedding sync.Mutex // one call of Embed computes at a time; taken before compute
+
 	compute sync.Mutex // the stage runs one batch at a time
 
 	loading      chan struct{} // has room for one load of an adapter

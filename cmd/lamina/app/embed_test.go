@@ -153,7 +153,11 @@ func TestMesh_ServesAnEncoderAlone(t *testing.T) {
 	var want []float32
 	for _, stages := range []int{1, 2} {
 		mesh, router := startMesh(t, ctx, app.MeshConfig{
-			Model: folder, Name: "tiny", Stages: stages, Kernels: app.Kernels{Set: set, Threads: 1}, HTTP: "127.0.0.1:0",
+			Model:   folder,
+			Name:    "tiny",
+			Stages:  stages,
+			Kernels: app.Kernels{Set: set, Threads: 1},
+			HTTP:    "127.0.0.1:0",
 		})
 		text := &routerv1.EmbedInput{Input: &routerv1.EmbedInput_Text{Text: "a b c"}}
 		long := &routerv1.EmbedInput{Input: &routerv1.EmbedInput_Text{Text: strings.Repeat("z ", 40)}}

@@ -1,5 +1,5 @@
 // Package openai is the router's OpenAI-compatible HTTP API: /v1/models, /v1/completions and
-// /v1/chat/completions, with and without streaming. It only translates: the backend makes
+// /v1/chat/completions, with and without streaming, and /v1/embeddings. It only translates: the backend makes
 // the decisions and most checks, and this package bounds what it has to count or convert
 // itself (n, prompts, integers).
 //

@@ -278,8 +278,8 @@ type ShardServiceClient interface {
 	// they need lasts as long as the call. The caller sends `open`, then the chunks of its tensor,
 	// and closes its side. The answer is the head of a tensor and its chunks: the hidden states of
 	// all rows, or from the last stage one embedding for each text. Row by row the bits are the
-	// same for any batch and any split into stages. RESOURCE_EXHAUSTED: there are as many calls
-	// already as the shard takes.
+	// same for any batch and any split into stages. UNAVAILABLE: there are as many calls already as
+	// the shard takes.
 	Embed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EmbedRequest, EmbedResponse], error)
 	// LoadAdapter loads an adapter on a held range.
 	LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error)
@@ -645,8 +645,8 @@ type ShardServiceServer interface {
 	// they need lasts as long as the call. The caller sends `open`, then the chunks of its tensor,
 	// and closes its side. The answer is the head of a tensor and its chunks: the hidden states of
 	// all rows, or from the last stage one embedding for each text. Row by row the bits are the
-	// same for any batch and any split into stages. RESOURCE_EXHAUSTED: there are as many calls
-	// already as the shard takes.
+	// same for any batch and any split into stages. UNAVAILABLE: there are as many calls already as
+	// the shard takes.
 	Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error
 	// LoadAdapter loads an adapter on a held range.
 	LoadAdapter(grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error
