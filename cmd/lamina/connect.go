@@ -13,15 +13,24 @@ type connectFlags struct {
 	ClientKey   string `name:"client-key"   env:"LAMINA_CLIENT_CERT_KEY" help:"Private key of the certificate (PEM file)."`
 }
 
-// dialer returns a dialer that shows the key or the certificate.
-func (f connectFlags) dialer() (*rpc.Dialer, error) {
+// options returns the options of a dialer that shows the key or the certificate.
+func (f connectFlags) options() (rpc.DialOptions, error) {
+	o := rpc.DialOptions{Secret: f.APIKey, Insecure: f.InsecureKey}
 	certs, err := rpc.Files{Cert: f.ClientCert, Key: f.ClientKey, CA: f.CA}.Open(nil)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
-	o := rpc.DialOptions{Secret: f.APIKey, Insecure: f.InsecureKey}
 	if certs != nil {
 		o.TLS = certs.Client()
+	}
+	return o, nil
+}
+
+// dialer returns a dialer with these options.
+func (f connectFlags) dialer() (*rpc.Dialer, error) {
+	o, err := f.options()
+	if err != nil {
+		return nil, err
 	}
 	return rpc.NewDialer(o), nil
 }

@@ -27,6 +27,7 @@ type dataGroup struct {
 }
 
 type dataBuildCmd struct {
+	connectFlags
 	Input       []string `arg:"" help:"Text file, JSON lines (.jsonl, .ndjson), or folder of .txt, .text, .md, .jsonl and .ndjson files; each may be compressed (.gz, .zst)."`
 	Tokenizer   string   `       help:"Model file or folder, tokenizer.json, SentencePiece .model file or tiktoken rank file. With --addr: the name or digest of a model of that tokenizer." short:"t" required:""`
 	Addr        string   `       help:"Address of a tokenizer service to use instead of one in this process."                                                                                                      env:"LAMINA_TOKENIZER"`
@@ -100,7 +101,11 @@ func (c *dataBuildCmd) Run(e *verb.Env) error {
 // address.
 func (c *dataBuildCmd) withTokenizer(e *verb.Env, local *vocab.Vocab,
 	do func(tokenizerv1.TokenizerServiceClient) error) (err error) {
-	options, address := rpc.DialOptions{}, c.Addr
+	options, err := c.options()
+	if err != nil {
+		return err
+	}
+	address := c.Addr
 	if local != nil {
 		s, err := tokenizer.New(tokenizer.Config{Workers: 1,
 			Models: []tokenizer.Model{{Name: "data", Digest: "sha256:data", Vocab: local}}})

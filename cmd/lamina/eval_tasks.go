@@ -59,7 +59,7 @@ func (f *evalFlags) run(e *verb.Env, kind eval.Kind, parse func([]byte) (*eval.T
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	x.client = evaluate.Client{Router: router, Model: f.Served}
+	x.client = evaluate.Client{Router: router, Model: f.Served, Adapter: f.adapter()}
 	if err := x.open(); err != nil {
 		return err
 	}
@@ -149,6 +149,9 @@ func (x *evaluation) open() error {
 		return err
 	}
 	x.settings.Model, x.settings.Digest, x.context = m.GetName(), m.GetDigest(), int(m.GetMaxContext())
+	if x.settings.Adapter, err = x.client.AdapterDigest(m); err != nil {
+		return err
+	}
 	path := x.Model
 	if x.Router != "" {
 		if path = x.Vocab; path == "" && x.settings.Kind != string(eval.Generate) {

@@ -158,6 +158,7 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 			return nil, err
 		}
 		req := &routerv1.ChatRequest{
+			Adapter:  c.adapter(),
 			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, ContextPolicy: c.policy(),
 			Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
 		}
@@ -171,6 +172,7 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 		return nil, fault.Field("tools", "use tools with a chat: give --messages FILE")
 	}
 	req := &routerv1.GenerateRequest{
+		Adapter:   c.adapter(),
 		MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, IgnoreEnd: c.IgnoreEnd, ContextPolicy: c.policy(),
 		Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
 	}

@@ -27,17 +27,17 @@ type cli struct {
 	LogLevel  string `help:"Log level: debug, info, warn or error." default:"warn" env:"LAMINA_LOG_LEVEL"`
 	LogFormat string `help:"Log format: text or json."              default:"text" env:"LAMINA_LOG_FORMAT" enum:"text,json"`
 
-	Up       upCmd        `cmd:"" help:"Run the whole mesh in this process and serve a model."`
-	Generate generateCmd  `cmd:"" help:"Continue a prompt."`
-	Chat     chatCmd      `cmd:"" help:"Chat with a model in the terminal."`
-	Train    trainCmd     `cmd:"" help:"Pre-train a model from a manifest."`
-	Tune     tuneCmd      `cmd:"" help:"Fine-tune a model on conversations with a low-rank adapter."`
-	Runs     runsGroup    `cmd:"" help:"List, watch, pause, resume, stop and delete training runs, and fetch their files."`
-	Report   reportCmd    `cmd:"" help:"Write a report on training runs: curves, figures, manifest and sample texts as one HTML page, or steps as CSV."`
-	Plan     planCmd      `cmd:"" help:"Show how a model would be placed on hosts, and what it would give, before anything loads."`
-	Status   statusCmd    `cmd:"" help:"Show the running services, the pipelines and the training runs."`
-	Members  membersGroup `cmd:"" help:"List what the registry knows of services, and remove entries that were left behind."`
-	Models   modelsCmd    `cmd:"" help:"List the models that a router serves."`
+	Up       upCmd         `cmd:"" help:"Run the whole mesh in this process and serve a model."`
+	Generate generateCmd   `cmd:"" help:"Continue a prompt."`
+	Chat     chatCmd       `cmd:"" help:"Chat with a model in the terminal."`
+	Train    trainCmd      `cmd:"" help:"Pre-train a model from a manifest."`
+	Tune     tuneCmd       `cmd:"" help:"Fine-tune a model on conversations with a low-rank adapter."`
+	Runs     runsGroup     `cmd:"" help:"List, watch, pause, resume, stop and delete training runs, and fetch their files."`
+	Report   reportCmd     `cmd:"" help:"Write a report on training runs: curves, figures, manifest and sample texts as one HTML page, or steps as CSV."`
+	Plan     planCmd       `cmd:"" help:"Show how a model would be placed on hosts, and what it would give, before anything loads."`
+	Status   statusCmd     `cmd:"" help:"Show the running services, the pipelines and the training runs."`
+	Models   modelsCmd     `cmd:"" help:"List the models that a router serves."`
+	Adapters adaptersGroup `cmd:"" help:"List, load and unload the adapters (LoRA) of a router's models."`
 
 	Tokenize   tokenizeCmd   `cmd:"" help:"Encode the text on standard input as token ids, or decode ids."`
 	Vocab      vocabGroup    `cmd:"" help:"Train vocabularies."`

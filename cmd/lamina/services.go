@@ -74,9 +74,6 @@ func (c *samplerCmd) Run(e *verb.Env) error { return app.Sampler(e.Ctx, c.config
 type shardCmd struct {
 	serviceFlags
 	verb.KernelFlags
-	autoFlags
-	Auto        bool   `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
-	ModelDir    string `help:"Folder of GGUF files and model folders, for --auto."`
 	Listen      string `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
 	Model       string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m"`
 	Name        string `help:"Name of the model. Default: the name of its file or folder."`
@@ -86,41 +83,57 @@ type shardCmd struct {
 	Runs        string `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
 	NATS        string `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
 	natsFlags
+	adapterMemoryFlags
+}
+
+// adapterMemoryFlags bound the memory of adapters.
+type adapterMemoryFlags struct {
+	AdapterMemory int64 `help:"Memory for adapters on each shard, in MiB." default:"1024"`
+}
+
+// bytes returns the bound in bytes.
+func (f adapterMemoryFlags) bytes() (int64, error) {
+	if f.AdapterMemory < 1 || f.AdapterMemory > 1<<20 {
+		return 0, fault.Field("adapter-memory", "want 1 to %d MiB, got %d", 1<<20, f.AdapterMemory)
+	}
+	return f.AdapterMemory << 20, nil
+}
+
+// adapterFlags name the adapters of a router.
+type adapterFlags struct {
+	Adapter    []string `help:"Adapter (LoRA) to offer beside its model: NAME=DIR or MODEL:NAME=DIR, a folder in PEFT's layout. Can be repeated. Requests name it as MODEL:NAME." placeholder:"NAME=DIR" sep:"none"`
+	AdapterDir string   `help:"Folder in which the router keeps the adapters that it is sent (lamina adapters load)." default:"adapters"`
+}
+
+// adapters returns the adapters that the flags name.
+func (f adapterFlags) adapters() ([]app.Adapter, error) {
+	var out []app.Adapter
+	for _, text := range f.Adapter {
+		a, err := app.ParseAdapter(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 // Run serves until interrupted.
 func (c *shardCmd) Run(e *verb.Env) error {
+	adapterBytes, err := c.bytes()
+	if err != nil {
+		return err
+	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
 	}
 	defer end()
-	auto, err := c.automatic()
-	if err != nil {
-		return err
-	}
 	return app.Shard(e.Ctx, c.serviceFlags.config(e, c.Listen), app.ShardConfig{
-		Auto:    auto,
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
 		NATS: c.natsFlags.config(c.NATS), RunsDir: c.Runs,
+		AdapterBytes: adapterBytes,
 	})
-}
-
-// automatic returns the settings of a shard with --auto, or nil without.
-func (c *shardCmd) automatic() (*app.AutoShard, error) {
-	switch {
-	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != ""):
-		return nil, fault.Field("auto", "--model-dir, --memory-limit and --zone are for a shard with --auto")
-	case !c.Auto:
-		return nil, nil
-	case c.Model != "" || c.Layers != "" || c.Name != "":
-		return nil, fault.Field("auto", "a shard with --auto takes models of --model-dir and layers from the placer: "+
-			"leave out --model, --name and --layers")
-	case c.ModelDir == "":
-		return nil, fault.Field("model-dir", "name a folder of models for --auto")
-	}
-	auto, err := c.auto(c.ModelDir)
-	return &auto, err
 }
 
 // maxDrain is the longest time that a router may take to stop.
@@ -132,8 +145,8 @@ type routerCmd struct {
 	HTTP   string `help:"Address of the HTTP API and the console; empty for none."                                                                                            default:"127.0.0.1:8080" name:"http"`
 	speculateFlags
 	hiddenStateFlags
-	placingFlags
 	schedulingFlags
+	adapterFlags
 	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
 	natsFlags
 	Drain time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
@@ -200,16 +213,15 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	if c.Drain <= 0 || c.Drain > maxDrain {
 		return fault.Field("drain", "%v: want more than 0 and at most %v", c.Drain, maxDrain)
 	}
-	placing, err := c.placing()
+	adapters, err := c.adapters()
 	if err != nil {
 		return err
 	}
 	return app.Router(e.Ctx, c.serviceFlags.config(e, c.Listen), app.RouterConfig{
-		Placing: placing,
-		HTTP:    c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
-		Scheduling: c.scheduling(),
-		NATS:       c.natsFlags.config(c.NATS),
-		Bound:      func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
+		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
+		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir,
+		NATS:  c.natsFlags.config(c.NATS),
+		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
 

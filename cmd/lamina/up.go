@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
@@ -41,8 +40,6 @@ type upCmd struct {
 	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: the bundled model."`
 	Name           string `          help:"Name of the model. Default: the name of its file or folder."`
 	Stages         int    `          help:"Number of stages of each pipeline."                                                                                                                        default:"2"`
-	Auto           int    `          help:"Start this many shards without layers, and let the router place the layers, in place of --stages."                                                                             default:"0"`
-	MemoryLimit    string `          help:"Bytes for weights and KV caches of each shard with --auto, such as 2GB or 1.5GiB. Default: an equal part of what is available."`
 	Replicas       int    `          help:"Number of pipelines."                                                                                                                                      default:"1"`
 	GRPC           string `          help:"Address of the gRPC API."                                                                                                                                  default:"127.0.0.1:7070" name:"grpc"`
 	HTTP           string `          help:"Address of the HTTP API and the console."                                                                                                                  default:"127.0.0.1:8080" name:"http"`
@@ -56,6 +53,8 @@ type upCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
+	adapterFlags
+	adapterMemoryFlags
 	dataFlags
 	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
@@ -69,7 +68,11 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
-	shards, err := c.shards()
+	adapters, err := c.adapters()
+	if err != nil {
+		return err
+	}
+	adapterBytes, err := c.bytes()
 	if err != nil {
 		return err
 	}
@@ -79,8 +82,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
-		Auto:        shards,
-		Placing:     app.Placing{Replicas: c.Replicas},
+		Adapters: adapters, AdapterDir: c.AdapterDir, AdapterBytes: adapterBytes,
 		Log:         e.Log,
 		Kernels:     kernels,
 		Model:       c.Model,
@@ -109,10 +111,9 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if c.AuthKeys != "" {
 		header = ` -H "Authorization: Bearer $LAMINA_API_KEY"`
 	}
-	if c.Auto > 0 {
-		fmt.Fprintf(e.Stdout, "serving %s over %d shards; `lamina status` shows where its layers are\n\n", c.Model, c.Auto)
-	} else {
-		fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+	fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+	for _, a := range adapters {
+		fmt.Fprintf(e.Stdout, "adapter  %s from %s\n", a.Name, a.Dir)
 	}
 	fmt.Fprintf(e.Stdout, "console  %s\ngrpc     %s\n", url, mesh.GRPCAddr())
 	const body = `{"prompt": "The prince", "max_tokens": 64, "stream": true}`
@@ -120,34 +121,28 @@ func (c *upCmd) Run(e *verb.Env) error {
 	return mesh.Wait()
 }
 
-// maxAuto is the largest number of shards with --auto in one process.
-const maxAuto = 64
-
-// shards returns the shards that take their layers from the placer, or nil without --auto.
-func (c *upCmd) shards() ([]app.AutoShard, error) {
-	if c.Auto < 0 || c.Auto > maxAuto {
-		return nil, fault.Field("auto", "want 0 to %d shards, got %d", maxAuto, c.Auto)
-	}
-	memory, err := parseMemory("memory-limit", c.MemoryLimit)
-	if err != nil {
-		return nil, err
-	}
-	if memory > 0 && c.Auto == 0 {
-		return nil, fault.Field("memory-limit", "it is for shards with --auto")
-	}
-	return slices.Repeat([]app.AutoShard{{Memory: memory}}, c.Auto), nil
-}
-
 // meshFlags say which mesh answers: that of a running router, or one in this process.
 type meshFlags struct {
 	verb.KernelFlags
 	connectFlags
-	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
-	Stages int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
-	Router string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
+	Model   string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
+	Stages  int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
+	Router  string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
+	Adapter string `          help:"Adapter (LoRA) to use: its folder, in PEFT's layout; with --router its name or digest there." placeholder:"DIR"`
 	speculateFlags
 	hiddenStateFlags
 	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
+}
+
+// localAdapter is the name of the adapter of a mesh in this process.
+const localAdapter = "adapter"
+
+// adapter returns the name by which requests name the adapter; empty for none.
+func (f *meshFlags) adapter() string {
+	if f.Router == "" && f.Adapter != "" {
+		return localAdapter
+	}
+	return f.Adapter
 }
 
 // dial returns a client of the router and a function that closes everything that was opened for it.
@@ -177,12 +172,16 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 	if err != nil {
 		return nil, nil, err
 	}
+	var adapters []app.Adapter
+	if f.Adapter != "" {
+		adapters = []app.Adapter{{Name: localAdapter, Dir: f.Adapter}}
+	}
 	kernels, end, err := meshKernels(&f.KernelFlags)
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.Ctx,
-		app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
+	mesh, err := app.Start(e.Ctx, app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages,
+		Speculation: speculation, Adapters: adapters})
 	if err != nil {
 		end()
 		return nil, nil, err

@@ -2,7 +2,6 @@ package adapter
 
 import (
 	"cmp"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -327,22 +326,4 @@ func Write(dir string, a *Adapter) error {
 		_, err := w.Write(append(text, '\n'))
 		return err
 	})
-}
-
-// Digest returns a digest of the two files of an adapter, "sha256:" and 64 hexadecimal digits.
-func Digest(dir string) (string, error) {
-	h := sha256.New()
-	for _, name := range []string{ConfigFile, WeightsFile} {
-		f, err := os.Open(filepath.Join(dir, name))
-		if err != nil {
-			return "", err
-		}
-		sum := sha256.New()
-		_, err = io.Copy(sum, f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return "", err
-		}
-		h.Write(sum.Sum(nil))
-	}
-	return fmt.Sprintf("sha256:%x", h.Sum(nil)), nil
 }

@@ -25,7 +25,8 @@ func Methods() map[string]Rule {
 	add("lamina.router.v1.RouterService", map[string]Rule{
 		"Generate": metered(Generate), "Chat": metered(Generate), "Resume": only(Generate), "Cancel": only(Generate),
 		"ListModels": only(Models), "Topology": only(Observe), "WatchTopology": only(Observe),
-		"Embed": metered(Embed),
+		"Embed": metered(Embed), "ListAdapters": only(Models), "UnloadAdapter": audited(Operate),
+		"LoadAdapter": {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
 	})
 	add("lamina.trainer.v1.TrainerService", map[string]Rule{
 		"StartRun": audited(
@@ -57,8 +58,8 @@ func Methods() map[string]Rule {
 	add("lamina.shard.v1.ShardService", map[string]Rule{
 		"Describe": internal(RouterService, TrainerService), "Infer": internal(RouterService, ShardService),
 		"Train": internal(TrainerService), "SaveState": internal(TrainerService), "Exchange": internal(ShardService),
-		"Embed": internal(RouterService), "Assign": internal(RouterService), "Unload": internal(RouterService),
-		"Prefetch": internal(RouterService), "Ping": internal(RouterService, ShardService),
+		"Embed":       internal(RouterService),
+		"LoadAdapter": internal(RouterService), "UnloadAdapter": internal(RouterService),
 	})
 	add("grpc.health.v1.Health", map[string]Rule{
 		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),

@@ -42,3 +42,21 @@ func TestPrincipalOf_OneKnownIDOfTheDomain(t *testing.T) {
 		}
 	}
 }
+
+func FuzzPrincipalOf(f *testing.F) {
+	f.Add("spiffe://mesh/service/shard", "mesh")
+	f.Add("spiffe://mesh/role/user?x", "")
+	f.Fuzz(func(t *testing.T, id, domain string) {
+		u, err := url.Parse(id)
+		if err != nil {
+			return
+		}
+		p, err := auth.PrincipalOf([]*url.URL{u}, domain)
+		if err != nil {
+			return
+		}
+		if domain != "" && u.Host != domain || (p.Service == "") == (len(p.Roles) == 0) {
+			t.Errorf("%q of %q: %+v", id, domain, p)
+		}
+	})
+}

@@ -25,6 +25,8 @@ type Entry[F tensor.Float] struct {
 	Pos    int         // position of the first row, at most Seq.Len(); a step may be repeated
 	Rows   int
 	Logits int // how many of the last rows need logits
+	// Adapter is applied to the rows of the entry; nil for none, or for the one of Use. It is of the same stage.
+	Adapter *Adapter[F]
 }
 
 // Batch is one forward step over many sequences. Rows are in the order of the entries.
@@ -69,6 +71,8 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	}
 	s.scratch.reset()
 	s.dropping = Dropout{}
+	s.adaptRows(b.Entries, func(e *Entry[F]) int { return e.Rows })
+	defer func() { s.batching = false }()
 	x := s.scratch.take(rows * s.Spec.Width)
 	pos := make([]int32, 0, rows)
 	for _, e := range b.Entries {
@@ -112,6 +116,9 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 			return fault.New(fault.Invalid, "run stage %v: entry %d has %d rows from position %d on, %d logits",
 				s.Range, i,
 				e.Rows, e.Pos, e.Logits)
+		}
+		if e.Adapter != nil && e.Adapter.stage != s {
+			return fault.New(fault.Invalid, "run stage %v: the adapter of entry %d is of another stage", s.Range, i)
 		}
 	}
 	if rows == 0 {
@@ -348,6 +355,7 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 		return rows
 	}
 	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Spec.Vocab)
+	s.adaptRows(b.Entries, func(e *Entry[F]) int { return e.Logits })
 	if n > 0 {
 		s.normalize(h, rows, &s.norm, n)
 		s.set.MatMul(out, h, &s.head.Matrix, nil, n)

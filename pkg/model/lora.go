@@ -181,12 +181,14 @@ func (s *Stage[F]) linears() []*linear[F] {
 }
 
 // NewAdapter puts the parts of an adapter that belong to the stage's layers into the memory of its kernel set.
-// Several adapters may be on one stage; Use chooses one for all rows.
+// Several adapters may be on one stage: Use chooses one for all rows, and the entries of a batch choose their own
+// (see batchadapters.go). NewAdapter may run beside Forward.
 func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 	if err := s.Spec.CheckAdapter(a); err != nil {
 		return nil, err
 	}
-	ad := &Adapter[F]{stage: s, scales: map[string]float64{}}
+	linears := s.linears()
+	ad := &Adapter[F]{stage: s, sites: make([]*lora[F], len(linears)), scales: map[string]float64{}}
 	if s.First() {
 		name := s.Spec.Embedding.Tokens.Param
 		if m, ok := a.Module(name); ok {
@@ -200,9 +202,7 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 	}
 	type held struct{ a, b, m kernel.Buffer[F] }
 	made := map[string]held{}
-	for i, l := range s.linears() {
-		l.site = i
-		ad.sites = append(ad.sites, nil)
+	for i, l := range linears {
 		module := strings.TrimSuffix(s.params.Tensors[l.atW.index].Name, ".weight")
 		m, ok := a.Module(module)
 		if !ok {
@@ -337,12 +337,12 @@ func (s *Stage[F]) Trained(param string) bool {
 	return slices.ContainsFunc(s.trained.params, func(p Param[F]) bool { return p.Name == param })
 }
 
-// at returns the adapter of a matrix, or nil.
-func (s *Stage[F]) at(l *linear[F]) *lora[F] {
-	if s.adapter == nil || l.site >= len(s.adapter.sites) {
+// at returns the adapter of a matrix, or nil. ad may be nil.
+func (ad *Adapter[F]) at(l *linear[F]) *lora[F] {
+	if ad == nil || l.site >= len(ad.sites) {
 		return nil
 	}
-	if p := s.adapter.sites[l.site]; p != nil && p.base == l {
+	if p := ad.sites[l.site]; p != nil && p.base == l {
 		return p
 	}
 	return nil
@@ -350,12 +350,12 @@ func (s *Stage[F]) at(l *linear[F]) *lora[F] {
 
 // adapt adds the adapters' parts to the outputs of products of x[T,I].
 func (s *Stage[F]) adapt(x kernel.Buffer[F], t int, products ...output[F]) {
-	if s.adapter == nil {
-		return
-	}
-	for _, o := range products {
-		if p := s.at(o.l); p != nil {
-			s.addLow(p, o.y, x, t)
+	for _, r := range s.adaptedRows(t) {
+		for _, o := range products {
+			if p := r.adapter.at(o.l); p != nil {
+				in, out := p.a.Cols, p.b.Rows
+				s.addLow(p, o.y[r.lo*out:r.hi*out], x[r.lo*in:r.hi*in], r.hi-r.lo)
+			}
 		}
 	}
 }
@@ -403,16 +403,18 @@ func (s *Stage[F]) adapterDropout(p *lora[F]) kernel.Dropout {
 
 // embedLow adds the embedding's adapter to x[T,C].
 func (s *Stage[F]) embedLow(x kernel.Buffer[F], ids []int32) {
-	if s.adapter == nil || s.adapter.embed == nil {
-		return
+	for _, r := range s.adaptedRows(len(ids)) {
+		if r.adapter.embed == nil {
+			continue
+		}
+		p, t := r.adapter.embed, r.hi-r.lo
+		s.low.reset()
+		u, v := s.low.take(t*p.a.Cols), s.low.take(t*p.b.Rows)
+		s.set.Embed(u, &p.a, ids[r.lo:r.hi])
+		s.set.Scale(u, p.scale)
+		s.set.MatMul(v, u, &p.b, nil, t)
+		s.set.Add(x[r.lo*p.b.Rows:r.hi*p.b.Rows], v)
 	}
-	p, t := s.adapter.embed, len(ids)
-	s.low.reset()
-	u, v := s.low.take(t*p.a.Cols), s.low.take(len(x))
-	s.set.Embed(u, &p.a, ids)
-	s.set.Scale(u, p.scale)
-	s.set.MatMul(v, u, &p.b, nil, t)
-	s.set.Add(x, v)
 }
 
 // embedLowGrad adds the gradients of the embedding's adapter, given the gradient dx[T,C] of the embeddings.
@@ -439,7 +441,7 @@ func (s *Stage[F]) adaptedGrad(dx, x kernel.Buffer[F], t int, g *Params[F], bran
 	s.low.reset()
 	parts := make([]*lora[F], len(branches))
 	for i := range branches {
-		if parts[i] = s.at(branches[i].l); parts[i] != nil && parts[i].magnitude != nil {
+		if parts[i] = s.adapter.at(branches[i].l); parts[i] != nil && parts[i].magnitude != nil {
 			branches[i].dy = s.magnifyGrad(parts[i], branches[i].dy, x, t, g)
 		}
 	}

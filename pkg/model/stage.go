@@ -41,9 +41,11 @@ type Stage[F tensor.Float] struct {
 	recompute bool      // keep only the inputs of blocks; see recompute.go
 	again     *Trace[F] // of the block that is run again
 
-	adapter, trained *Adapter[F] // the one that passes use; the one that is trained; see lora.go
-	low              scratch[F]  // of one product's adapter
-	dropping         Dropout     // of the pass that runs, for adapters
+	adapter, trained *Adapter[F]  // the one that passes use; the one that is trained; see lora.go
+	low              scratch[F]   // of one product's adapter
+	adapted          []adapted[F] // rows of the batch that runs, while batching; see batchadapters.go
+	batching         bool
+	dropping         Dropout // of the pass that runs, for adapters
 }
 
 // scratch is memory that one pass uses.
@@ -134,13 +136,6 @@ type LoadOptions struct {
 // With Dense, queries and keys are in Hugging Face's order and Gemma's norms have OnePlus
 // even if the file is GGUF; Stage.Spec says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
-	return load(f, r, set, o, nil)
-}
-
-// load builds a stage that shares packed matrices with the held ones.
-func load[F tensor.Float](
-	f *Files, r Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
-) (*Stage[F], error) {
 	if f.Spec.Encoder() && (!o.Encoder || o.Dense) {
 		return nil, fmt.Errorf("load %s: %w", f.Path, &UnsupportedError{"use of the encoder", f.Spec.Architecture,
 			"embeddings of texts; it continues no text and cannot be trained"})
@@ -160,7 +155,7 @@ func load[F tensor.Float](
 	if o.Adapter != nil {
 		fill, spec = l.replacing(o.Adapter, spec)
 	}
-	s, err := buildBeside(spec, r, set, fill, held)
+	s, err := build(spec, r, set, fill)
 	if err == nil && o.Adapter != nil {
 		if s.adapter, err = s.NewAdapter(o.Adapter); err != nil {
 			return nil, err
@@ -204,13 +199,6 @@ func Init[F tensor.Float](s Spec, r Range, set kernel.Set[F], seed uint64) (*Sta
 }
 
 func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
-	return buildBeside(spec, r, set, fill, nil)
-}
-
-// buildBeside builds a stage that shares packed matrices with the held ones.
-func buildBeside[F tensor.Float](
-	spec Spec, r Range, set kernel.Set[F], fill filler[F], held []*Stage[F],
-) (*Stage[F], error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -243,8 +231,11 @@ func buildBeside[F tensor.Float](
 	if b.err != nil {
 		return nil, b.err
 	}
+	for i, l := range s.linears() {
+		l.site = i
+	}
 	s.written = s.writtenWhole()
-	s.pack(fill.packed, held)
+	s.pack(fill.packed)
 	return s, nil
 }
 
@@ -273,22 +264,27 @@ func (s *Stage[F]) writtenWhole() []bool {
 }
 
 // pack has the kernel set pack the raw matrices, and calls packed after each layer. The
-// embedding is not packed, because its rows are looked up. What held stages have packed is shared.
-func (s *Stage[F]) pack(packed func(), held []*Stage[F]) {
+// embedding is not packed, because its rows are looked up.
+func (s *Stage[F]) pack(packed func()) {
 	pack := func(m *kernel.Matrix[F]) {
 		m.Plain = s.Spec.Width < kernel.Narrow
 		s.set.Pack(m)
 	}
 	for i := range s.blocks {
-		if s.share(s.Range.Lo+i, held) {
-			continue
+		b := &s.blocks[i]
+		if b.experts != nil {
+			for _, m := range b.experts.packed() {
+				pack(m)
+			}
 		}
-		for _, m := range s.blocks[i].packable() {
-			pack(m)
+		for _, l := range []*linear[F]{&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down} {
+			if l.Rows > 0 {
+				pack(&l.Matrix)
+			}
 		}
 		packed()
 	}
-	if s.head != nil && !s.share(len(s.Spec.Layers), held) {
+	if s.head != nil {
 		pack(&s.head.Matrix)
 		packed()
 	}

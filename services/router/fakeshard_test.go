@@ -53,12 +53,19 @@ type fakeShard struct {
 	streams map[string]*fakePipeline // by the pipeline's name
 	kept    map[string]*fakePipeline // of streams that broke
 	forgets bool                     // it keeps nothing when a stream breaks
+
+	adapters     map[string]string // the names of loaded adapters by digest
+	loads        int               // adapters loaded so far
+	refuseLoad   error             // for every adapter
+	pauseLoad    chan struct{}     // closed when loads may go on; nil for at once
+	unknownNamed int               // entries refused because of their adapter
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
 	return &fakeShard{
 		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), layers: 2, pages: 1024, answer: next,
-		tables: map[string][]uint32{}, streams: map[string]*fakePipeline{}, kept: map[string]*fakePipeline{},
+		adapters: map[string]string{}, tables: map[string][]uint32{}, streams: map[string]*fakePipeline{},
+		kept: map[string]*fakePipeline{},
 	}
 }
 
@@ -110,8 +117,8 @@ func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &shardv1.Held{
-		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1, Vocab: vocab,
-		Context:   contextLen,
+		Adapters: s.heldAdapters(), Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1,
+		Vocab: vocab, Context: contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
 		Rows: s.rows,
 	}
@@ -369,7 +376,7 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		<-ctx.Done() // silent, not gone: no error reaches the router
 		return ctx.Err()
 	}
-	b := r.GetBatch()
+	b, err := r.GetBatch(), error(nil)
 	if refused, err := p.refuse(b); refused || err != nil {
 		return err
 	}
@@ -395,6 +402,9 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		for _, v := range hidden {
 			ids = append(ids, uint32(v))
 		}
+	}
+	if b, ids, err = p.withAdapters(b, ids); err != nil || len(b.GetEntries()) == 0 {
+		return err
 	}
 	s.mu.Lock()
 	cost := s.cost
@@ -537,7 +547,7 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 			s.faults = append(s.faults, "a replay wants logits")
 		}
 		n := int(e.GetRows())
-		log, err := p.write(e, ids[:n], replay)
+		log, err := p.write(e, salted(ids[:n], e.GetAdapter()), replay)
 		if err != nil {
 			return nil, err
 		}
@@ -561,7 +571,7 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 				target := e.GetTargets()[i]
 				row.Target, row.Ids = &target, append(row.Ids, target)
 				row.Logits, _ = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{2}, []float32{1, 0.5})
-				if end < len(log) && log[end] != target {
+				if end < len(log) && log[end] != salted([]uint32{target}, e.GetAdapter())[0] {
 					s.faults = append(s.faults, "a target is not the id that follows its row")
 				}
 			case len(e.GetDraftIds()) > 0 && i >= int(e.GetLogits())-len(e.GetDraftIds()):

@@ -56,7 +56,8 @@ func (s *Service) generate(
 		return fault.Field("echo", "is required by prompt_logprobs and prompt_only")
 	}
 	q := &request{
-		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(),
+		service: s, model: r.GetModel(), adapterName: r.GetAdapter(), maxTokens: r.GetMaxTokens(),
+		sampling: r.GetSampling(), stop: r.GetStop(),
 		top:       r.GetTopLogprobs(),
 		ignoreEnd: r.GetIgnoreEnd(), field: "prompt",
 		echo:     echo{on: r.GetEcho(), logprobs: r.GetPromptLogprobs(), only: r.GetPromptOnly(), special: !isText},
@@ -98,7 +99,8 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 		return fault.Field("messages", "give at least one")
 	}
 	q := &request{
-		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(),
+		service: s, model: r.GetModel(), adapterName: r.GetAdapter(), maxTokens: r.GetMaxTokens(),
+		sampling: r.GetSampling(), stop: r.GetStop(),
 		top:   r.GetTopLogprobs(),
 		field: "messages", context: contextPolicy{asked: r.GetContextPolicy()},
 		priority: int(r.GetPriority()), wait: r.WaitForCapacity,
@@ -143,20 +145,23 @@ func endOf(text string) string {
 
 // request is one generation, from admission to its end. The goroutine of the call runs it.
 type request struct {
-	service   *Service
-	model     string
-	maxTokens uint32
-	sampling  *routerv1.Sampling
-	stop      []string
-	top       uint32
-	ignoreEnd bool
-	field     string // the name of the prompt's field in the request
-	echo      echo
-	sink      sink
-	live      *live // of a resumable request; nil for others
-	context   contextPolicy
-	priority  int     // lower is served earlier
-	wait      *uint32 // how many seconds to wait while no pipeline can run the request
+	service *Service
+	model   string
+	// adapterName is what the request calls its adapter; empty for none. adapter is what it was at the beginning.
+	adapterName string
+	adapter     *servedAdapter
+	maxTokens   uint32
+	sampling    *routerv1.Sampling
+	stop        []string
+	top         uint32
+	ignoreEnd   bool
+	field       string // the name of the prompt's field in the request
+	echo        echo
+	sink        sink
+	live        *live // of a resumable request; nil for others
+	context     contextPolicy
+	priority    int     // lower is served earlier
+	wait        *uint32 // how many seconds to wait while no pipeline can run the request
 
 	keepMarkers bool                    // keep control tokens such as those of tool calls in the text
 	format      *tokenizerv1.ChatFormat // how to parse a chat's answer
@@ -207,6 +212,9 @@ func (q *request) run(
 	if err := q.service.grammars.check(ctx, "sampling.grammar", q.sampling.GetGrammar()); err != nil {
 		return err
 	}
+	if q.model, q.adapterName, err = q.service.splitModel(q.model, q.adapterName); err != nil {
+		return err
+	}
 	p, err := q.service.await(ctx, q.model, q.patience())
 	if err != nil {
 		return err
@@ -215,6 +223,10 @@ func (q *request) run(
 	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
 		return err
 	}
+	if q.adapter, err = q.service.acquire(q.digest, p.model(), q.adapterName); err != nil {
+		return err
+	}
+	defer q.service.release(q.adapter)
 	if err := q.service.queueFull(q.digest, auth.Tenant(ctx)); err != nil {
 		return err
 	}
@@ -267,8 +279,11 @@ func (q *request) run(
 	q.text = newTextOut(v, q.prompt, q.stop, q.keepMarkers)
 	q.started = &routerv1.Started{
 		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(),
-		Fingerprint: p.fingerprint(),
-		Format:      q.format, PromptEnd: q.promptEnd, Context: q.context.use,
+		Fingerprint: fingerprint(p, q.adapter), Adapter: q.adapter.namespace(),
+		Format: q.format, PromptEnd: q.promptEnd, Context: q.context.use,
+	}
+	if q.adapter != nil {
+		q.started.Model += ":" + q.adapterName
 	}
 	q.opened()
 	return q.generate(ctx)
@@ -339,7 +354,7 @@ func (q *request) generate(ctx context.Context) error {
 				return err
 			}
 		}
-		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen},
+		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen, q.adapter},
 			q.patience()-time.Since(since))
 		if err != nil {
 			return err
@@ -397,7 +412,7 @@ func (q *request) submit(ctx context.Context, p *pipeline, epoch uint64, log []i
 		log: slices.Clone(log), whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
 		tenant: auth.Tenant(ctx), priority: q.priority,
 		rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
-		tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.suspect(), proven: q.proven,
+		adapter: q.adapter, tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.suspect(), proven: q.proven,
 		score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
 	})
 	q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)

@@ -89,7 +89,7 @@ func (q *request) newRace(a *attempt) *race {
 		return r
 	}
 	a.p.mu.Lock()
-	rows := len(a.log) - a.p.sched.Reusable(a.seq.tenant, "", a.log)
+	rows := len(a.log) - a.p.sched.Reusable(a.seq.tenant, a.seq.adapter.namespace(), a.log)
 	a.p.mu.Unlock()
 	if late, ok := s.firsts.p95(rows); ok && q.strikes.count == 0 {
 		r.due = time.NewTimer(max(late, s.cfg.Hedge))
@@ -136,12 +136,12 @@ func (r *race) next(ctx context.Context) (result, *attempt, error) {
 // hedge submits the sequence to a second pipeline, if one has room and the budget for replays allows it.
 func (r *race) hedge(ctx context.Context) {
 	q, s, log := r.q, r.q.service, r.first.log
-	p := s.hedgePipeline(r.first.p, work{auth.Tenant(ctx), log, r.first.seq.maxLen})
+	p := s.hedgePipeline(r.first.p, work{auth.Tenant(ctx), log, r.first.seq.maxLen, q.adapter})
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
-	cost := len(log) - p.sched.Reusable(r.first.seq.tenant, "", log)
+	cost := len(log) - p.sched.Reusable(r.first.seq.tenant, q.adapter.namespace(), log)
 	p.mu.Unlock()
 	if !s.replays.try(max(1, cost), againHedged) {
 		p.assigned.Add(-1)
@@ -165,7 +165,8 @@ func (s *Service) hedgePipeline(first *pipeline, w work) *pipeline {
 	var best *pipeline
 	for _, p := range s.others(first) {
 		c, ok := p.candidate(w)
-		if !ok || p.waitingCount.Load() > 0 || p.fingerprint() != first.fingerprint() || p.doubtful.Load() {
+		if !ok || !s.hasAdapter(p, w.adapter) || p.waitingCount.Load() > 0 ||
+			p.fingerprint() != first.fingerprint() || p.doubtful.Load() {
 			continue
 		}
 		if best == nil || c.Load < int(best.load()) {

@@ -20,9 +20,8 @@ func services() []string { return []string{"tokenizer", "shard", "sampler", "rou
 
 // described is a shard's description of itself.
 type described struct {
-	addr  string
-	resp  *shardv1.DescribeResponse
-	stale bool // its attributes in discovery have changed since
+	addr string
+	resp *shardv1.DescribeResponse
 }
 
 // Run watches discovery and keeps pipelines over the shards that are alive, until
@@ -33,18 +32,13 @@ func (s *Service) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer s.requests.close()
+	s.readAdapters()
 	changes := make(chan struct{}, 1)
 	notify := func() {
 		select {
 		case changes <- struct{}{}:
 		default:
 		}
-	}
-	s.mu.Lock()
-	s.wake = notify
-	s.mu.Unlock()
-	if s.placer != nil {
-		wg.Go(func() { s.placer.run(ctx) })
 	}
 	for _, service := range services() {
 		ch, err := s.cfg.Registry.Watch(ctx, service)
@@ -67,10 +61,12 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changes:
+		case <-s.pokes:
 		case <-tick.C:
 		}
 		s.checkMissing(ctx, &wg, notify)
 		s.describe(ctx, &wg, notify)
+		s.syncAdapters(ctx, &wg, notify)
 		s.build(ctx, &wg, notify)
 		s.tellSpareShards()
 	}
@@ -111,7 +107,7 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 		})
 	}
 	for id, addr := range shards {
-		if d, known := s.held[id]; !known || d.stale {
+		if _, known := s.held[id]; !known {
 			ask(addr, func() error {
 				resp, err := s.describeShard(ctx, addr)
 				if err != nil {
@@ -119,8 +115,8 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 				}
 				s.mu.Lock()
 				defer s.mu.Unlock()
-				s.held[id] = described{addr: addr, resp: resp}
-				s.leaveUnheld(id, resp)
+				s.held[id] = described{addr, resp}
+				s.adapters.described(addr, resp)
 				return nil
 			})
 		}
@@ -202,9 +198,6 @@ func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
 	var out []plan.Span
 	for _, id := range slices.Sorted(maps.Keys(s.held)) {
 		d := s.held[id]
-		if named := d.resp.GetInstance(); named != "" && named != id {
-			continue // the entry of a former process at this address
-		}
 		for _, h := range d.resp.GetHeld() {
 			span := plan.Span{
 				Shard: id, Addr: d.addr, Digest: h.GetDigest(), Class: d.resp.GetKernelClass(),

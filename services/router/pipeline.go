@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -87,6 +88,14 @@ func (p *pipeline) fingerprint() string {
 		f += "/bf16"
 	}
 	return f
+}
+
+// fingerprint is that of a pipeline for requests with an adapter, which may be nil.
+func fingerprint(p *pipeline, a *servedAdapter) string {
+	if a == nil {
+		return p.fingerprint()
+	}
+	return p.fingerprint() + "/" + a.digest.String()
 }
 
 // load returns the number of assigned sequences. New sequences go to the pipeline with the lowest
@@ -206,7 +215,7 @@ func (p *pipeline) submit(seq *sequence) error {
 	e := sched.Submit{
 		ID: seq.name(), Epoch: seq.epoch, Tenant: seq.tenant, Priority: seq.priority, Log: seq.log,
 		MaxLen: seq.maxLen, Score: seq.score, Suspect: seq.suspect, Proven: seq.proven, Private: seq.private,
-		Speculate: seq.drafts, Draft: seq.draft,
+		Speculate: seq.drafts, Draft: seq.draft, Namespace: seq.adapter.namespace(),
 	}
 	if seq.picker != nil {
 		e.Candidates = shifted{seq.picker, seq.dropped()}
@@ -305,6 +314,9 @@ func (p *pipeline) serveChain() {
 	l.serve(func(resp *shardv1.InferResponse) error {
 		switch frame := resp.GetFrame().(type) {
 		case *shardv1.InferResponse_Refused:
+			if codes.Code(frame.Refused.GetCode()) == codes.NotFound {
+				p.service.adapterMissing(p, int(frame.Refused.GetLo()))
+			}
 			return p.report(l.ctx, refusedByStage(frame.Refused))
 		case *shardv1.InferResponse_Computed:
 			return p.report(l.ctx, sched.Computed{Step: frame.Computed.GetStep()})

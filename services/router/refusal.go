@@ -18,8 +18,8 @@ import (
 //   - The request itself (INVALID_ARGUMENT): it ends with that error, under the name that
 //     the field has in the request. It is never retried.
 //   - The pipeline has lost the session's state, or a newer epoch has replaced it (ABORTED,
-//     FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED): the session is replayed from its
-//     token log, as when the whole pipeline dies.
+//     FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED), or a stage does not hold the session's adapter
+//     (NOT_FOUND): the session is replayed from its token log, as when the whole pipeline dies.
 //   - The service has no room (RESOURCE_EXHAUSTED): the request ends with UNAVAILABLE and a retry
 //     hint. RESOURCE_EXHAUSTED is left to requests whose tenant has used up its quota.
 //   - Anything else, such as INTERNAL, ends the request with that code.
@@ -29,7 +29,7 @@ func refusal(id []byte, code uint32, field, message string) (err *fault.Error, r
 		return &fault.Error{Code: c, Field: field, Msg: message}, false
 	case fault.Exhausted:
 		return fault.New(fault.Unavailable, "run session %x: %s", id, message).After(time.Second), false
-	case fault.Aborted, fault.FailedPrecondition, fault.Unavailable, fault.DeadlineExceeded:
+	case fault.Aborted, fault.FailedPrecondition, fault.Unavailable, fault.DeadlineExceeded, fault.NotFound:
 		return fault.New(c, "run session %x: %s", id, message), true
 	default:
 		return fault.New(c, "run session %x: %s", id, message), false

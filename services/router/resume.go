@@ -174,6 +174,7 @@ func (s *Service) takeOver(ctx context.Context, l *live) error {
 		if err != nil {
 			return err
 		}
+		defer s.release(q.adapter)
 		if log.end == nil {
 			w := newScribe(s, l, log.open)
 			w.seq = log.seq
@@ -211,7 +212,7 @@ func (s *Service) fromLog(ctx context.Context, l *live, log *requestLog) (*reque
 			RequestId: o.GetRequestId(), Model: o.GetModel(), Digest: o.GetDigest(), PromptIds: o.GetPrompt(),
 			Seed: o.GetRules().GetSeed(), Fingerprint: o.GetFingerprint(), Format: o.GetFormat(),
 			PromptEnd: o.GetPromptEnd(), Resumable: true, MaxTokens: o.GetRules().GetMaxTokens(),
-			Context: o.GetContext(),
+			Context: o.GetContext(), Adapter: o.GetAdapter(),
 		},
 		priority: int(o.GetPriority()),
 	}
@@ -230,12 +231,19 @@ func (s *Service) fromLog(ctx context.Context, l *live, log *requestLog) (*reque
 		return nil, err
 	}
 	if log.end == nil {
-		if err := s.fits(o.GetDigest(), o.GetFingerprint()); err != nil {
-			return nil, err
-		}
 		if q.picker, err = picker(q.rules); err != nil {
 			return nil, err
 		}
+		a, err := s.acquireDigest(q.digest, o.GetAdapter())
+		if err == nil {
+			if err = s.fits(o.GetDigest(), o.GetFingerprint(), a); err != nil {
+				s.release(a)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		q.adapter = a
 	}
 	if q.rules.GetGrammar() != nil {
 		q.tokens = v.tokens
@@ -248,7 +256,7 @@ func (s *Service) fromLog(ctx context.Context, l *live, log *requestLog) (*reque
 }
 
 // fits returns an error unless a pipeline has the fingerprint: only there the text goes on as it began.
-func (s *Service) fits(digest, fingerprint string) error {
+func (s *Service) fits(digest, wanted string, a *servedAdapter) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var other string
@@ -256,7 +264,7 @@ func (s *Service) fits(digest, fingerprint string) error {
 		if p.digest != digest || p.draft || p.dead() {
 			continue
 		}
-		if other = p.fingerprint(); other == fingerprint {
+		if other = fingerprint(p, a); other == wanted {
 			return nil
 		}
 	}
@@ -264,7 +272,7 @@ func (s *Service) fits(digest, fingerprint string) error {
 		return s.noPipeline(digest)
 	}
 	return fault.New(fault.FailedPrecondition, "resume request: it needs the fingerprint %s, and the pipelines have %s",
-		fingerprint, other)
+		wanted, other)
 }
 
 // goOn sends what the journal has and generates the rest.

@@ -42,6 +42,7 @@ type sequence struct {
 	drafts   int      // the maximum number of draft tokens after each token
 	drafter  *drafter // proposes draft tokens; nil for none
 	draft    bool     // a session that drafts
+	adapter  *servedAdapter
 
 	out    chan result // its results; the last has lost or err set, or a finish reason
 	paused atomic.Bool // the scheduler knows that out has no room
@@ -409,6 +410,9 @@ func (r *runner) batch(c sched.Batch) {
 			Session: []byte(e.ID), Epoch: e.Epoch, Position: uint32(e.Position), Rows: uint32(e.Rows),
 			Logits: uint32(e.Logits), Candidates: uint32(e.Candidates), DraftIds: toUint32(e.Drafts),
 			Targets: toUint32(e.Targets), PageFrom: uint32(e.PageFrom), Pages: e.Pages,
+		}
+		if seq := r.sequences[e.ID]; seq != nil {
+			entry.Adapter = seq.adapter.wire()
 		}
 		if len(e.Targets) > 0 {
 			entry.Candidates = max(1, r.sequences[e.ID].rules.GetTopLogprobs())

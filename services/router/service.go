@@ -89,11 +89,13 @@ type Config struct {
 	// Journal stores the logs of resumable requests, so that other routers can continue them. Without
 	// one a request is resumable on its own router only.
 	Journal journal.Journal
+	// Adapters are offered from the start on. AdapterDir is the folder in which the router keeps adapters that it is
+	// sent; empty means that it takes none.
+	Adapters   []AdapterSource
+	AdapterDir string
 	// Grace is how long a resumable request runs without a reader, and how long it is kept after its
 	// end; 0 means one minute.
 	Grace time.Duration
-	// Placement places layers on shards that take assignments; nil for a router that does not.
-	Placement *Placement
 	// ReplayBytes bounds the memory for the tokens of a resumable request; 0 means 4 MiB. The oldest
 	// ones are dropped when there are more.
 	ReplayBytes int
@@ -120,8 +122,7 @@ type Service struct {
 	replays  *replayBudget
 	firsts   firstTimes
 	embeds   atomic.Uint64 // batches of texts so far; chooses the next chain
-	placer   *placer // nil for none
-	hops     hopTimes
+	pokes    chan struct{} // wakes Run
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
@@ -133,10 +134,10 @@ type Service struct {
 	asking       map[string]bool                          // addresses being described
 	pipelines    map[string]*pipeline                     // by id
 	building     map[string]plan.Chain                    // chains that are being opened or run
-	draftVocabs  map[string]error                         // why two vocabularies differ, or nil, by vocabKey
-	wake         func()                                   // lets Run look at the inventory; nil before it runs
-	tries        int                                      // chains opened so far; chooses the next sampler
-	changed      chan struct{}                            // closed and replaced when any of these change
+	adapters     *adapters
+	draftVocabs  map[string]error // why two vocabularies differ, or nil, by vocabKey
+	tries        int              // chains opened so far; chooses the next sampler
+	changed      chan struct{}    // closed and replaced when any of these change
 }
 
 // modelInfo is what tokenizers report about a model.
@@ -154,16 +155,13 @@ func New(c Config) *Service {
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
-		building: map[string]plan.Chain{}, changed: make(chan struct{}),
+		building: map[string]plan.Chain{}, changed: make(chan struct{}), pokes: make(chan struct{}, 1),
+		adapters: newAdapters(c),
 	}
 	s.replays = newReplayBudget(c, s.m)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if c.Placement != nil {
-		s.placer = newPlacer(s, *c.Placement)
-	}
-	s.m.observeStages(c.Metrics, s)
 	if s.cfg.Hedge == 0 {
 		s.cfg.Hedge = hedgeLeast
 	}
@@ -218,6 +216,8 @@ type work struct {
 	tenant string
 	log    []int32
 	maxLen int // the longest that the log may become
+	// adapter is what all stages of the pipeline have to hold; nil for none.
+	adapter *servedAdapter
 }
 
 // assign picks the pipeline for a sequence and counts it there at once, so that sequences that arrive
@@ -267,12 +267,17 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 		}
 		var found []*pipeline
 		var candidates []sched.Candidate
+		lacking := false
 		for _, id := range slices.Sorted(maps.Keys(s.pipelines)) {
 			p := s.pipelines[id]
 			if p.draft != draft || p.dead() || name != "" && p.digest != name && p.model() != name {
 				continue
 			}
 			digests[p.digest] = true
+			if !s.holds(p, w.adapter) {
+				lacking = true
+				continue
+			}
 			if c, ok := p.candidate(w); ok {
 				found, candidates = append(found, p), append(candidates, c)
 			}
@@ -284,6 +289,9 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 			return nil, fault.Field("model", "%q names several models: give a digest", name)
 		case len(found) > 0:
 			return found[sched.Route(candidates)], nil
+		case lacking:
+			return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: adapter %s is being loaded", name,
+				w.adapter.digest).After(time.Second).Because(reasonCapacity)
 		case len(digests) > 0: // it waits for the model rather than take the place of drafts
 			return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: none holds %d positions now", name,
 				w.maxLen).After(time.Second).Because(reasonCapacity)
@@ -300,7 +308,7 @@ func (p *pipeline) candidate(w work) (c sched.Candidate, ok bool) {
 	if p.sched.ContextLength() < w.maxLen {
 		return c, false
 	}
-	return sched.Candidate{Load: int(p.load()), Cached: p.sched.Reusable(w.tenant, "", w.log)}, true
+	return sched.Candidate{Load: int(p.load()), Cached: p.sched.Reusable(w.tenant, w.adapter.namespace(), w.log)}, true
 }
 
 // metrics holds the router's metrics.
@@ -322,7 +330,6 @@ type metrics struct {
 	dropped     *prometheus.CounterVec
 	drafting    prometheus.Histogram
 	resumed     *prometheus.CounterVec
-	moveBytes   prometheus.Counter
 	// unjournaled counts requests whose journal was given up.
 	unjournaled *prometheus.CounterVec
 }
@@ -418,12 +425,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
-	m.moveBytes = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "lamina_router_planned_bytes_total", Help: "Bytes of weights that changes of the plan move to hosts.",
-	})
 	if r != nil {
 		r.MustRegister(
-			m.moveBytes, m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
 			m.preemptions,
 			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)

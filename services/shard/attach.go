@@ -69,13 +69,9 @@ func (p *pipeline) leave(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for name, s := range h.sessions {
-		if s.pipeline != p.id {
-			continue
+		if s.pipeline == p.id {
+			h.dropSession(name, s)
 		}
-		if s.table != nil {
-			s.table.Free()
-		}
-		delete(h.sessions, name)
 	}
 	if p.epoch > 0 && disconnected(err) && !p.lease.Owes() {
 		p.detached = true

@@ -6,11 +6,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -38,6 +40,8 @@ type Config struct {
 	LeaseLimit time.Duration
 	// Grace is how long the pages of a pipeline are kept whose connection has broken; 0 means 5 s.
 	Grace time.Duration
+	// AdapterBytes bounds the memory of adapters, as float32; 0 means 1 GiB.
+	AdapterBytes int64
 	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
 	// Outbox says how gradient events are published; zero values stand for the defaults.
@@ -47,14 +51,6 @@ type Config struct {
 	Runs checkpoint.FS
 	// Host names the machine, for the trainer. Empty if its name is not known.
 	Host string
-	// ID is the id of the instance in discovery; empty if it is not known.
-	ID string
-	// Assignable says that a placer may assign layers of the offered models to this shard.
-	Assignable bool
-	// Memory is the number of bytes for weights and KV caches; 0 for any.
-	Memory int64
-	// Zone says where the host is.
-	Zone string
 }
 
 const (
@@ -67,6 +63,7 @@ const (
 	maxSessions        = 1 << 16          // of a pipeline
 	defaultLeaseLimit  = 10 * time.Second
 	defaultGrace       = 5 * time.Second
+	defaultAdapters    = 1 << 30 // bytes
 )
 
 // Service implements lamina.shard.v1.ShardService.
@@ -81,21 +78,10 @@ type Service struct {
 	compute prometheus.Counter
 	embeds  chan struct{} // one for each call of Embed that runs
 
-	moved prometheus.Counter
+	reserved atomic.Int64 // bytes of adapters, also of those that are being loaded
 
-	ctx  context.Context // of loads and releases
-	stop context.CancelFunc
-	work sync.WaitGroup
-
-	mu          sync.Mutex
-	held        []*held
-	retiring    []*held           // unloaded, but some pipelines still use them
-	loads       []*load           // that run
-	offers      map[string]*offer // by digest
-	fence       uint64            // the highest of an assignment
-	loadedBytes uint64            // by assignments
-	changed     chan struct{}     // closed and replaced when what is held or offered changes
-	closed      bool
+	mu   sync.Mutex
+	held []*held
 }
 
 // held is a loaded range of a model with its KV cache and sessions.
@@ -105,18 +91,19 @@ type held struct {
 	stage  *model.Stage[float32]
 	cache  *kvcache.Cache[float32]
 
-	pooling     model.Pooling // of embeddings
-	poolingErr  error         // why the model's pooling is not supported
-	assigned    bool          // by a placer
-	weightBytes int64         // of the span
-	gone        chan struct{} // closed when the span is unloaded
-	pace        pace
+	pooling    model.Pooling // of embeddings
+	poolingErr error         // why the model's pooling is not supported
 
 	embedding sync.Mutex // one call of Embed computes at a time; taken before compute
 
 	compute sync.Mutex // the stage runs one batch at a time
 
+	loading      chan struct{} // has room for one load of an adapter
+	reserved     *atomic.Int64 // of the service
+	adapterLimit int64
+
 	mu        sync.Mutex
+	adapters  map[adapter.Sum]*loaded
 	sessions  map[string]*session
 	pipelines map[string]*pipeline // that have a stream or are detached
 	rows      uint64
@@ -128,6 +115,7 @@ type held struct {
 type session struct {
 	pipeline string
 	epoch    uint64
+	adapter  *loaded // nil for none
 	table    *kvcache.Table[float32]
 	lost     bool // an entry of it was not computed: further ones are refused until it is released
 
@@ -149,12 +137,7 @@ func New(c Config) *Service {
 		compute: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_shard_compute_seconds_total", Help: "Time spent in kernels."},
 		),
-		moved: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "lamina_shard_assigned_bytes_total", Help: "Bytes of weights that assignments have loaded.",
-		}),
-		offers: map[string]*offer{}, changed: make(chan struct{}),
 	}
-	s.ctx, s.stop = context.WithCancel(context.Background())
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -167,9 +150,14 @@ func New(c Config) *Service {
 	if s.cfg.Grace == 0 {
 		s.cfg.Grace = defaultGrace
 	}
+	if s.cfg.AdapterBytes == 0 {
+		s.cfg.AdapterBytes = defaultAdapters
+	}
 	if c.Metrics != nil {
-		c.Metrics.MustRegister(s.rows, s.batches, s.compute, s.moved, prometheus.NewGaugeFunc(
-			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages))
+		c.Metrics.MustRegister(s.rows, s.batches, s.compute, prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
+				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
 	s.training = newTraining(s)
 	s.embeds = make(chan struct{}, maxEmbeds)
@@ -195,34 +183,21 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	if err != nil {
 		return fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", r, name)
 	}
-	h := newHeld(name, digest, stage, s.pagesFor(0))
-	h.weightBytes = files.SpanBytes(r)
-	h.pooling, h.poolingErr = files.Pooling()
+	pages := (s.cfg.KVPositions + kvcache.DefaultPageLen - 1) / kvcache.DefaultPageLen
+	pooling, poolingErr := files.Pooling()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held = append(s.held, h)
+	s.held = append(s.held, &held{
+		name: name, digest: digest, stage: stage, pooling: pooling, poolingErr: poolingErr, cache: kvcache.New(
+			stage.CacheConfig(pages), stage.Kernels(),
+		), sessions: map[string]*session{}, pipelines: map[string]*pipeline{},
+		adapters: map[adapter.Sum]*loaded{}, loading: make(chan struct{}, 1), reserved: &s.reserved,
+		adapterLimit: s.cfg.AdapterBytes,
+	})
 	if unused := files.Spec.Unused; len(unused) > 0 {
 		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))
 	}
 	s.log.Info("hold layers", "model", name, "layers", r.String(), "digest", digest)
-	return nil
-}
-
-// newHeld returns a loaded span with an empty KV cache.
-func newHeld(name, digest string, stage *model.Stage[float32], pages int) *held {
-	return &held{
-		name: name, digest: digest, stage: stage, cache: kvcache.New(stage.CacheConfig(pages), stage.Kernels()),
-		sessions: map[string]*session{}, pipelines: map[string]*pipeline{}, gone: make(chan struct{}),
-	}
-}
-
-// Close ends loads and releases that run. The files of offers may be closed after it.
-func (s *Service) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
-	s.stop()
-	s.work.Wait()
 	return nil
 }
 
@@ -236,7 +211,7 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 		}
 	}
 	return nil, fault.New(
-		fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(),
+		fault.NotFound, "find layers %d-%d of %s: this shard does not hold them", hop.GetLo(), hop.GetHi(),
 		digest,
 	)
 }
@@ -247,7 +222,7 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 func (s *Service) Trim() bool {
 	released := false
 	s.mu.Lock()
-	held := slices.Concat(s.held, s.retiring)
+	held := slices.Clone(s.held)
 	s.mu.Unlock()
 	for _, h := range held {
 		released = h.cache.Trim() > 0 || released
@@ -284,12 +259,10 @@ func (h *held) describe() *shardv1.Held {
 		KvPages:   uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen),
 		KvPagesUsed: uint32(h.cache.Used()),
 		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
-		Pipelines: uint32(len(leases)),
-		Encoder:   c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
-		Assigned: h.assigned, WeightBytes: uint64(h.weightBytes),
+		Pipelines: uint32(len(leases)), AdapterLimit: uint64(h.adapterLimit),
+		Encoder: c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
 	}
-	one, further := h.pace.read()
-	out.RowUs, out.FurtherRowUs = one.value, further.value
+	h.describeAdapters(out)
 	for _, l := range leases {
 		out.Leases = append(out.Leases, &shardv1.LeaseInfo{
 			Pipeline: []byte(l.Name), Pages: uint32(l.Granted), Used: uint32(l.Used),
@@ -304,7 +277,6 @@ func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.
 	defer s.mu.Unlock()
 	out := &shardv1.DescribeResponse{
 		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil,
-		Instance: s.cfg.ID, Inventory: s.inventory(),
 	}
 	for _, h := range s.held {
 		out.Held = append(out.Held, h.describe())

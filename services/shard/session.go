@@ -9,35 +9,43 @@ import (
 // changesTable reports whether an entry brings a change of its session's block table.
 func changesTable(e *shardv1.Entry) bool { return e.GetPageFrom() > 0 || len(e.GetPages()) > 0 }
 
-// admit finds or creates an entry's session and makes sure that there are KV pages for its rows.
-func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], error) {
+// admit finds or creates an entry's session and makes sure that there are KV pages for its rows. It returns where
+// the session's keys and values are, and its adapter.
+func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], *loaded, error) {
 	h, name := p.held, string(e.GetSession())
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.sessions[name]
 	switch {
 	case s == nil && p.sessions >= maxSessions:
-		return nil, fault.New(fault.Exhausted, "the pipeline has %d sessions", p.sessions)
+		return nil, nil, fault.New(fault.Exhausted, "the pipeline has %d sessions", p.sessions)
 	case s == nil:
-		s = &session{pipeline: p.id, epoch: e.GetEpoch()}
+		a, err := h.adapterOf(e)
+		if err != nil {
+			return nil, nil, err
+		}
+		s = &session{pipeline: p.id, epoch: e.GetEpoch(), adapter: a}
 	case s.pipeline != p.id && e.GetEpoch() <= s.epoch:
-		return nil, fault.New(fault.Aborted, "session %x belongs to another pipeline", e.GetSession())
+		return nil, nil, fault.New(fault.Aborted, "session %x belongs to another pipeline", e.GetSession())
 	case e.GetEpoch() < s.epoch:
-		return nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(),
+		return nil, nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(),
 			s.epoch)
 	case s.pipeline != p.id:
-		return nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
+		return nil, nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
+	case !s.adapter.is(e):
+		return nil, nil, fault.New(fault.Invalid, "session %x has another adapter than sha256:%x", e.GetSession(),
+			e.GetAdapter())
 	}
 	s.epoch = e.GetEpoch()
 	table, err := p.place(s, e)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if h.sessions[name] == nil {
-		h.sessions[name] = s
+		h.addSession(name, s)
 		p.sessions++
 	}
-	return table, nil
+	return table, s.adapter, nil
 }
 
 // place changes a session's block table as the entry says, and sets its cached length to the entry's
@@ -100,10 +108,7 @@ func (p *pipeline) release(r *shardv1.Release) {
 		if s == nil || s.pipeline != p.id {
 			continue
 		}
-		if s.table != nil {
-			s.table.Free()
-		}
-		delete(h.sessions, string(name))
+		h.dropSession(string(name), s)
 		p.sessions--
 	}
 	h.mu.Unlock()

@@ -14,12 +14,13 @@ func (p *pipeline) batch(w work) error {
 	h := p.held
 	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
 	var accepted []*shardv1.Entry
-	row, width, until := 0, h.stage.Spec.Width, w.batch.GetReplayUntil()
+	rows, width, until := 0, h.stage.Spec.Width, w.batch.GetReplayUntil()
 	seen := make(map[string]bool, len(w.batch.GetEntries()))
 	var lost []*shardv1.Entry // refused
 	defer func() { p.forget(lost) }()
-	for _, e := range w.batch.GetEntries() {
-		n := int(e.GetRows())
+	for _, at := range byAdapter(w.batch.GetEntries()) {
+		e, row, n := at.Entry, at.row, int(at.GetRows())
+		rows += n
 		var ids []uint32
 		if h.stage.First() {
 			ids = w.batch.GetIds()[row : row+n]
@@ -33,21 +34,21 @@ func (p *pipeline) batch(w work) error {
 		}
 		seen[string(e.GetSession())] = true
 		var seq model.Sequence[float32]
+		var ad *loaded
 		if err == nil {
-			seq, err = p.admit(e)
+			seq, ad, err = p.admit(e)
 		}
 		if err != nil {
 			lost = append(lost, e)
 			if err := p.refuse(w.batch, e, err); err != nil {
 				return err
 			}
-			row += n
 			continue
 		}
 		accepted = append(accepted, e)
-		b.Entries = append(
-			b.Entries, model.Entry[float32]{Seq: seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())},
-		)
+		b.Entries = append(b.Entries, model.Entry[float32]{
+			Seq: seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits()), Adapter: ad.forward(),
+		})
 		if h.stage.First() {
 			for _, id := range ids {
 				b.IDs = append(b.IDs, int32(id))
@@ -55,7 +56,6 @@ func (p *pipeline) batch(w work) error {
 		} else {
 			b.Hidden = append(b.Hidden, w.hidden[row*width:(row+n)*width]...)
 		}
-		row += n
 	}
 	p.scratch, p.ids = b.Hidden, b.IDs
 	if len(accepted) == 0 { // no later stage will answer this batch
@@ -70,11 +70,10 @@ func (p *pipeline) batch(w work) error {
 	}
 	took := time.Since(start)
 	h.mu.Lock()
-	h.rows += uint64(row)
+	h.rows += uint64(rows)
 	h.computeUS += uint64(took.Microseconds())
 	h.mu.Unlock()
-	h.pace.observe(row, float64(took.Nanoseconds())/1000)
-	p.service.rows.Add(float64(row))
+	p.service.rows.Add(float64(rows))
 	p.service.batches.Inc()
 	p.service.compute.Add(took.Seconds())
 	if int(until) == h.stage.Range.Hi { // the stages after this one have kept what they had computed

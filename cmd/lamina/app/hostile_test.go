@@ -20,6 +20,7 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
 // mutate damages the wire form of a message such that it still parses: fields are changed, repeated,
@@ -59,6 +60,9 @@ func mutate(r *rand.Rand, m proto.Message) proto.Message {
 func seeds(digest string) map[string][]proto.Message {
 	id := make([]byte, 16)
 	tensor := &tensorv1.Tensor{ElementType: 1, Shape: []uint32{1, 64}, Size: 256, Data: make([]byte, 256)}
+	modules := []*shardv1.AdapterModule{{Name: "model.layers.0.self_attn.q_proj", Rank: 1, Scale: 1, Inputs: 64,
+		Outputs: 64, ADigest: make([]byte, 32), BDigest: make([]byte, 32)}}
+	sum := wire.Outline(modules).Digest()
 	return map[string][]proto.Message{
 		"/lamina.shard.v1.ShardService/Infer": {
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
@@ -75,6 +79,26 @@ func seeds(digest string) map[string][]proto.Message {
 				Data: []byte{1, 2}}}},
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: [][]byte{id,
 				nil}}}},
+		},
+		"/lamina.shard.v1.ShardService/LoadAdapter": {
+			&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: &shardv1.LoadAdapterOpen{
+				Digest: digest, Lo: 0, Hi: 2, Adapter: sum[:], Name: "a", Modules: modules,
+			}}},
+			&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Tensor{Tensor: tensor}},
+			&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Chunk{Chunk: &tensorv1.Chunk{Offset: 3,
+				Data: []byte{1, 2}}}},
+		},
+		"/lamina.shard.v1.ShardService/UnloadAdapter": {
+			&shardv1.UnloadAdapterRequest{Digest: digest, Lo: 0, Hi: 2, Adapter: make([]byte, 32)},
+		},
+		"/lamina.router.v1.RouterService/LoadAdapter": {
+			&routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Open{Open: &routerv1.LoadAdapterOpen{
+				Name: "a", Config: []byte(`{"r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}`), Size: 16, Digest: "",
+			}}},
+			&routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Data{Data: make([]byte, 16)}},
+		},
+		"/lamina.router.v1.RouterService/UnloadAdapter": {
+			&routerv1.UnloadAdapterRequest{Model: digest, Name: "a"},
 		},
 		"/lamina.shard.v1.ShardService/Train": {
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: &shardv1.TrainOpen{
@@ -187,6 +211,8 @@ func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 			Stages:  2,
 			Train:   true,
 			Runs:    app.TrainerConfig{Dir: t.TempDir()},
+
+			AdapterDir: t.TempDir(),
 		},
 	)
 	if err != nil {

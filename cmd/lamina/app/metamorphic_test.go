@@ -29,6 +29,7 @@ type asked struct {
 	prompt   []uint32
 	tokens   uint32
 	sampling *routerv1.Sampling
+	adapter  string
 }
 
 // askedFor returns n requests. They come in families that share the beginning of their prompts, so
@@ -99,7 +100,7 @@ func answer(
 ) (ids []uint32, cached uint32, err error) {
 	stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
 		Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: a.prompt}},
-		MaxTokens: a.tokens, Sampling: a.sampling, IgnoreEnd: true,
+		MaxTokens: a.tokens, Sampling: a.sampling, IgnoreEnd: true, Adapter: a.adapter,
 	})
 	if err != nil {
 		return nil, 0, err
@@ -126,6 +127,7 @@ type compared struct {
 	requests, longest int // number of requests, and the longest beginning that some of them share
 	tokens            int // a request asks for at most 3 more than this
 	pool              int // positions of a KV cache that is too small for all requests
+	adapters          []app.Adapter
 }
 
 // sameModels returns the models of the metamorphic test: the small one, with LAMINA_SLOW a chat model as
@@ -236,7 +238,7 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 		speculation.Draft = s.draft
 	}
 	m, router := startMesh(t, ctx, app.MeshConfig{
-		HTTP: "127.0.0.1:0", Model: s.file, Stages: c.stages, Replicas: c.replicas, KVPositions: c.positions,
+		HTTP: "127.0.0.1:0", Model: s.file, Adapters: s.adapters, Stages: c.stages, Replicas: c.replicas, KVPositions: c.positions,
 		Kernels:     app.Kernels{Set: set, Threads: 2},
 		Speculation: speculation,
 		Scheduling:  app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},

@@ -45,6 +45,10 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 	if err := p.secure(c.Files); err != nil {
 		return errors.Join(err, p.close())
 	}
+	if p.guard != nil && p.certs == nil && !c.Access.OpenProbes {
+		return errors.Join(p.close(), fault.Field("auth-keys", "the Consul agent has no key, and could not check the "+
+			"health of this service: give --tls-cert, --tls-key and --tls-ca, or --open-probes"))
+	}
 	registry, err := consul.New(consul.Config{Addr: c.Consul, Token: c.Token, TLS: p.certs != nil})
 	if err != nil {
 		return errors.Join(err, p.close())
@@ -89,15 +93,15 @@ type ShardConfig struct {
 	// RunsDir is the trainer's folder of runs, if this machine has it; empty if not. Stages read and write
 	// checkpoints there.
 	RunsDir string
-	// Auto says that the shard takes its layers from the placer; Model and Layers are then empty.
-	Auto *AutoShard
+	// AdapterBytes bounds the memory of adapters; 0 means 1 GiB.
+	AdapterBytes int64
 }
 
 // Shard runs a shard until ctx ends.
 func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
 	set := settings{train: s.Train, nats: s.NATS, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
-		auto: s.Auto,
+		adapterBytes: s.AdapterBytes,
 	}}}
 	return c.run(ctx, s.Kernels, set, "shards")
 }
@@ -152,12 +156,15 @@ type RouterConfig struct {
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
-	Placing     Placing
 	Bound       func(addr string) // called with the bound HTTP address
 	// NATS is the server for the journal of resumable requests; none if it has no URL. A mesh with a NATS
 	// server of its own uses that.
 	NATS  nats.Config
 	Drain time.Duration // how long requests may still run after a stop; 0 means 20 s
+	// Adapters are offered from the start on. AdapterDir is where the router keeps adapters that it is sent; empty
+	// means that it takes none.
+	Adapters   []Adapter
+	AdapterDir string
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

@@ -167,19 +167,15 @@ type shardSetting struct {
 	layers      string // in the form of ParseLayers
 	kvPositions int
 	train       bool
-	auto        *AutoShard // it takes its layers from the placer; nil for others
+	// adapterBytes bounds the memory of adapters; 0 means the default.
+	adapterBytes int64
 }
 
 func (p *process) buildShards() error {
-	var measured []*shard.Service
 	for _, set := range p.set.shards {
-		id := set.name
-		if p.network == nil {
-			id = newID("shard")
-		}
 		c := shard.Config{
 			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads,
-			KVPositions: set.kvPositions, ID: id,
+			KVPositions: set.kvPositions, AdapterBytes: set.adapterBytes,
 			// The label distinguishes the shards of one process.
 			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
 		}
@@ -191,26 +187,9 @@ func (p *process) buildShards() error {
 			}
 			meta[trainer.TrainsMeta] = "true"
 		}
-		var live liveMeta
-		if set.auto != nil {
-			var err error
-			if c.Memory, err = autoMemory(*set.auto, len(p.set.shards)); err != nil {
-				return err
-			}
-			c.Assignable, c.Zone = true, set.auto.Zone
-			if set.auto.Kernels.Set != nil {
-				c.Kernels, c.Threads = set.auto.Kernels.Set, set.auto.Kernels.Threads
-			}
-		}
 		s := shard.New(c)
 		p.trimmers = append(p.trimmers, s)
-		if set.auto != nil {
-			if err := p.offerModels(s, set); err != nil {
-				return err
-			}
-			p.closers = append(p.closers, s.Close) // before the files
-			live, measured = s, append(measured, s)
-		} else if set.model != "" && set.layers != "none" {
+		if set.model != "" && set.layers != "none" {
 			m, err := p.open(set.model, set.as)
 			if err != nil {
 				return err
@@ -224,9 +203,8 @@ func (p *process) buildShards() error {
 			}
 			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
 		}
-		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s}, meta: meta, live: live})
+		p.serve(server{kind: "shard", name: set.name, services: services{s}, meta: meta})
 	}
-	p.addMeasuring(measured)
 	return nil
 }
 
@@ -307,9 +285,13 @@ func (c RouterConfig) config() router.Config {
 }
 
 func (p *process) buildRouter() error {
+	adapters, err := p.adapterSources()
+	if err != nil {
+		return err
+	}
 	c := p.set.router.config()
+	c.Adapters, c.AdapterDir = adapters, p.set.router.AdapterDir
 	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
-	c.Placement = p.set.router.Placing.placement(p)
 	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
@@ -325,8 +307,7 @@ func (p *process) buildRouterAPI() error {
 // buildPipelines delays the readiness of a mesh until its pipelines are ready.
 func (p *process) buildPipelines() error {
 	if p.set.pipelines > 0 {
-		p.add(awaitPart("pipelines",
-			func(ctx context.Context) error { return p.router.AwaitPipelines(ctx, p.set.pipelines) }))
+		p.add(awaitPart("pipelines", p.awaitServed))
 	}
 	return nil
 }

@@ -104,7 +104,11 @@ type modelObject struct {
 	Chat    bool   `json:"chat"`
 	// MaxLen bounds prompt and answer together: the context length, or the capacity of the KV cache
 	// if that is less. The JSON name is vLLM's.
-	MaxLen   uint32          `json:"max_model_len"`
+	MaxLen uint32 `json:"max_model_len"`
+	// Parent is the model that an adapter is for; its name is part of ID. Root names what the adapter computes. Both
+	// names are vLLM's.
+	Parent   string          `json:"parent,omitempty"`
+	Root     string          `json:"root,omitempty"`
 	EndIDs   []uint32        `json:"eos_token_ids"`
 	Defaults defaultSampling `json:"default_sampling_params"`
 }
@@ -141,29 +145,45 @@ func toModel(m *routerv1.Model) modelObject {
 	return out
 }
 
-func (s *server) models(w http.ResponseWriter, r *http.Request) {
-	models, err := s.backend.Models(r.Context())
+// listed returns the models with the adapters of each behind it.
+func (s *server) listed(ctx context.Context) ([]modelObject, error) {
+	models, err := s.backend.Models(ctx)
 	if err != nil {
-		s.fail(w, err)
-		return
+		return nil, err
 	}
 	list := make([]modelObject, 0, len(models))
 	for _, m := range models {
-		list = append(list, toModel(m))
+		base := toModel(m)
+		list = append(list, base)
+		for _, a := range m.GetAdapters() {
+			with := base
+			with.ID, with.Parent, with.Root = base.ID+":"+a.GetName(), base.ID, a.GetDigest()
+			with.Created = a.GetLoadedMs() / 1000
+			list = append(list, with)
+		}
+	}
+	return list, nil
+}
+
+func (s *server) models(w http.ResponseWriter, r *http.Request) {
+	list, err := s.listed(r.Context())
+	if err != nil {
+		s.fail(w, err)
+		return
 	}
 	s.json(w, http.StatusOK, map[string]any{"object": "list", "data": list})
 }
 
 func (s *server) model(w http.ResponseWriter, r *http.Request) {
-	models, err := s.backend.Models(r.Context())
+	list, err := s.listed(r.Context())
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
 	id := r.PathValue("id")
-	for _, m := range models {
-		if m.GetName() == id || m.GetDigest() == id {
-			s.json(w, http.StatusOK, toModel(m))
+	for i := range list {
+		if list[i].ID == id || list[i].Digest == id && list[i].Parent == "" {
+			s.json(w, http.StatusOK, list[i])
 			return
 		}
 	}

@@ -19,6 +19,8 @@ import (
 type Client struct {
 	Router routerv1.RouterServiceClient
 	Model  string // name or digest; empty for the only one
+	// Adapter is the name or digest of an adapter of the model; empty for none.
+	Adapter string
 }
 
 // Model finds the model on the router.
@@ -41,6 +43,21 @@ func (c *Client) Find(ctx context.Context) (*routerv1.Model, error) {
 		names = append(names, m.GetName())
 	}
 	return nil, fault.New(fault.NotFound, "find model %q: the router serves %q", c.Model, names)
+}
+
+// AdapterDigest returns the digest of the client's adapter, or an empty string for none.
+func (c *Client) AdapterDigest(m *routerv1.Model) (string, error) {
+	if c.Adapter == "" {
+		return "", nil
+	}
+	var names []string
+	for _, a := range m.GetAdapters() {
+		if a.GetName() == c.Adapter || a.GetDigest() == c.Adapter {
+			return a.GetDigest(), nil
+		}
+		names = append(names, a.GetName())
+	}
+	return "", fault.New(fault.NotFound, "find adapter %q of model %q: it has %q", c.Adapter, m.GetName(), names)
 }
 
 const (
@@ -91,6 +108,7 @@ func (c *Client) score(ctx context.Context, ids []int32, from int) (sum float64,
 	wait := capacity
 	stream, err := c.Router.Generate(ctx, &routerv1.GenerateRequest{
 		Model:           c.Model,
+		Adapter:         c.Adapter,
 		WaitForCapacity: &wait,
 		Prompt: &routerv1.GenerateRequest_TokenIds{
 			TokenIds: prompt,
@@ -168,7 +186,8 @@ func (c *Client) generate(ctx context.Context, r Request) (text string, tokens i
 	var recv func() (event, error)
 	wait := capacity
 	if r.Chat {
-		stream, err := c.Router.Chat(ctx, &routerv1.ChatRequest{Model: c.Model, MaxTokens: r.MaxTokens, Stop: r.Stop,
+		stream, err := c.Router.Chat(ctx, &routerv1.ChatRequest{Model: c.Model, Adapter: c.Adapter,
+			MaxTokens: r.MaxTokens, Stop: r.Stop,
 			Sampling: r.Sampling, WaitForCapacity: &wait,
 			Messages: []*tokenizerv1.Message{{Role: "user", Content: r.Prompt}}})
 		if err != nil {
@@ -178,7 +197,7 @@ func (c *Client) generate(ctx context.Context, r Request) (text string, tokens i
 	} else {
 		stream, err := c.Router.Generate(
 			ctx,
-			&routerv1.GenerateRequest{Model: c.Model, MaxTokens: r.MaxTokens, Stop: r.Stop,
+			&routerv1.GenerateRequest{Model: c.Model, Adapter: c.Adapter, MaxTokens: r.MaxTokens, Stop: r.Stop,
 				Sampling: r.Sampling, WaitForCapacity: &wait, Prompt: &routerv1.GenerateRequest_Text{Text: r.Prompt}},
 		)
 		if err != nil {

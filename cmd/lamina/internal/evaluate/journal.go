@@ -28,6 +28,7 @@ type Settings struct {
 	Data        string  `json:"data_sha256"`
 	Model       string  `json:"model"`
 	Digest      string  `json:"digest"`
+	Adapter     string  `json:"adapter,omitempty"` // its digest
 	Docs        int     `json:"docs"`
 	Shots       int     `json:"shots,omitempty"`
 	ShotsData   string  `json:"shots_sha256,omitempty"`

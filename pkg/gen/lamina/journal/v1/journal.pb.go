@@ -205,8 +205,10 @@ type Open struct {
 	Priority int32 `protobuf:"zigzag32,17,opt,name=priority,proto3" json:"priority,omitempty"`
 	// How many seconds the request waits for a pipeline.
 	WaitForCapacity *uint32 `protobuf:"varint,18,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The digest of the adapter; empty for none.
+	Adapter       string `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Open) Reset() {
@@ -363,6 +365,13 @@ func (x *Open) GetWaitForCapacity() uint32 {
 		return *x.WaitForCapacity
 	}
 	return 0
+}
+
+func (x *Open) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
 }
 
 // Echo says how the prompt is reported.
@@ -614,7 +623,7 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\x05taken\x18\x03 \x01(\v2\x18.lamina.journal.v1.TakenH\x00R\x05taken\x12*\n" +
 	"\x03end\x18\x04 \x01(\v2\x16.lamina.journal.v1.EndH\x00R\x03end\x12\x16\n" +
 	"\x06writer\x18\x05 \x01(\x06R\x06writerB\x06\n" +
-	"\x04kind\"\x95\x05\n" +
+	"\x04kind\"\xaf\x05\n" +
 	"\x04Open\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -636,7 +645,8 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\ftool_grammar\x18\x0f \x01(\bR\vtoolGrammar\x126\n" +
 	"\acontext\x18\x10 \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\x12\x1a\n" +
 	"\bpriority\x18\x11 \x01(\x11R\bpriority\x12/\n" +
-	"\x11wait_for_capacity\x18\x12 \x01(\rH\x00R\x0fwaitForCapacity\x88\x01\x01B\x14\n" +
+	"\x11wait_for_capacity\x18\x12 \x01(\rH\x00R\x0fwaitForCapacity\x88\x01\x01\x12\x18\n" +
+	"\aadapter\x18< \x01(\tR\aadapterB\x14\n" +
 	"\x12_wait_for_capacity\" \n" +
 	"\x04Echo\x12\x18\n" +
 	"\aspecial\x18\x01 \x01(\bR\aspecial\"\x9b\x01\n" +

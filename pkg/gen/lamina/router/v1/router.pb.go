@@ -374,7 +374,8 @@ func (x *TokenIds) GetIds() []uint32 {
 // GenerateRequest asks for a continuation.
 type GenerateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A model's name or digest; empty for the only one.
+	// A model's name or digest, with the name of an adapter after a colon; empty for the
+	// only model.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The prompt.
 	//
@@ -423,8 +424,11 @@ type GenerateRequest struct {
 	// when it has lost its pipeline; at most 3600. By default about 4: the client is told
 	// within 5 seconds, with UNAVAILABLE and RetryInfo. 0 does not wait.
 	WaitForCapacity *uint32 `protobuf:"varint,18,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The name or digest of an adapter of the model; empty for none, or for the one that
+	// `model` names.
+	Adapter       string `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateRequest) Reset() {
@@ -594,6 +598,13 @@ func (x *GenerateRequest) GetWaitForCapacity() uint32 {
 	return 0
 }
 
+func (x *GenerateRequest) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
+}
+
 type isGenerateRequest_Prompt interface {
 	isGenerateRequest_Prompt()
 }
@@ -615,7 +626,8 @@ func (*GenerateRequest_TokenIds) isGenerateRequest_Prompt() {}
 // ChatRequest asks for the next turn of a chat.
 type ChatRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A model's name or digest; empty for the only one.
+	// A model's name or digest, with the name of an adapter after a colon; empty for the
+	// only model.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The turns so far; at least one.
 	Messages []*v11.Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
@@ -660,8 +672,11 @@ type ChatRequest struct {
 	Priority int32 `protobuf:"varint,19,opt,name=priority,proto3" json:"priority,omitempty"`
 	// How long to wait while no pipeline can run the request, as in GenerateRequest.
 	WaitForCapacity *uint32 `protobuf:"varint,20,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The name or digest of an adapter of the model; empty for none, or for the one that
+	// `model` names.
+	Adapter       string `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChatRequest) Reset() {
@@ -832,6 +847,13 @@ func (x *ChatRequest) GetWaitForCapacity() uint32 {
 		return *x.WaitForCapacity
 	}
 	return 0
+}
+
+func (x *ChatRequest) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
 }
 
 // ContextPolicy says what happens when a prompt and its answer do not fit the context
@@ -1615,7 +1637,7 @@ type Started struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names the request in logs, and to Resume.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The model's name.
+	// The model's name; with an adapter `model:adapter`.
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	// The model's digest.
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -1623,7 +1645,7 @@ type Started struct {
 	PromptIds []uint32 `protobuf:"varint,4,rep,packed,name=prompt_ids,json=promptIds,proto3" json:"prompt_ids,omitempty"`
 	// The seed in use.
 	Seed uint64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
-	// Model digest and kernel class: within one fingerprint equal requests give
+	// Model digest, kernel class and adapter: within one fingerprint equal requests give
 	// equal bytes.
 	Fingerprint string `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// Of a chat: how the model writes tool calls and reasoning.
@@ -1638,7 +1660,9 @@ type Started struct {
 	// From Resume: the `client_state` of the request.
 	ClientState []byte `protobuf:"bytes,11,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
 	// What the context policy has done to the prompt; absent without one.
-	Context       *ContextUse `protobuf:"bytes,12,opt,name=context,proto3" json:"context,omitempty"`
+	Context *ContextUse `protobuf:"bytes,12,opt,name=context,proto3" json:"context,omitempty"`
+	// The digest of the adapter; empty for none.
+	Adapter       string `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1755,6 +1779,13 @@ func (x *Started) GetContext() *ContextUse {
 		return x.Context
 	}
 	return nil
+}
+
+func (x *Started) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
 }
 
 // PromptTokens is a run of the prompt's tokens.
@@ -2665,7 +2696,9 @@ type Model struct {
 	// It encodes texts and generates none: Embed is for it, Generate and Chat are not.
 	Encoder bool `protobuf:"varint,101,opt,name=encoder,proto3" json:"encoder,omitempty"`
 	// The most tokens of a text that Embed takes; 0 if it serves no embeddings.
-	EmbedTokens   uint32 `protobuf:"varint,102,opt,name=embed_tokens,json=embedTokens,proto3" json:"embed_tokens,omitempty"`
+	EmbedTokens uint32 `protobuf:"varint,102,opt,name=embed_tokens,json=embedTokens,proto3" json:"embed_tokens,omitempty"`
+	// The adapters that requests may name, by name.
+	Adapters      []*Adapter `protobuf:"bytes,60,rep,name=adapters,proto3" json:"adapters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2798,6 +2831,568 @@ func (x *Model) GetEmbedTokens() uint32 {
 	return 0
 }
 
+func (x *Model) GetAdapters() []*Adapter {
+	if x != nil {
+		return x.Adapters
+	}
+	return nil
+}
+
+// Adapter is an adapter of a model.
+type Adapter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The name of the model that it is for.
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// The model's digest.
+	ModelDigest string `protobuf:"bytes,3,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	// Its own digest: what it computes, whatever its name and its files are.
+	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The highest rank of its modules.
+	Rank uint32 `protobuf:"varint,5,opt,name=rank,proto3" json:"rank,omitempty"`
+	// The number of modules that it changes.
+	Modules uint32 `protobuf:"varint,6,opt,name=modules,proto3" json:"modules,omitempty"`
+	// Bytes of its values as float32.
+	Bytes uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Requests that run with it on this router.
+	Requests uint32 `protobuf:"varint,8,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Pipelines on which it is loaded.
+	Pipelines uint32 `protobuf:"varint,9,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
+	// Why it is not loaded on all of them; empty if it is.
+	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	// Digests that the name had before, the latest first, which can be loaded again by their
+	// digest.
+	Earlier []string `protobuf:"bytes,11,rep,name=earlier,proto3" json:"earlier,omitempty"`
+	// When the name got this digest, in Unix milliseconds.
+	LoadedMs      int64 `protobuf:"varint,12,opt,name=loaded_ms,json=loadedMs,proto3" json:"loaded_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Adapter) Reset() {
+	*x = Adapter{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Adapter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Adapter) ProtoMessage() {}
+
+func (x *Adapter) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Adapter.ProtoReflect.Descriptor instead.
+func (*Adapter) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Adapter) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Adapter) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Adapter) GetModelDigest() string {
+	if x != nil {
+		return x.ModelDigest
+	}
+	return ""
+}
+
+func (x *Adapter) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Adapter) GetRank() uint32 {
+	if x != nil {
+		return x.Rank
+	}
+	return 0
+}
+
+func (x *Adapter) GetModules() uint32 {
+	if x != nil {
+		return x.Modules
+	}
+	return 0
+}
+
+func (x *Adapter) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Adapter) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Adapter) GetPipelines() uint32 {
+	if x != nil {
+		return x.Pipelines
+	}
+	return 0
+}
+
+func (x *Adapter) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Adapter) GetEarlier() []string {
+	if x != nil {
+		return x.Earlier
+	}
+	return nil
+}
+
+func (x *Adapter) GetLoadedMs() int64 {
+	if x != nil {
+		return x.LoadedMs
+	}
+	return 0
+}
+
+// LoadAdapterRequest is a frame from the client.
+type LoadAdapterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*LoadAdapterRequest_Open
+	//	*LoadAdapterRequest_Data
+	Frame         isLoadAdapterRequest_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAdapterRequest) Reset() {
+	*x = LoadAdapterRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAdapterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAdapterRequest) ProtoMessage() {}
+
+func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAdapterRequest.ProtoReflect.Descriptor instead.
+func (*LoadAdapterRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *LoadAdapterRequest) GetFrame() isLoadAdapterRequest_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *LoadAdapterRequest) GetOpen() *LoadAdapterOpen {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterRequest_Open); ok {
+			return x.Open
+		}
+	}
+	return nil
+}
+
+func (x *LoadAdapterRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Frame.(*LoadAdapterRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isLoadAdapterRequest_Frame interface {
+	isLoadAdapterRequest_Frame()
+}
+
+type LoadAdapterRequest_Open struct {
+	// First frame, once.
+	Open *LoadAdapterOpen `protobuf:"bytes,1,opt,name=open,proto3,oneof"`
+}
+
+type LoadAdapterRequest_Data struct {
+	// The bytes of adapter_model.safetensors, in order; at most 1 MiB in a frame.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*LoadAdapterRequest_Open) isLoadAdapterRequest_Frame() {}
+
+func (*LoadAdapterRequest_Data) isLoadAdapterRequest_Frame() {}
+
+// LoadAdapterOpen names an adapter and says where it comes from.
+type LoadAdapterOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A model's name or digest; empty for the only one.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The adapter's name: 1 to 64 letters, digits and any of "-_.". It may be in use.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The contents of adapter_config.json.
+	Config []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
+	// The number of bytes of adapter_model.safetensors.
+	Size uint64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	// In place of config and size: the digest, or a unique beginning of one, of an adapter
+	// that the router has; `previous` for the last one of `earlier`.
+	Digest        string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAdapterOpen) Reset() {
+	*x = LoadAdapterOpen{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAdapterOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAdapterOpen) ProtoMessage() {}
+
+func (x *LoadAdapterOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAdapterOpen.ProtoReflect.Descriptor instead.
+func (*LoadAdapterOpen) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LoadAdapterOpen) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *LoadAdapterOpen) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LoadAdapterOpen) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *LoadAdapterOpen) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *LoadAdapterOpen) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// LoadAdapterResponse says that the adapter is loaded.
+type LoadAdapterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The adapter.
+	Adapter *Adapter `protobuf:"bytes,1,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	// The digest that the name had before; empty if it is new.
+	Replaced      string `protobuf:"bytes,2,opt,name=replaced,proto3" json:"replaced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAdapterResponse) Reset() {
+	*x = LoadAdapterResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAdapterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAdapterResponse) ProtoMessage() {}
+
+func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAdapterResponse.ProtoReflect.Descriptor instead.
+func (*LoadAdapterResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LoadAdapterResponse) GetAdapter() *Adapter {
+	if x != nil {
+		return x.Adapter
+	}
+	return nil
+}
+
+func (x *LoadAdapterResponse) GetReplaced() string {
+	if x != nil {
+		return x.Replaced
+	}
+	return ""
+}
+
+// UnloadAdapterRequest names an adapter.
+type UnloadAdapterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A model's name or digest; empty for the only one.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The adapter's name.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadAdapterRequest) Reset() {
+	*x = UnloadAdapterRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadAdapterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadAdapterRequest) ProtoMessage() {}
+
+func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadAdapterRequest.ProtoReflect.Descriptor instead.
+func (*UnloadAdapterRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *UnloadAdapterRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *UnloadAdapterRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// UnloadAdapterResponse says what is left to wait for.
+type UnloadAdapterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests that still run with the adapter on this router.
+	Requests      uint32 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadAdapterResponse) Reset() {
+	*x = UnloadAdapterResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadAdapterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadAdapterResponse) ProtoMessage() {}
+
+func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadAdapterResponse.ProtoReflect.Descriptor instead.
+func (*UnloadAdapterResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *UnloadAdapterResponse) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+// ListAdaptersRequest asks for the adapters.
+type ListAdaptersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAdaptersRequest) Reset() {
+	*x = ListAdaptersRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAdaptersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAdaptersRequest) ProtoMessage() {}
+
+func (x *ListAdaptersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAdaptersRequest.ProtoReflect.Descriptor instead.
+func (*ListAdaptersRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{35}
+}
+
+// ListAdaptersResponse lists the adapters.
+type ListAdaptersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By model and name.
+	Adapters      []*Adapter `protobuf:"bytes,1,rep,name=adapters,proto3" json:"adapters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAdaptersResponse) Reset() {
+	*x = ListAdaptersResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAdaptersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAdaptersResponse) ProtoMessage() {}
+
+func (x *ListAdaptersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAdaptersResponse.ProtoReflect.Descriptor instead.
+func (*ListAdaptersResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListAdaptersResponse) GetAdapters() []*Adapter {
+	if x != nil {
+		return x.Adapters
+	}
+	return nil
+}
+
 // TopologyRequest asks for the topology.
 type TopologyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2807,7 +3402,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +3414,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +3427,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{29}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{37}
 }
 
 // TopologyResponse is the topology at one moment.
@@ -2846,7 +3441,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +3453,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +3466,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TopologyResponse) GetMesh() *Mesh {
@@ -2890,7 +3485,7 @@ type WatchTopologyRequest struct {
 
 func (x *WatchTopologyRequest) Reset() {
 	*x = WatchTopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3497,7 @@ func (x *WatchTopologyRequest) String() string {
 func (*WatchTopologyRequest) ProtoMessage() {}
 
 func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3510,7 @@ func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyRequest.ProtoReflect.Descriptor instead.
 func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{39}
 }
 
 // WatchTopologyResponse is the topology after a change.
@@ -2929,7 +3524,7 @@ type WatchTopologyResponse struct {
 
 func (x *WatchTopologyResponse) Reset() {
 	*x = WatchTopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3536,7 @@ func (x *WatchTopologyResponse) String() string {
 func (*WatchTopologyResponse) ProtoMessage() {}
 
 func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3549,7 @@ func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyResponse.ProtoReflect.Descriptor instead.
 func (*WatchTopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{32}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchTopologyResponse) GetMesh() *Mesh {
@@ -2972,16 +3567,14 @@ type Mesh struct {
 	// The open pipelines.
 	Pipelines []*Pipeline `protobuf:"bytes,2,rep,name=pipelines,proto3" json:"pipelines,omitempty"`
 	// What the router may still spend on computing again what was lost.
-	Replays *ReplayBudget `protobuf:"bytes,3,opt,name=replays,proto3" json:"replays,omitempty"`
-	// The plan, if there are shards that take assignments.
-	Placement     *Placement `protobuf:"bytes,40,opt,name=placement,proto3" json:"placement,omitempty"`
+	Replays       *ReplayBudget `protobuf:"bytes,3,opt,name=replays,proto3" json:"replays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[33]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3586,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[33]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3599,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{33}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Mesh) GetMembers() []*Member {
@@ -3028,259 +3621,6 @@ func (x *Mesh) GetReplays() *ReplayBudget {
 		return x.Replays
 	}
 	return nil
-}
-
-func (x *Mesh) GetPlacement() *Placement {
-	if x != nil {
-		return x.Placement
-	}
-	return nil
-}
-
-// Placement is the state of the plan as a router knows it.
-type Placement struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Grows by 1 with each change.
-	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// The token of the lock under which it was written.
-	Fence uint64 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
-	// Whether this router is the placer.
-	Placer bool `protobuf:"varint,3,opt,name=placer,proto3" json:"placer,omitempty"`
-	// Why it was last changed.
-	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Bytes of weights that the last change moves.
-	MoveBytes uint64 `protobuf:"varint,5,opt,name=move_bytes,json=moveBytes,proto3" json:"move_bytes,omitempty"`
-	// Layers that it moves.
-	MoveLayers uint32 `protobuf:"varint,6,opt,name=move_layers,json=moveLayers,proto3" json:"move_layers,omitempty"`
-	// Hosts that the plan does without, with the reason.
-	LeftOut []*LeftOut `protobuf:"bytes,7,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
-	// Models without a pipeline, with the reason.
-	Uncovered     []*LeftOut `protobuf:"bytes,8,rep,name=uncovered,proto3" json:"uncovered,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Placement) Reset() {
-	*x = Placement{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Placement) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Placement) ProtoMessage() {}
-
-func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Placement.ProtoReflect.Descriptor instead.
-func (*Placement) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *Placement) GetVersion() uint64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
-func (x *Placement) GetFence() uint64 {
-	if x != nil {
-		return x.Fence
-	}
-	return 0
-}
-
-func (x *Placement) GetPlacer() bool {
-	if x != nil {
-		return x.Placer
-	}
-	return false
-}
-
-func (x *Placement) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *Placement) GetMoveBytes() uint64 {
-	if x != nil {
-		return x.MoveBytes
-	}
-	return 0
-}
-
-func (x *Placement) GetMoveLayers() uint32 {
-	if x != nil {
-		return x.MoveLayers
-	}
-	return 0
-}
-
-func (x *Placement) GetLeftOut() []*LeftOut {
-	if x != nil {
-		return x.LeftOut
-	}
-	return nil
-}
-
-func (x *Placement) GetUncovered() []*LeftOut {
-	if x != nil {
-		return x.Uncovered
-	}
-	return nil
-}
-
-// LeftOut is a host or a model that a plan does without.
-type LeftOut struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The host's id, or the model's name.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Why.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LeftOut) Reset() {
-	*x = LeftOut{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LeftOut) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LeftOut) ProtoMessage() {}
-
-func (x *LeftOut) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LeftOut.ProtoReflect.Descriptor instead.
-func (*LeftOut) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *LeftOut) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *LeftOut) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// StageTimes compares the plan with what was measured. A time of 0 is not known.
-type StageTimes struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The host's id in discovery.
-	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	// Predicted milliseconds of one row through the stage.
-	PredictedMs float64 `protobuf:"fixed64,2,opt,name=predicted_ms,json=predictedMs,proto3" json:"predicted_ms,omitempty"`
-	// Measured ones, a moving average.
-	MeasuredMs float64 `protobuf:"fixed64,3,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"`
-	// Predicted milliseconds of the hop to the stage.
-	PredictedHopMs float64 `protobuf:"fixed64,4,opt,name=predicted_hop_ms,json=predictedHopMs,proto3" json:"predicted_hop_ms,omitempty"`
-	// Measured ones.
-	MeasuredHopMs float64 `protobuf:"fixed64,5,opt,name=measured_hop_ms,json=measuredHopMs,proto3" json:"measured_hop_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StageTimes) Reset() {
-	*x = StageTimes{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StageTimes) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StageTimes) ProtoMessage() {}
-
-func (x *StageTimes) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StageTimes.ProtoReflect.Descriptor instead.
-func (*StageTimes) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *StageTimes) GetHost() string {
-	if x != nil {
-		return x.Host
-	}
-	return ""
-}
-
-func (x *StageTimes) GetPredictedMs() float64 {
-	if x != nil {
-		return x.PredictedMs
-	}
-	return 0
-}
-
-func (x *StageTimes) GetMeasuredMs() float64 {
-	if x != nil {
-		return x.MeasuredMs
-	}
-	return 0
-}
-
-func (x *StageTimes) GetPredictedHopMs() float64 {
-	if x != nil {
-		return x.PredictedHopMs
-	}
-	return 0
-}
-
-func (x *StageTimes) GetMeasuredHopMs() float64 {
-	if x != nil {
-		return x.MeasuredHopMs
-	}
-	return 0
 }
 
 // ReplayBudget bounds the positions that are computed again after losses to a part of the work. Sequences
@@ -3305,7 +3645,7 @@ type ReplayBudget struct {
 
 func (x *ReplayBudget) Reset() {
 	*x = ReplayBudget{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[37]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3317,7 +3657,7 @@ func (x *ReplayBudget) String() string {
 func (*ReplayBudget) ProtoMessage() {}
 
 func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[37]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3330,7 +3670,7 @@ func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayBudget.ProtoReflect.Descriptor instead.
 func (*ReplayBudget) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{37}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReplayBudget) GetAvailable() int64 {
@@ -3392,7 +3732,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[38]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3744,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[38]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3757,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{38}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Member) GetId() string {
@@ -3488,25 +3828,14 @@ type Pipeline struct {
 	// Whether a free shard could take the place of one of its stages.
 	SpareShard bool `protobuf:"varint,18,opt,name=spare_shard,json=spareShard,proto3" json:"spare_shard,omitempty"`
 	// Positions that were computed again because a stage was lost.
-	Replayed uint64 `protobuf:"varint,19,opt,name=replayed,proto3" json:"replayed,omitempty"`
-	// Predicted and measured times of each stage.
-	Times []*StageTimes `protobuf:"bytes,40,rep,name=times,proto3" json:"times,omitempty"`
-	// Predicted milliseconds of a token of a single stream; 0 without a plan.
-	PredictedTokenMs float64 `protobuf:"fixed64,41,opt,name=predicted_token_ms,json=predictedTokenMs,proto3" json:"predicted_token_ms,omitempty"`
-	// Predicted milliseconds to the first token.
-	PredictedTtftMs float64 `protobuf:"fixed64,42,opt,name=predicted_ttft_ms,json=predictedTtftMs,proto3" json:"predicted_ttft_ms,omitempty"`
-	// For a prompt of this many tokens.
-	PredictedPromptTokens uint32 `protobuf:"varint,43,opt,name=predicted_prompt_tokens,json=predictedPromptTokens,proto3" json:"predicted_prompt_tokens,omitempty"`
-	// The stage or hop that exceeds its prediction by the most milliseconds, such as "stage 1 at shard-1a2b"; empty
-	// if none does.
-	Worst         string `protobuf:"bytes,44,opt,name=worst,proto3" json:"worst,omitempty"`
+	Replayed      uint64 `protobuf:"varint,19,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[39]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3518,7 +3847,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[39]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3531,7 +3860,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{39}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Pipeline) GetId() string {
@@ -3667,41 +3996,6 @@ func (x *Pipeline) GetReplayed() uint64 {
 	return 0
 }
 
-func (x *Pipeline) GetTimes() []*StageTimes {
-	if x != nil {
-		return x.Times
-	}
-	return nil
-}
-
-func (x *Pipeline) GetPredictedTokenMs() float64 {
-	if x != nil {
-		return x.PredictedTokenMs
-	}
-	return 0
-}
-
-func (x *Pipeline) GetPredictedTtftMs() float64 {
-	if x != nil {
-		return x.PredictedTtftMs
-	}
-	return 0
-}
-
-func (x *Pipeline) GetPredictedPromptTokens() uint32 {
-	if x != nil {
-		return x.PredictedPromptTokens
-	}
-	return 0
-}
-
-func (x *Pipeline) GetWorst() string {
-	if x != nil {
-		return x.Worst
-	}
-	return ""
-}
-
 var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_lamina_router_v1_router_proto_rawDesc = "" +
@@ -3734,7 +4028,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x05_seedB\x15\n" +
 	"\x13_repetition_penalty\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xbb\x05\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xd5\x05\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x129\n" +
@@ -3757,10 +4051,11 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\fclient_state\x18\x0f \x01(\fR\vclientState\x12F\n" +
 	"\x0econtext_policy\x18\x10 \x01(\v2\x1f.lamina.router.v1.ContextPolicyR\rcontextPolicy\x12\x1a\n" +
 	"\bpriority\x18\x11 \x01(\x05R\bpriority\x12/\n" +
-	"\x11wait_for_capacity\x18\x12 \x01(\rH\x02R\x0fwaitForCapacity\x88\x01\x01B\b\n" +
+	"\x11wait_for_capacity\x18\x12 \x01(\rH\x02R\x0fwaitForCapacity\x88\x01\x01\x12\x18\n" +
+	"\aadapter\x18< \x01(\tR\aadapterB\b\n" +
 	"\x06promptB\t\n" +
 	"\a_suffixB\x14\n" +
-	"\x12_wait_for_capacity\"\xf7\x06\n" +
+	"\x12_wait_for_capacity\"\x91\a\n" +
 	"\vChatRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
@@ -3785,7 +4080,8 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\fclient_state\x18\x11 \x01(\fR\vclientState\x12F\n" +
 	"\x0econtext_policy\x18\x12 \x01(\v2\x1f.lamina.router.v1.ContextPolicyR\rcontextPolicy\x12\x1a\n" +
 	"\bpriority\x18\x13 \x01(\x05R\bpriority\x12/\n" +
-	"\x11wait_for_capacity\x18\x14 \x01(\rH\x01R\x0fwaitForCapacity\x88\x01\x01B\x16\n" +
+	"\x11wait_for_capacity\x18\x14 \x01(\rH\x01R\x0fwaitForCapacity\x88\x01\x01\x12\x18\n" +
+	"\aadapter\x18< \x01(\tR\aadapterB\x16\n" +
 	"\x14_parallel_tool_callsB\x14\n" +
 	"\x12_wait_for_capacity\"\x97\x01\n" +
 	"\rContextPolicy\x121\n" +
@@ -3836,7 +4132,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\rCancelRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\"\x10\n" +
-	"\x0eCancelResponse\"\x9b\x03\n" +
+	"\x0eCancelResponse\"\xb5\x03\n" +
 	"\aStarted\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -3854,7 +4150,8 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"max_tokens\x18\n" +
 	" \x01(\rR\tmaxTokens\x12!\n" +
 	"\fclient_state\x18\v \x01(\fR\vclientState\x126\n" +
-	"\acontext\x18\f \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\"[\n" +
+	"\acontext\x18\f \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\x12\x18\n" +
+	"\aadapter\x18< \x01(\tR\aadapter\"[\n" +
 	"\fPromptTokens\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x125\n" +
 	"\x06tokens\x18\x02 \x03(\v2\x1d.lamina.router.v1.PromptTokenR\x06tokens\"\x8e\x01\n" +
@@ -3916,7 +4213,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\"\x13\n" +
 	"\x11ListModelsRequest\"E\n" +
 	"\x12ListModelsResponse\x12/\n" +
-	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\xc6\x03\n" +
+	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\xfd\x03\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\"\n" +
@@ -3933,40 +4230,53 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\bdefaults\x18\v \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaults\x127\n" +
 	"\x06format\x18d \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x18\n" +
 	"\aencoder\x18e \x01(\bR\aencoder\x12!\n" +
-	"\fembed_tokens\x18f \x01(\rR\vembedTokens\"\x11\n" +
+	"\fembed_tokens\x18f \x01(\rR\vembedTokens\x125\n" +
+	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\xb9\x02\n" +
+	"\aAdapter\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
+	"\fmodel_digest\x18\x03 \x01(\tR\vmodelDigest\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04rank\x18\x05 \x01(\rR\x04rank\x12\x18\n" +
+	"\amodules\x18\x06 \x01(\rR\amodules\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x1a\n" +
+	"\brequests\x18\b \x01(\rR\brequests\x12\x1c\n" +
+	"\tpipelines\x18\t \x01(\rR\tpipelines\x12\x14\n" +
+	"\x05error\x18\n" +
+	" \x01(\tR\x05error\x12\x18\n" +
+	"\aearlier\x18\v \x03(\tR\aearlier\x12\x1b\n" +
+	"\tloaded_ms\x18\f \x01(\x03R\bloadedMs\"l\n" +
+	"\x12LoadAdapterRequest\x127\n" +
+	"\x04open\x18\x01 \x01(\v2!.lamina.router.v1.LoadAdapterOpenH\x00R\x04open\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\a\n" +
+	"\x05frame\"\x7f\n" +
+	"\x0fLoadAdapterOpen\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06config\x18\x03 \x01(\fR\x06config\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\tR\x06digest\"f\n" +
+	"\x13LoadAdapterResponse\x123\n" +
+	"\aadapter\x18\x01 \x01(\v2\x19.lamina.router.v1.AdapterR\aadapter\x12\x1a\n" +
+	"\breplaced\x18\x02 \x01(\tR\breplaced\"@\n" +
+	"\x14UnloadAdapterRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"3\n" +
+	"\x15UnloadAdapterResponse\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\rR\brequests\"\x15\n" +
+	"\x13ListAdaptersRequest\"M\n" +
+	"\x14ListAdaptersResponse\x125\n" +
+	"\badapters\x18\x01 \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\x11\n" +
 	"\x0fTopologyRequest\">\n" +
 	"\x10TopologyResponse\x12*\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
 	"\x14WatchTopologyRequest\"C\n" +
 	"\x15WatchTopologyResponse\x12*\n" +
-	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xe9\x01\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xae\x01\n" +
 	"\x04Mesh\x122\n" +
 	"\amembers\x18\x01 \x03(\v2\x18.lamina.router.v1.MemberR\amembers\x128\n" +
 	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\x128\n" +
-	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\x129\n" +
-	"\tplacement\x18( \x01(\v2\x1b.lamina.router.v1.PlacementR\tplacement\"\x9a\x02\n" +
-	"\tPlacement\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
-	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
-	"\x06placer\x18\x03 \x01(\bR\x06placer\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
-	"\n" +
-	"move_bytes\x18\x05 \x01(\x04R\tmoveBytes\x12\x1f\n" +
-	"\vmove_layers\x18\x06 \x01(\rR\n" +
-	"moveLayers\x124\n" +
-	"\bleft_out\x18\a \x03(\v2\x19.lamina.router.v1.LeftOutR\aleftOut\x127\n" +
-	"\tuncovered\x18\b \x03(\v2\x19.lamina.router.v1.LeftOutR\tuncovered\"1\n" +
-	"\aLeftOut\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb6\x01\n" +
-	"\n" +
-	"StageTimes\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\tR\x04host\x12!\n" +
-	"\fpredicted_ms\x18\x02 \x01(\x01R\vpredictedMs\x12\x1f\n" +
-	"\vmeasured_ms\x18\x03 \x01(\x01R\n" +
-	"measuredMs\x12(\n" +
-	"\x10predicted_hop_ms\x18\x04 \x01(\x01R\x0epredictedHopMs\x12&\n" +
-	"\x0fmeasured_hop_ms\x18\x05 \x01(\x01R\rmeasuredHopMs\"\xa2\x01\n" +
+	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\"\xa2\x01\n" +
 	"\fReplayBudget\x12\x1c\n" +
 	"\tavailable\x18\x01 \x01(\x03R\tavailable\x12\x14\n" +
 	"\x05burst\x18\x02 \x01(\x04R\x05burst\x12\x14\n" +
@@ -3978,7 +4288,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12)\n" +
-	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\xad\x06\n" +
+	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\xd1\x04\n" +
 	"\bPipeline\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -4002,12 +4312,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x06bubble\x18\x11 \x01(\x02R\x06bubble\x12\x1f\n" +
 	"\vspare_shard\x18\x12 \x01(\bR\n" +
 	"spareShard\x12\x1a\n" +
-	"\breplayed\x18\x13 \x01(\x04R\breplayed\x122\n" +
-	"\x05times\x18( \x03(\v2\x1c.lamina.router.v1.StageTimesR\x05times\x12,\n" +
-	"\x12predicted_token_ms\x18) \x01(\x01R\x10predictedTokenMs\x12*\n" +
-	"\x11predicted_ttft_ms\x18* \x01(\x01R\x0fpredictedTtftMs\x126\n" +
-	"\x17predicted_prompt_tokens\x18+ \x01(\rR\x15predictedPromptTokens\x12\x14\n" +
-	"\x05worst\x18, \x01(\tR\x05worst*|\n" +
+	"\breplayed\x18\x13 \x01(\x04R\breplayed*|\n" +
 	"\vContextMode\x12\x1c\n" +
 	"\x18CONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONTEXT_MODE_STOP\x10\x01\x12\x16\n" +
@@ -4018,13 +4323,16 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n" +
 	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xa3\x05\n" +
+	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xc2\a\n" +
 	"\rRouterService\x12S\n" +
 	"\bGenerate\x12!.lamina.router.v1.GenerateRequest\x1a\".lamina.router.v1.GenerateResponse0\x01\x12G\n" +
 	"\x04Chat\x12\x1d.lamina.router.v1.ChatRequest\x1a\x1e.lamina.router.v1.ChatResponse0\x01\x12M\n" +
 	"\x06Resume\x12\x1f.lamina.router.v1.ResumeRequest\x1a .lamina.router.v1.ResumeResponse0\x01\x12K\n" +
 	"\x06Cancel\x12\x1f.lamina.router.v1.CancelRequest\x1a .lamina.router.v1.CancelResponse\x12H\n" +
-	"\x05Embed\x12\x1e.lamina.router.v1.EmbedRequest\x1a\x1f.lamina.router.v1.EmbedResponse\x12W\n" +
+	"\x05Embed\x12\x1e.lamina.router.v1.EmbedRequest\x1a\x1f.lamina.router.v1.EmbedResponse\x12\\\n" +
+	"\vLoadAdapter\x12$.lamina.router.v1.LoadAdapterRequest\x1a%.lamina.router.v1.LoadAdapterResponse(\x01\x12`\n" +
+	"\rUnloadAdapter\x12&.lamina.router.v1.UnloadAdapterRequest\x1a'.lamina.router.v1.UnloadAdapterResponse\x12]\n" +
+	"\fListAdapters\x12%.lamina.router.v1.ListAdaptersRequest\x1a&.lamina.router.v1.ListAdaptersResponse\x12W\n" +
 	"\n" +
 	"ListModels\x12#.lamina.router.v1.ListModelsRequest\x1a$.lamina.router.v1.ListModelsResponse\x12Q\n" +
 	"\bTopology\x12!.lamina.router.v1.TopologyRequest\x1a\".lamina.router.v1.TopologyResponse\x12b\n" +
@@ -4043,7 +4351,7 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_lamina_router_v1_router_proto_goTypes = []any{
 	(ContextMode)(0),               // 0: lamina.router.v1.ContextMode
 	(ToolChoiceMode)(0),            // 1: lamina.router.v1.ToolChoiceMode
@@ -4076,36 +4384,41 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*ListModelsRequest)(nil),      // 28: lamina.router.v1.ListModelsRequest
 	(*ListModelsResponse)(nil),     // 29: lamina.router.v1.ListModelsResponse
 	(*Model)(nil),                  // 30: lamina.router.v1.Model
-	(*TopologyRequest)(nil),        // 31: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),       // 32: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),   // 33: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil),  // 34: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                   // 35: lamina.router.v1.Mesh
-	(*Placement)(nil),              // 36: lamina.router.v1.Placement
-	(*LeftOut)(nil),                // 37: lamina.router.v1.LeftOut
-	(*StageTimes)(nil),             // 38: lamina.router.v1.StageTimes
-	(*ReplayBudget)(nil),           // 39: lamina.router.v1.ReplayBudget
-	(*Member)(nil),                 // 40: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 41: lamina.router.v1.Pipeline
-	nil,                            // 42: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 43: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 44: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 45: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 46: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 47: lamina.sampler.v1.FinishReason
-	(*v12.Pooling)(nil),            // 48: lamina.shard.v1.Pooling
-	(*v11.GenerationDefaults)(nil), // 49: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 50: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 51: lamina.shard.v1.Hop
+	(*Adapter)(nil),                // 31: lamina.router.v1.Adapter
+	(*LoadAdapterRequest)(nil),     // 32: lamina.router.v1.LoadAdapterRequest
+	(*LoadAdapterOpen)(nil),        // 33: lamina.router.v1.LoadAdapterOpen
+	(*LoadAdapterResponse)(nil),    // 34: lamina.router.v1.LoadAdapterResponse
+	(*UnloadAdapterRequest)(nil),   // 35: lamina.router.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil),  // 36: lamina.router.v1.UnloadAdapterResponse
+	(*ListAdaptersRequest)(nil),    // 37: lamina.router.v1.ListAdaptersRequest
+	(*ListAdaptersResponse)(nil),   // 38: lamina.router.v1.ListAdaptersResponse
+	(*TopologyRequest)(nil),        // 39: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),       // 40: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),   // 41: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),  // 42: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                   // 43: lamina.router.v1.Mesh
+	(*ReplayBudget)(nil),           // 44: lamina.router.v1.ReplayBudget
+	(*Member)(nil),                 // 45: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 46: lamina.router.v1.Pipeline
+	nil,                            // 47: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 48: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 49: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 50: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 51: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 52: lamina.sampler.v1.FinishReason
+	(*v12.Pooling)(nil),            // 53: lamina.shard.v1.Pooling
+	(*v11.GenerationDefaults)(nil), // 54: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 55: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 56: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	42, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	43, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	44, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	47, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	48, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	49, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	3,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	2,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
 	6,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
-	45, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	50, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	2,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	9,  // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	6,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
@@ -4125,52 +4438,58 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	19, // 23: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
 	21, // 24: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
 	17, // 25: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	46, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	51, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	7,  // 27: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
 	18, // 28: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
 	20, // 29: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
 	20, // 30: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
 	8,  // 31: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	47, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	52, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
 	22, // 33: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
 	23, // 34: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
 	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
 	25, // 36: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
-	48, // 37: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
+	53, // 37: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
 	3,  // 38: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
 	27, // 39: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
 	30, // 40: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	49, // 41: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	46, // 42: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	35, // 43: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	35, // 44: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	40, // 45: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	41, // 46: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	39, // 47: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
-	36, // 48: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
-	37, // 49: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
-	37, // 50: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
-	50, // 51: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	51, // 52: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	38, // 53: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
+	54, // 41: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	51, // 42: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	31, // 43: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
+	33, // 44: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
+	31, // 45: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
+	31, // 46: lamina.router.v1.ListAdaptersResponse.adapters:type_name -> lamina.router.v1.Adapter
+	43, // 47: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	43, // 48: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	45, // 49: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	46, // 50: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	44, // 51: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	55, // 52: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	56, // 53: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
 	4,  // 54: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
 	5,  // 55: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
 	12, // 56: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
 	14, // 57: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
 	24, // 58: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	28, // 59: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	31, // 60: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	33, // 61: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 62: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 63: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 64: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 65: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	26, // 66: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	29, // 67: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	32, // 68: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	34, // 69: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	62, // [62:70] is the sub-list for method output_type
-	54, // [54:62] is the sub-list for method input_type
+	32, // 59: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	35, // 60: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	37, // 61: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	28, // 62: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	39, // 63: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	41, // 64: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 65: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 66: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 67: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 68: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	26, // 69: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	34, // 70: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	36, // 71: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	38, // 72: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	29, // 73: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	40, // 74: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	42, // 75: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	65, // [65:76] is the sub-list for method output_type
+	54, // [54:65] is the sub-list for method input_type
 	54, // [54:54] is the sub-list for extension type_name
 	54, // [54:54] is the sub-list for extension extendee
 	0,  // [0:54] is the sub-list for field type_name
@@ -4210,13 +4529,17 @@ func file_lamina_router_v1_router_proto_init() {
 		(*EmbedInput_Text)(nil),
 		(*EmbedInput_TokenIds)(nil),
 	}
+	file_lamina_router_v1_router_proto_msgTypes[30].OneofWrappers = []any{
+		(*LoadAdapterRequest_Open)(nil),
+		(*LoadAdapterRequest_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   41,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

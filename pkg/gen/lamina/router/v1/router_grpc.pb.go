@@ -26,6 +26,9 @@ const (
 	RouterService_Resume_FullMethodName        = "/lamina.router.v1.RouterService/Resume"
 	RouterService_Cancel_FullMethodName        = "/lamina.router.v1.RouterService/Cancel"
 	RouterService_Embed_FullMethodName         = "/lamina.router.v1.RouterService/Embed"
+	RouterService_LoadAdapter_FullMethodName   = "/lamina.router.v1.RouterService/LoadAdapter"
+	RouterService_UnloadAdapter_FullMethodName = "/lamina.router.v1.RouterService/UnloadAdapter"
+	RouterService_ListAdapters_FullMethodName  = "/lamina.router.v1.RouterService/ListAdapters"
 	RouterService_ListModels_FullMethodName    = "/lamina.router.v1.RouterService/ListModels"
 	RouterService_Topology_FullMethodName      = "/lamina.router.v1.RouterService/Topology"
 	RouterService_WatchTopology_FullMethodName = "/lamina.router.v1.RouterService/WatchTopology"
@@ -67,7 +70,11 @@ const (
 // waiting requests, and UNAVAILABLE with reason QUEUE_FULL if every queue is full. A request
 // that has had its first token is not refused.
 //
-// The same request (model, prompt, sampling parameters, seed) gives the same tokens on
+// A request may name an adapter (LoRA) of its model: by the field `adapter`, or as
+// `model:adapter`. Requests with different adapters and without share the pipelines of the
+// model and its batches. Keys and values are cached by adapter.
+//
+// The same request (model, adapter, prompt, sampling parameters, seed) gives the same tokens on
 // any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceClient interface {
 	// Generate continues a prompt.
@@ -86,6 +93,21 @@ type RouterServiceClient interface {
 	// Embed computes the embeddings of texts, by an encoder or by the hidden states of a decoder.
 	// The bits of an embedding depend on its text alone, not on the other texts or on the stages.
 	Embed(ctx context.Context, in *EmbedRequest, opts ...grpc.CallOption) (*EmbedResponse, error)
+	// LoadAdapter adds an adapter (LoRA) to a model that is being served, or gives a name
+	// that is in use to another one. The client sends `open`, and unless it names an adapter
+	// by `digest`, the bytes of adapter_model.safetensors as `data`. The answer comes when
+	// every pipeline of the model has loaded the adapter. From then on requests that name it
+	// use it; those that run keep the one that they have begun with, also when they move.
+	//
+	// What is wrong with the adapter is DATA_LOSS or UNIMPLEMENTED and names the file and the
+	// tensor or field. An adapter that the stages have no memory for is RESOURCE_EXHAUSTED.
+	// Then nothing has changed. FAILED_PRECONDITION: the router has no folder for adapters.
+	LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error)
+	// UnloadAdapter removes an adapter's name: requests that name it are NOT_FOUND. Stages
+	// free the memory when the last request with the adapter has ended.
+	UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error)
+	// ListAdapters lists the adapters by model and name.
+	ListAdapters(ctx context.Context, in *ListAdaptersRequest, opts ...grpc.CallOption) (*ListAdaptersResponse, error)
 	// ListModels lists the models that are being served.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	// Topology lists the live services and the open pipelines.
@@ -179,6 +201,39 @@ func (c *routerServiceClient) Embed(ctx context.Context, in *EmbedRequest, opts 
 	return out, nil
 }
 
+func (c *routerServiceClient) LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[3], RouterService_LoadAdapter_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[LoadAdapterRequest, LoadAdapterResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RouterService_LoadAdapterClient = grpc.ClientStreamingClient[LoadAdapterRequest, LoadAdapterResponse]
+
+func (c *routerServiceClient) UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnloadAdapterResponse)
+	err := c.cc.Invoke(ctx, RouterService_UnloadAdapter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *routerServiceClient) ListAdapters(ctx context.Context, in *ListAdaptersRequest, opts ...grpc.CallOption) (*ListAdaptersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAdaptersResponse)
+	err := c.cc.Invoke(ctx, RouterService_ListAdapters_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *routerServiceClient) ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListModelsResponse)
@@ -201,7 +256,7 @@ func (c *routerServiceClient) Topology(ctx context.Context, in *TopologyRequest,
 
 func (c *routerServiceClient) WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[3], RouterService_WatchTopology_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[4], RouterService_WatchTopology_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +309,11 @@ type RouterService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopolog
 // waiting requests, and UNAVAILABLE with reason QUEUE_FULL if every queue is full. A request
 // that has had its first token is not refused.
 //
-// The same request (model, prompt, sampling parameters, seed) gives the same tokens on
+// A request may name an adapter (LoRA) of its model: by the field `adapter`, or as
+// `model:adapter`. Requests with different adapters and without share the pipelines of the
+// model and its batches. Keys and values are cached by adapter.
+//
+// The same request (model, adapter, prompt, sampling parameters, seed) gives the same tokens on
 // any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceServer interface {
 	// Generate continues a prompt.
@@ -273,6 +332,21 @@ type RouterServiceServer interface {
 	// Embed computes the embeddings of texts, by an encoder or by the hidden states of a decoder.
 	// The bits of an embedding depend on its text alone, not on the other texts or on the stages.
 	Embed(context.Context, *EmbedRequest) (*EmbedResponse, error)
+	// LoadAdapter adds an adapter (LoRA) to a model that is being served, or gives a name
+	// that is in use to another one. The client sends `open`, and unless it names an adapter
+	// by `digest`, the bytes of adapter_model.safetensors as `data`. The answer comes when
+	// every pipeline of the model has loaded the adapter. From then on requests that name it
+	// use it; those that run keep the one that they have begun with, also when they move.
+	//
+	// What is wrong with the adapter is DATA_LOSS or UNIMPLEMENTED and names the file and the
+	// tensor or field. An adapter that the stages have no memory for is RESOURCE_EXHAUSTED.
+	// Then nothing has changed. FAILED_PRECONDITION: the router has no folder for adapters.
+	LoadAdapter(grpc.ClientStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error
+	// UnloadAdapter removes an adapter's name: requests that name it are NOT_FOUND. Stages
+	// free the memory when the last request with the adapter has ended.
+	UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error)
+	// ListAdapters lists the adapters by model and name.
+	ListAdapters(context.Context, *ListAdaptersRequest) (*ListAdaptersResponse, error)
 	// ListModels lists the models that are being served.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	// Topology lists the live services and the open pipelines.
@@ -303,6 +377,15 @@ func (UnimplementedRouterServiceServer) Cancel(context.Context, *CancelRequest) 
 }
 func (UnimplementedRouterServiceServer) Embed(context.Context, *EmbedRequest) (*EmbedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Embed not implemented")
+}
+func (UnimplementedRouterServiceServer) LoadAdapter(grpc.ClientStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error {
+	return status.Error(codes.Unimplemented, "method LoadAdapter not implemented")
+}
+func (UnimplementedRouterServiceServer) UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnloadAdapter not implemented")
+}
+func (UnimplementedRouterServiceServer) ListAdapters(context.Context, *ListAdaptersRequest) (*ListAdaptersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAdapters not implemented")
 }
 func (UnimplementedRouterServiceServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
@@ -403,6 +486,49 @@ func _RouterService_Embed_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RouterService_LoadAdapter_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(RouterServiceServer).LoadAdapter(&grpc.GenericServerStream[LoadAdapterRequest, LoadAdapterResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RouterService_LoadAdapterServer = grpc.ClientStreamingServer[LoadAdapterRequest, LoadAdapterResponse]
+
+func _RouterService_UnloadAdapter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnloadAdapterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouterServiceServer).UnloadAdapter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouterService_UnloadAdapter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouterServiceServer).UnloadAdapter(ctx, req.(*UnloadAdapterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RouterService_ListAdapters_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAdaptersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouterServiceServer).ListAdapters(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouterService_ListAdapters_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouterServiceServer).ListAdapters(ctx, req.(*ListAdaptersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RouterService_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListModelsRequest)
 	if err := dec(in); err != nil {
@@ -466,6 +592,14 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _RouterService_Embed_Handler,
 		},
 		{
+			MethodName: "UnloadAdapter",
+			Handler:    _RouterService_UnloadAdapter_Handler,
+		},
+		{
+			MethodName: "ListAdapters",
+			Handler:    _RouterService_ListAdapters_Handler,
+		},
+		{
 			MethodName: "ListModels",
 			Handler:    _RouterService_ListModels_Handler,
 		},
@@ -489,6 +623,11 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Resume",
 			Handler:       _RouterService_Resume_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "LoadAdapter",
+			Handler:       _RouterService_LoadAdapter_Handler,
+			ClientStreams: true,
 		},
 		{
 			StreamName:    "WatchTopology",

@@ -22,16 +22,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ShardService_Describe_FullMethodName  = "/lamina.shard.v1.ShardService/Describe"
-	ShardService_Infer_FullMethodName     = "/lamina.shard.v1.ShardService/Infer"
-	ShardService_Train_FullMethodName     = "/lamina.shard.v1.ShardService/Train"
-	ShardService_Exchange_FullMethodName  = "/lamina.shard.v1.ShardService/Exchange"
-	ShardService_SaveState_FullMethodName = "/lamina.shard.v1.ShardService/SaveState"
-	ShardService_Embed_FullMethodName     = "/lamina.shard.v1.ShardService/Embed"
-	ShardService_Assign_FullMethodName    = "/lamina.shard.v1.ShardService/Assign"
-	ShardService_Unload_FullMethodName    = "/lamina.shard.v1.ShardService/Unload"
-	ShardService_Prefetch_FullMethodName  = "/lamina.shard.v1.ShardService/Prefetch"
-	ShardService_Ping_FullMethodName      = "/lamina.shard.v1.ShardService/Ping"
+	ShardService_Describe_FullMethodName      = "/lamina.shard.v1.ShardService/Describe"
+	ShardService_Infer_FullMethodName         = "/lamina.shard.v1.ShardService/Infer"
+	ShardService_Train_FullMethodName         = "/lamina.shard.v1.ShardService/Train"
+	ShardService_Exchange_FullMethodName      = "/lamina.shard.v1.ShardService/Exchange"
+	ShardService_SaveState_FullMethodName     = "/lamina.shard.v1.ShardService/SaveState"
+	ShardService_Embed_FullMethodName         = "/lamina.shard.v1.ShardService/Embed"
+	ShardService_LoadAdapter_FullMethodName   = "/lamina.shard.v1.ShardService/LoadAdapter"
+	ShardService_UnloadAdapter_FullMethodName = "/lamina.shard.v1.ShardService/UnloadAdapter"
 )
 
 // ShardServiceClient is the client API for ShardService service.
@@ -59,7 +57,8 @@ const (
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
 //     cached length or the cache's end, a block table that does not fit, an id outside
-//     the vocabulary, and a session that occurs twice. A stage that refuses all entries
+//     the vocabulary, an adapter that is not loaded, and a session that occurs twice. A
+//     stage that refuses all entries
 //     of a batch answers `computed` after the `refused`s, so that no batch is waited for
 //     in vain.
 //  4. `release` drops sessions, unmaps pages and acknowledges leases here, in this
@@ -163,6 +162,38 @@ const (
 // Entries of a replay want no logits. `replay_until` that is not the end of a stage of the
 // route breaks the stream.
 //
+// # Adapters
+//
+// A range may hold low-rank adapters (LoRA) of its model beside its weights. An adapter is
+// known by its digest, which covers the rank, scale and values of every module
+// (pkg/adapter), so it means the same on every stage. Adapters belong to the range and
+// not to a pipeline: they are loaded and unloaded while pipelines run.
+//
+// LoadAdapter loads one:
+//
+//  1. The router sends `open` with the outline of the whole adapter. The stage checks that
+//     it has the digest and fits the model, and answers `wanted`: the modules of its own
+//     layers. It is empty if the range holds the adapter already, or has no part in it.
+//  2. The router sends the tensors of these modules, in the order of `wanted`: of each A, B
+//     and with DoRA the magnitudes, as float32, each followed by the `chunk`s of its tensor.
+//  3. The stage compares each tensor with its digest in the outline and answers `loaded`.
+//     Then entries may name the adapter.
+//
+// What is wrong with an adapter is DATA_LOSS (a tensor that is missing, does not fit the
+// model, or is not that of its digest) or UNIMPLEMENTED, and names the tensor. An adapter
+// that does not fit the memory for adapters is RESOURCE_EXHAUSTED.
+//
+// An entry names the adapter of its session (`Entry.adapter`), the same one in all entries
+// of the session. Rows of many adapters and of none share a batch, and each has the bits
+// that it has alone. An entry with an adapter that is not loaded is refused with NOT_FOUND,
+// like any other refusal of its own.
+//
+// UnloadAdapter makes that so for new sessions at once. The memory is freed when the last
+// session with the adapter has been released. Loading it again takes the unload back.
+//
+// The keys and values in a page depend on the adapter, so a router never names a page in
+// the tables of sessions with different adapters.
+//
 // # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
@@ -230,27 +261,6 @@ const (
 //  4. The snapshot refers to the live tensors. An `apply` copies those that are not written
 //     yet before it changes them. So a slow disk costs memory and no time. There is at most one
 //     snapshot of a stage.
-//
-// # Assign and Unload: placement
-//
-// A shard that is started without layers takes assignments from the placer, which is the
-// router that holds the placer's lock. `Inventory` says what the shard has to offer.
-//
-//  1. The placer calls Assign for a span. The shard refuses a `fence` that is lower than the
-//     highest one it has seen with ABORTED: its sender is no longer the placer.
-//  2. The shard loads the span beside what it holds, and sends `loading` frames meanwhile. A
-//     span that does not fit is RESOURCE_EXHAUSTED, and changes nothing. `held` is the last
-//     frame: from then on Describe lists the span and pipelines may open on it. A span that
-//     is held already is answered by `held` at once, and one that is being loaded by
-//     another call is waited for. A load goes on if the caller goes away.
-//  3. The placer calls Unload for a span that no plan names any more. Describe no longer
-//     lists it, and no pipeline can open on it. Those that are open may go on until the
-//     router has ended them, or for `grace_ms`; then the shard ends them with UNAVAILABLE and
-//     frees the memory. The router moves their sessions as it does when a shard is lost. A
-//     span that is not held is no error. One that was given by flag is
-//     FAILED_PRECONDITION.
-//  4. Prefetch reads the files of a span ahead, so that an Assign that may follow finds them
-//     in memory. It changes nothing else.
 type ShardServiceClient interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
@@ -271,14 +281,10 @@ type ShardServiceClient interface {
 	// same for any batch and any split into stages. UNAVAILABLE: there are as many calls already as
 	// the shard takes.
 	Embed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EmbedRequest, EmbedResponse], error)
-	// Assign loads a span of layers.
-	Assign(ctx context.Context, in *AssignRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AssignResponse], error)
-	// Unload frees a span of layers that was assigned.
-	Unload(ctx context.Context, in *UnloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnloadResponse], error)
-	// Prefetch reads the files of a span ahead.
-	Prefetch(ctx context.Context, in *PrefetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PrefetchResponse], error)
-	// Ping answers at once, or pings other shards and says how long that took.
-	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error)
+	// LoadAdapter loads an adapter on a held range.
+	LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error)
+	// UnloadAdapter removes an adapter from a held range, once no session uses it.
+	UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error)
 }
 
 type shardServiceClient struct {
@@ -370,67 +376,23 @@ func (c *shardServiceClient) Embed(ctx context.Context, opts ...grpc.CallOption)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_EmbedClient = grpc.BidiStreamingClient[EmbedRequest, EmbedResponse]
 
-func (c *shardServiceClient) Assign(ctx context.Context, in *AssignRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AssignResponse], error) {
+func (c *shardServiceClient) LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[5], ShardService_Assign_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[5], ShardService_LoadAdapter_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[AssignRequest, AssignResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
+	x := &grpc.GenericClientStream[LoadAdapterRequest, LoadAdapterResponse]{ClientStream: stream}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ShardService_AssignClient = grpc.ServerStreamingClient[AssignResponse]
+type ShardService_LoadAdapterClient = grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse]
 
-func (c *shardServiceClient) Unload(ctx context.Context, in *UnloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnloadResponse], error) {
+func (c *shardServiceClient) UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[6], ShardService_Unload_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[UnloadRequest, UnloadResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ShardService_UnloadClient = grpc.ServerStreamingClient[UnloadResponse]
-
-func (c *shardServiceClient) Prefetch(ctx context.Context, in *PrefetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PrefetchResponse], error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[7], ShardService_Prefetch_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[PrefetchRequest, PrefetchResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ShardService_PrefetchClient = grpc.ServerStreamingClient[PrefetchResponse]
-
-func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(PingResponse)
-	err := c.cc.Invoke(ctx, ShardService_Ping_FullMethodName, in, out, cOpts...)
+	out := new(UnloadAdapterResponse)
+	err := c.cc.Invoke(ctx, ShardService_UnloadAdapter_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -462,7 +424,8 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
 //     cached length or the cache's end, a block table that does not fit, an id outside
-//     the vocabulary, and a session that occurs twice. A stage that refuses all entries
+//     the vocabulary, an adapter that is not loaded, and a session that occurs twice. A
+//     stage that refuses all entries
 //     of a batch answers `computed` after the `refused`s, so that no batch is waited for
 //     in vain.
 //  4. `release` drops sessions, unmaps pages and acknowledges leases here, in this
@@ -566,6 +529,38 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 // Entries of a replay want no logits. `replay_until` that is not the end of a stage of the
 // route breaks the stream.
 //
+// # Adapters
+//
+// A range may hold low-rank adapters (LoRA) of its model beside its weights. An adapter is
+// known by its digest, which covers the rank, scale and values of every module
+// (pkg/adapter), so it means the same on every stage. Adapters belong to the range and
+// not to a pipeline: they are loaded and unloaded while pipelines run.
+//
+// LoadAdapter loads one:
+//
+//  1. The router sends `open` with the outline of the whole adapter. The stage checks that
+//     it has the digest and fits the model, and answers `wanted`: the modules of its own
+//     layers. It is empty if the range holds the adapter already, or has no part in it.
+//  2. The router sends the tensors of these modules, in the order of `wanted`: of each A, B
+//     and with DoRA the magnitudes, as float32, each followed by the `chunk`s of its tensor.
+//  3. The stage compares each tensor with its digest in the outline and answers `loaded`.
+//     Then entries may name the adapter.
+//
+// What is wrong with an adapter is DATA_LOSS (a tensor that is missing, does not fit the
+// model, or is not that of its digest) or UNIMPLEMENTED, and names the tensor. An adapter
+// that does not fit the memory for adapters is RESOURCE_EXHAUSTED.
+//
+// An entry names the adapter of its session (`Entry.adapter`), the same one in all entries
+// of the session. Rows of many adapters and of none share a batch, and each has the bits
+// that it has alone. An entry with an adapter that is not loaded is refused with NOT_FOUND,
+// like any other refusal of its own.
+//
+// UnloadAdapter makes that so for new sessions at once. The memory is freed when the last
+// session with the adapter has been released. Loading it again takes the unload back.
+//
+// The keys and values in a page depend on the adapter, so a router never names a page in
+// the tables of sessions with different adapters.
+//
 // # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
@@ -633,27 +628,6 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //  4. The snapshot refers to the live tensors. An `apply` copies those that are not written
 //     yet before it changes them. So a slow disk costs memory and no time. There is at most one
 //     snapshot of a stage.
-//
-// # Assign and Unload: placement
-//
-// A shard that is started without layers takes assignments from the placer, which is the
-// router that holds the placer's lock. `Inventory` says what the shard has to offer.
-//
-//  1. The placer calls Assign for a span. The shard refuses a `fence` that is lower than the
-//     highest one it has seen with ABORTED: its sender is no longer the placer.
-//  2. The shard loads the span beside what it holds, and sends `loading` frames meanwhile. A
-//     span that does not fit is RESOURCE_EXHAUSTED, and changes nothing. `held` is the last
-//     frame: from then on Describe lists the span and pipelines may open on it. A span that
-//     is held already is answered by `held` at once, and one that is being loaded by
-//     another call is waited for. A load goes on if the caller goes away.
-//  3. The placer calls Unload for a span that no plan names any more. Describe no longer
-//     lists it, and no pipeline can open on it. Those that are open may go on until the
-//     router has ended them, or for `grace_ms`; then the shard ends them with UNAVAILABLE and
-//     frees the memory. The router moves their sessions as it does when a shard is lost. A
-//     span that is not held is no error. One that was given by flag is
-//     FAILED_PRECONDITION.
-//  4. Prefetch reads the files of a span ahead, so that an Assign that may follow finds them
-//     in memory. It changes nothing else.
 type ShardServiceServer interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
@@ -674,14 +648,10 @@ type ShardServiceServer interface {
 	// same for any batch and any split into stages. UNAVAILABLE: there are as many calls already as
 	// the shard takes.
 	Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error
-	// Assign loads a span of layers.
-	Assign(*AssignRequest, grpc.ServerStreamingServer[AssignResponse]) error
-	// Unload frees a span of layers that was assigned.
-	Unload(*UnloadRequest, grpc.ServerStreamingServer[UnloadResponse]) error
-	// Prefetch reads the files of a span ahead.
-	Prefetch(*PrefetchRequest, grpc.ServerStreamingServer[PrefetchResponse]) error
-	// Ping answers at once, or pings other shards and says how long that took.
-	Ping(context.Context, *PingRequest) (*PingResponse, error)
+	// LoadAdapter loads an adapter on a held range.
+	LoadAdapter(grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error
+	// UnloadAdapter removes an adapter from a held range, once no session uses it.
+	UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error)
 	mustEmbedUnimplementedShardServiceServer()
 }
 
@@ -710,17 +680,11 @@ func (UnimplementedShardServiceServer) SaveState(*SaveStateRequest, grpc.ServerS
 func (UnimplementedShardServiceServer) Embed(grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]) error {
 	return status.Error(codes.Unimplemented, "method Embed not implemented")
 }
-func (UnimplementedShardServiceServer) Assign(*AssignRequest, grpc.ServerStreamingServer[AssignResponse]) error {
-	return status.Error(codes.Unimplemented, "method Assign not implemented")
+func (UnimplementedShardServiceServer) LoadAdapter(grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error {
+	return status.Error(codes.Unimplemented, "method LoadAdapter not implemented")
 }
-func (UnimplementedShardServiceServer) Unload(*UnloadRequest, grpc.ServerStreamingServer[UnloadResponse]) error {
-	return status.Error(codes.Unimplemented, "method Unload not implemented")
-}
-func (UnimplementedShardServiceServer) Prefetch(*PrefetchRequest, grpc.ServerStreamingServer[PrefetchResponse]) error {
-	return status.Error(codes.Unimplemented, "method Prefetch not implemented")
-}
-func (UnimplementedShardServiceServer) Ping(context.Context, *PingRequest) (*PingResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Ping not implemented")
+func (UnimplementedShardServiceServer) UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnloadAdapter not implemented")
 }
 func (UnimplementedShardServiceServer) mustEmbedUnimplementedShardServiceServer() {}
 func (UnimplementedShardServiceServer) testEmbeddedByValue()                      {}
@@ -800,53 +764,27 @@ func _ShardService_Embed_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_EmbedServer = grpc.BidiStreamingServer[EmbedRequest, EmbedResponse]
 
-func _ShardService_Assign_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(AssignRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(ShardServiceServer).Assign(m, &grpc.GenericServerStream[AssignRequest, AssignResponse]{ServerStream: stream})
+func _ShardService_LoadAdapter_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ShardServiceServer).LoadAdapter(&grpc.GenericServerStream[LoadAdapterRequest, LoadAdapterResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ShardService_AssignServer = grpc.ServerStreamingServer[AssignResponse]
+type ShardService_LoadAdapterServer = grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]
 
-func _ShardService_Unload_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(UnloadRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(ShardServiceServer).Unload(m, &grpc.GenericServerStream[UnloadRequest, UnloadResponse]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ShardService_UnloadServer = grpc.ServerStreamingServer[UnloadResponse]
-
-func _ShardService_Prefetch_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(PrefetchRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(ShardServiceServer).Prefetch(m, &grpc.GenericServerStream[PrefetchRequest, PrefetchResponse]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ShardService_PrefetchServer = grpc.ServerStreamingServer[PrefetchResponse]
-
-func _ShardService_Ping_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(PingRequest)
+func _ShardService_UnloadAdapter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnloadAdapterRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(ShardServiceServer).Ping(ctx, in)
+		return srv.(ShardServiceServer).UnloadAdapter(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: ShardService_Ping_FullMethodName,
+		FullMethod: ShardService_UnloadAdapter_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ShardServiceServer).Ping(ctx, req.(*PingRequest))
+		return srv.(ShardServiceServer).UnloadAdapter(ctx, req.(*UnloadAdapterRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -863,8 +801,8 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _ShardService_Describe_Handler,
 		},
 		{
-			MethodName: "Ping",
-			Handler:    _ShardService_Ping_Handler,
+			MethodName: "UnloadAdapter",
+			Handler:    _ShardService_UnloadAdapter_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -898,19 +836,10 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 			ClientStreams: true,
 		},
 		{
-			StreamName:    "Assign",
-			Handler:       _ShardService_Assign_Handler,
+			StreamName:    "LoadAdapter",
+			Handler:       _ShardService_LoadAdapter_Handler,
 			ServerStreams: true,
-		},
-		{
-			StreamName:    "Unload",
-			Handler:       _ShardService_Unload_Handler,
-			ServerStreams: true,
-		},
-		{
-			StreamName:    "Prefetch",
-			Handler:       _ShardService_Prefetch_Handler,
-			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "lamina/shard/v1/shard.proto",

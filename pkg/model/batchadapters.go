@@ -1,0 +1,102 @@
+package model
+
+import (
+	"slices"
+	"strings"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// A batch of inference may mix rows of several adapters and rows of none. The products with the matrices of the
+// base are computed for all rows at once. Then each run of consecutive rows of one adapter gets the adapter's part:
+//
+//	y = x·Wᵀ + bias + (s·(x·Aᵀ))·Bᵀ
+//
+// A row's part depends on that row alone and is added in the same order as in training, so neither the batch nor
+// the order of its entries changes a bit, and rows without an adapter keep the bits of the base. Callers put the
+// entries of one adapter next to each other, so that there are few runs.
+
+// adapted is a run of rows, lo..hi-1 of those that a pass computes, that have the same adapter.
+type adapted[F tensor.Float] struct {
+	adapter *Adapter[F]
+	lo, hi  int
+}
+
+// adaptRows sets the adapters of the rows of a batch. rows says how many rows an entry has in it.
+func (s *Stage[F]) adaptRows(entries []Entry[F], rows func(*Entry[F]) int) {
+	s.adapted = s.adapted[:0]
+	row := 0
+	for i := range entries {
+		e := &entries[i]
+		n, ad := rows(e), e.Adapter
+		if ad == nil {
+			ad = s.adapter
+		}
+		switch last := len(s.adapted) - 1; {
+		case ad == nil || n == 0:
+		case last >= 0 && s.adapted[last].adapter == ad && s.adapted[last].hi == row:
+			s.adapted[last].hi += n
+		default:
+			s.adapted = append(s.adapted, adapted[F]{ad, row, row + n})
+		}
+		row += n
+	}
+	s.batching = true
+}
+
+// adaptedRows returns the runs of rows that have adapters. Outside of Forward the adapter of Use is that of all t
+// rows.
+func (s *Stage[F]) adaptedRows(t int) []adapted[F] {
+	switch {
+	case s.batching:
+		return s.adapted
+	case s.adapter == nil:
+		return nil
+	}
+	return []adapted[F]{{s.adapter, 0, t}}
+}
+
+// ServeAdapter is NewAdapter for entries of batches: everything that does not depend on the rows is computed here
+// and not in the first batch. An adapter that replaces whole tensors is refused, since rows of the others need
+// the base's.
+func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (*Adapter[F], error) {
+	if err := a.CheckServed(); err != nil {
+		return nil, err
+	}
+	ad, err := s.NewAdapter(a)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range ad.sites {
+		if p != nil && p.magnitude != nil {
+			s.measure(p)
+		}
+	}
+	return ad, nil
+}
+
+// Bytes returns about how much memory the adapter's part on this stage takes.
+func (ad *Adapter[F]) Bytes() int64 {
+	var n int
+	for _, p := range ad.params {
+		n += len(p.Data)
+	}
+	for _, p := range ad.sites {
+		if p != nil {
+			n += len(p.gain) + 2*len(p.lengths)
+		}
+	}
+	return int64(n) * int64(unsafe.Sizeof(F(0)))
+}
+
+// Needs reports whether the stage has the matrix of a module, so that the module's adapter belongs to it.
+func (s *Stage[F]) Needs(module string) bool {
+	if s.First() && module == s.Spec.Embedding.Tokens.Param {
+		return true
+	}
+	return slices.ContainsFunc(s.linears(), func(l *linear[F]) bool {
+		return strings.TrimSuffix(s.params.Tensors[l.atW.index].Name, ".weight") == module
+	})
+}

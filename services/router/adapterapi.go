@@ -1,0 +1,295 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"io"
+	"regexp"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// loadTime bounds LoadAdapter, from its first frame to its answer.
+const loadTime = 10 * time.Minute
+
+var adapterNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+// CheckAdapterName reports a name of an adapter that cannot stand behind a colon in a model's name.
+func CheckAdapterName(name string) error {
+	if !adapterNames.MatchString(name) {
+		return fault.Field("name", "want 1 to 64 letters, digits and -_., got %.80q", name)
+	}
+	return nil
+}
+
+// LoadAdapter adds an adapter, or points a name to another one.
+func (s *Service) LoadAdapter(
+	stream grpc.ClientStreamingServer[routerv1.LoadAdapterRequest, routerv1.LoadAdapterResponse],
+) error {
+	ctx, cancel := context.WithTimeoutCause(stream.Context(), loadTime,
+		fault.New(fault.DeadlineExceeded, "load adapter: it took more than %v", loadTime))
+	defer cancel()
+	frames, ended := make(chan *routerv1.LoadAdapterRequest), make(chan error, 1)
+	go func() { // ends with the call, since Recv does
+		for {
+			req, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case frames <- req:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	resp, err := s.loadAdapter(ctx, func() (*routerv1.LoadAdapterRequest, error) {
+		select {
+		case req := <-frames:
+			return req, nil
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				err = fault.Field("data", "the stream ended before the adapter was complete")
+			}
+			return nil, rpc.FromStatus(err)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(resp)
+}
+
+func (s *Service) loadAdapter(
+	ctx context.Context, next func() (*routerv1.LoadAdapterRequest, error),
+) (*routerv1.LoadAdapterResponse, error) {
+	first, err := next()
+	if err != nil {
+		return nil, err
+	}
+	open := first.GetOpen()
+	if open == nil {
+		return nil, fault.Field("open", "the first frame must name the adapter")
+	}
+	if err := CheckAdapterName(open.GetName()); err != nil {
+		return nil, err
+	}
+	p, err := s.await(ctx, open.GetModel(), defaultWait)
+	if err != nil {
+		return nil, err
+	}
+	name := adapterName{p.digest, open.GetName()}
+	a, err := s.storeAdapter(open, name, next)
+	if err != nil {
+		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
+	}
+	defer s.release(a)
+	if err := s.awaitAdapter(ctx, p.digest, a); err != nil {
+		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	former := s.adapters.point(name, p.model(), a, time.Now())
+	resp := &routerv1.LoadAdapterResponse{Adapter: s.describeAdapter(name, s.adapters.names[name])}
+	if former != nil && former != a {
+		resp.Replaced = former.digest.String()
+	}
+	s.log.InfoContext(ctx, "point adapter", "model", p.model(), "name", name.name, "digest", a.digest.String(),
+		"replaced", resp.GetReplaced())
+	s.notifyChange()
+	s.poke()
+	return resp, s.adapters.save()
+}
+
+// storeAdapter receives the files of an adapter, or finds one by its digest, and keeps it until release.
+func (s *Service) storeAdapter(
+	open *routerv1.LoadAdapterOpen, name adapterName, next func() (*routerv1.LoadAdapterRequest, error),
+) (*servedAdapter, error) {
+	if open.GetDigest() != "" {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		v, err := s.adapters.earlier(name, open.GetDigest())
+		if err != nil {
+			return nil, err
+		}
+		a := s.adapters.add(name.model, v)
+		a.users++
+		return a, nil
+	}
+	if s.adapters.store.dir == "" {
+		return nil, fault.New(fault.FailedPrecondition, "this router has no folder for adapters")
+	}
+	v, outline, err := s.adapters.store.receive(open.GetConfig(), open.GetSize(), func() ([]byte, error) {
+		req, err := next()
+		if err != nil {
+			return nil, err
+		}
+		if len(req.GetData()) == 0 {
+			return nil, fault.Field("frame", "want data, got %T", req.GetFrame())
+		}
+		return req.GetData(), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.adapters.add(name.model, v)
+	a.measure(outline)
+	a.users++
+	return a, nil
+}
+
+// earlier finds the version that a client asks for: "previous", a digest, or the beginning of one.
+func (l *adapters) earlier(name adapterName, want string) (adapterVersion, error) {
+	n := l.names[name]
+	if want == "previous" {
+		if n == nil || len(n.earlier) == 0 {
+			return adapterVersion{}, fault.New(fault.NotFound, "the name has had no other adapter")
+		}
+		return n.earlier[0], nil
+	}
+	want = strings.TrimPrefix(want, "sha256:")
+	if len(want) < 6 {
+		return adapterVersion{}, fault.Field("open.digest", "want at least 6 digits, got %q", want)
+	}
+	var found []adapter.Sum
+	v, ok := l.version(name.model, func(d adapter.Sum) bool {
+		if !strings.HasPrefix(strings.TrimPrefix(d.String(), "sha256:"), want) {
+			return false
+		}
+		found = append(found, d)
+		return true
+	})
+	if !ok {
+		return v, fault.New(fault.NotFound, "no adapter of this router has the digest %s", want)
+	}
+	other, ok := l.version(name.model, func(d adapter.Sum) bool {
+		return d != found[0] && strings.HasPrefix(strings.TrimPrefix(d.String(), "sha256:"), want)
+	})
+	if ok {
+		return v, fault.Field("open.digest", "%s is the beginning of %s and of %s", want, found[0], other.digest)
+	}
+	return v, nil
+}
+
+// awaitAdapter waits until every pipeline of a model has loaded an adapter. It gives up when one of them cannot.
+func (s *Service) awaitAdapter(ctx context.Context, model string, a *servedAdapter) error {
+	s.poke()
+	began := time.Now()
+	for {
+		s.mu.Lock()
+		ready, failed := 0, error(nil)
+		lacking := 0
+		for _, p := range s.pipelines {
+			if p.digest != model || p.draft || p.dead() {
+				continue
+			}
+			if s.holds(p, a) {
+				ready++
+				continue
+			}
+			lacking++
+			for _, pl := range p.places() {
+				if f := s.adapters.failed[pl][a.digest]; f != nil && f.at.After(began) {
+					failed = f.err
+				}
+			}
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		switch {
+		case failed != nil:
+			return failed
+		case ready > 0 && lacking == 0:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// UnloadAdapter removes the name of an adapter.
+func (s *Service) UnloadAdapter(
+	ctx context.Context, r *routerv1.UnloadAdapterRequest,
+) (*routerv1.UnloadAdapterResponse, error) {
+	if err := CheckAdapterName(r.GetName()); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []adapterName
+	for key, n := range s.adapters.names {
+		if key.name == r.GetName() && (r.GetModel() == "" || r.GetModel() == key.model || r.GetModel() == n.model) {
+			found = append(found, key)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return nil, fault.New(fault.NotFound, "unload adapter %q: model %q has none of this name", r.GetName(),
+			r.GetModel())
+	case len(found) > 1:
+		return nil, fault.Field("model", "several models have an adapter %q: name one", r.GetName())
+	}
+	a := s.adapters.remove(found[0])
+	s.log.InfoContext(ctx, "unload adapter", "name", r.GetName(), "digest", a.digest.String(), "requests", a.users)
+	s.notifyChange()
+	s.poke()
+	return &routerv1.UnloadAdapterResponse{Requests: uint32(a.users)}, s.adapters.save()
+}
+
+// ListAdapters lists the adapters.
+func (s *Service) ListAdapters(
+	context.Context, *routerv1.ListAdaptersRequest,
+) (*routerv1.ListAdaptersResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &routerv1.ListAdaptersResponse{Adapters: s.describeAdapters("")}, nil
+}
+
+// AwaitAdapters waits until every adapter of the configuration is loaded on every pipeline of its model.
+func (s *Service) AwaitAdapters(ctx context.Context) error {
+	for _, src := range s.cfg.Adapters {
+		model, a, err := s.awaitName(ctx, src)
+		if err == nil {
+			err = s.awaitAdapter(ctx, model, a)
+		}
+		if err != nil {
+			return fault.Wrap(fault.CodeOf(err), err, "load adapter %q", src.Name)
+		}
+	}
+	return nil
+}
+
+// awaitName waits until the name of a source points to an adapter.
+func (s *Service) awaitName(ctx context.Context, src AdapterSource) (string, *servedAdapter, error) {
+	for {
+		s.mu.Lock()
+		for key, n := range s.adapters.names {
+			if key.name == src.Name && (src.Model == "" || src.Model == key.model || src.Model == n.model) {
+				s.mu.Unlock()
+				return key.model, n.current, nil
+			}
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return "", nil, context.Cause(ctx)
+		}
+	}
+}

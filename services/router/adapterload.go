@@ -1,0 +1,403 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// place is a range of layers that a shard holds.
+type place struct {
+	addr, digest string
+	lo, hi       int
+}
+
+// adapterFailed is why a place does not hold an adapter.
+type adapterFailed struct {
+	err   error
+	tries int
+	at    time.Time
+	again time.Time
+}
+
+const (
+	adapterTime  = 2 * time.Minute // for loading an adapter at one place
+	unloadTime   = 5 * time.Second
+	adapterAgain = time.Second // before the second try; doubled after each
+	adapterLimit = time.Minute // between two tries at most
+)
+
+// syncAdapters makes the shards of every model hold the adapters that are wanted, and forget those of this router
+// that are not. Each place has one goroutine at a time, so that a slow shard delays no other.
+func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify func()) {
+	s.bindSources(ctx, wg, notify)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l, now := s.adapters, time.Now()
+	alive := map[string]bool{}
+	for _, i := range s.instances["shard"] {
+		alive[i.Addr] = true
+	}
+	for pl := range l.at {
+		if !alive[pl.addr] {
+			delete(l.at, pl)
+			delete(l.failed, pl)
+		}
+	}
+	places := map[place]bool{}
+	for _, d := range s.held {
+		for _, h := range d.resp.GetHeld() {
+			if !s.isDraft(h.GetModel(), h.GetDigest()) {
+				places[placeOf(d.addr, h)] = true
+			}
+		}
+	}
+	for pl := range places {
+		if l.working[pl] {
+			continue
+		}
+		load, unload := l.due(pl, now)
+		if len(load)+len(unload) == 0 {
+			continue
+		}
+		l.working[pl] = true
+		wg.Go(func() {
+			s.serveAdapters(ctx, pl, load, unload)
+			s.mu.Lock()
+			delete(l.working, pl)
+			s.notifyChange()
+			s.mu.Unlock()
+			notify() // more may be due
+		})
+	}
+	for key, a := range l.all {
+		if !a.wanted() && !l.held(key) {
+			delete(l.all, key)
+		}
+	}
+}
+
+func placeOf(addr string, h *shardv1.Held) place {
+	return place{addr, h.GetDigest(), int(h.GetLo()), int(h.GetHi())}
+}
+
+// due lists the adapters that a place has to load and to forget now.
+func (l *adapters) due(pl place, now time.Time) (load, unload []*servedAdapter) {
+	for key, a := range l.all {
+		if key.model != pl.digest {
+			continue
+		}
+		f := l.failed[pl][a.digest]
+		switch held := l.at[pl][a.digest]; {
+		case a.wanted() && !held && (f == nil || now.After(f.again)):
+			load = append(load, a)
+		case !a.wanted() && held:
+			unload = append(unload, a)
+		}
+	}
+	byDigest := func(a, b *servedAdapter) int { return slices.Compare(a.digest[:], b.digest[:]) }
+	slices.SortFunc(load, byDigest)
+	slices.SortFunc(unload, byDigest)
+	return load, unload
+}
+
+// held reports whether a place holds the adapter.
+func (l *adapters) held(key adapterKey) bool {
+	for pl, all := range l.at {
+		if pl.digest == key.model && all[key.digest] {
+			return true
+		}
+	}
+	return false
+}
+
+// described takes over what a shard says of its adapters. The caller holds mu.
+func (l *adapters) described(addr string, resp *shardv1.DescribeResponse) {
+	for _, h := range resp.GetHeld() {
+		all := map[adapter.Sum]bool{}
+		for _, a := range h.GetAdapters() {
+			if len(a.GetDigest()) == len(adapter.Sum{}) {
+				all[adapter.Sum(a.GetDigest())] = true
+			}
+		}
+		l.at[placeOf(addr, h)] = all
+	}
+}
+
+// serveAdapters loads and unloads adapters at a place, and records what has become of them.
+func (s *Service) serveAdapters(ctx context.Context, pl place, load, unload []*servedAdapter) {
+	for _, a := range unload { // they may be in the way of the others
+		err := s.unloadAt(ctx, pl, a)
+		if err != nil {
+			s.log.Debug("unload adapter", "adapter", a.digest.String(), "address", pl.addr, "error", err)
+		}
+		s.mu.Lock()
+		delete(s.adapters.at[pl], a.digest) // a shard that cannot be reached is described anew
+		s.mu.Unlock()
+	}
+	for _, a := range load {
+		start := time.Now()
+		err := s.loadAt(ctx, pl, a)
+		if ctx.Err() != nil {
+			return
+		}
+		s.mu.Lock()
+		failed := s.adapters.record(pl, a, err)
+		s.notifyChange()
+		s.mu.Unlock()
+		switch {
+		case err == nil:
+			s.log.Info("adapter is loaded", "adapter", a.digest.String(), "address", pl.addr, "took", time.Since(start))
+		case failed.tries == 1:
+			s.log.Warn("load adapter", "adapter", a.digest.String(), "address", pl.addr, "error", err)
+		}
+	}
+}
+
+// record records the result of a load.
+func (l *adapters) record(pl place, a *servedAdapter, err error) *adapterFailed {
+	if err == nil {
+		if l.at[pl] == nil {
+			l.at[pl] = map[adapter.Sum]bool{}
+		}
+		l.at[pl][a.digest] = true
+		delete(l.failed[pl], a.digest)
+		return nil
+	}
+	if l.failed[pl] == nil {
+		l.failed[pl] = map[adapter.Sum]*adapterFailed{}
+	}
+	f := l.failed[pl][a.digest]
+	if f == nil {
+		f = &adapterFailed{}
+		l.failed[pl][a.digest] = f
+	}
+	wait := min(adapterAgain<<min(f.tries, 10), adapterLimit)
+	f.err, f.tries, f.at = err, f.tries+1, time.Now()
+	f.again = f.at.Add(wait)
+	return f
+}
+
+// read reads the files of an adapter and checks that they are still those of its digest.
+func (s *Service) read(a *servedAdapter) (*adapter.Adapter, *adapter.Outline, error) {
+	values, err := adapter.Open(a.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	outline := values.Outline()
+	if got := outline.Digest(); got != a.digest {
+		return nil, nil, fault.New(fault.FailedPrecondition, "open adapter %s: its files have changed: the digest is %s, not %s",
+			a.dir, got, a.digest)
+	}
+	s.mu.Lock()
+	a.measure(outline)
+	s.mu.Unlock()
+	return values, outline, nil
+}
+
+// measure notes the sizes of the adapter. The caller holds mu.
+func (a *servedAdapter) measure(o *adapter.Outline) {
+	a.rank, a.modules, a.bytes = 0, len(o.Modules), 0
+	for i := range o.Modules {
+		a.rank, a.bytes = max(a.rank, o.Modules[i].Rank), a.bytes+o.Modules[i].Bytes()
+	}
+}
+
+// loadAt loads an adapter at a place: it sends the tensors that the shard asks for.
+func (s *Service) loadAt(ctx context.Context, pl place, a *servedAdapter) error {
+	values, outline, err := s.read(a)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, adapterTime,
+		fault.New(fault.DeadlineExceeded, "load adapter at %s: it took more than %v", pl.addr, adapterTime))
+	defer cancel()
+	conn, err := s.cfg.Dialer.Dial(pl.addr)
+	if err != nil {
+		return err
+	}
+	stream, err := shardv1.NewShardServiceClient(conn).LoadAdapter(ctx)
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	send := func(r *shardv1.LoadAdapterRequest) error {
+		err := stream.Send(r)
+		if errors.Is(err, io.EOF) { // Recv gives the reason
+			return nil
+		}
+		return rpc.FromStatus(err)
+	}
+	if err := send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: &shardv1.LoadAdapterOpen{
+		Digest: pl.digest, Lo: uint32(pl.lo), Hi: uint32(pl.hi), Adapter: a.wire(), Name: s.nameOf(a),
+		Modules: wire.Modules(outline),
+	}}}); err != nil {
+		return err
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	if resp.GetWanted() == nil {
+		return fault.New(fault.Internal, "load adapter at %s: it answered %T", pl.addr, resp.GetFrame())
+	}
+	for _, i := range resp.GetWanted().GetModules() {
+		if int64(i) >= int64(len(values.Modules)) {
+			return fault.New(fault.Internal, "load adapter at %s: it wants module %d of %d", pl.addr, i,
+				len(values.Modules))
+		}
+		if err := sendModule(&values.Modules[i], send); err != nil {
+			return err
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return rpc.FromStatus(err)
+	}
+	resp, err = stream.Recv()
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	if resp.GetLoaded() == nil {
+		return fault.New(fault.Internal, "load adapter at %s: it answered %T", pl.addr, resp.GetFrame())
+	}
+	return nil
+}
+
+// sendModule sends the tensors of a module.
+func sendModule(m *adapter.Module, send func(*shardv1.LoadAdapterRequest) error) error {
+	tensor := func(x []float32, shape ...int) error {
+		head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, shape, x)
+		err := send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Tensor{Tensor: head}})
+		for _, c := range chunks {
+			if err == nil {
+				err = send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Chunk{Chunk: c}})
+			}
+		}
+		return err
+	}
+	err := errors.Join(tensor(m.A, m.Rank, m.In), tensor(m.B, m.Out, m.Rank))
+	if m.Magnitude != nil && err == nil {
+		err = tensor(m.Magnitude, m.Out)
+	}
+	return err
+}
+
+// nameOf returns a name that points to the adapter, for logs.
+func (s *Service) nameOf(a *servedAdapter) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, n := range s.adapters.names {
+		if n.current == a {
+			return key.name
+		}
+	}
+	return fmt.Sprintf("%.19s", a.digest)
+}
+
+func (s *Service) unloadAt(ctx context.Context, pl place, a *servedAdapter) error {
+	ctx, cancel := context.WithTimeout(ctx, unloadTime)
+	defer cancel()
+	conn, err := s.cfg.Dialer.Dial(pl.addr)
+	if err != nil {
+		return err
+	}
+	_, err = shardv1.NewShardServiceClient(conn).UnloadAdapter(ctx, &shardv1.UnloadAdapterRequest{
+		Digest: pl.digest, Lo: uint32(pl.lo), Hi: uint32(pl.hi), Adapter: a.wire(),
+	})
+	return rpc.FromStatus(err)
+}
+
+// adapterMissing is called when a stage has refused a session because it does not hold the adapter: another router
+// has unloaded it, or the process is a new one. The shard is described anew, and what it lacks is loaded.
+func (s *Service) adapterMissing(p *pipeline, lo int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, hop := range p.hops() {
+		if hop.Lo == lo {
+			delete(s.adapters.at, place{hop.Addr, p.digest, hop.Lo, hop.Hi})
+			delete(s.held, hop.Shard)
+		}
+	}
+	s.poke()
+}
+
+// readAdapters reads the index of the store.
+func (s *Service) readAdapters() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.adapters
+	l.store.clean()
+	if l.indexed, l.damaged = l.store.index(); l.damaged != nil {
+		s.log.Warn("read the names of adapters: remove the file to begin anew", "error", l.damaged)
+	}
+}
+
+// bindSources binds the adapters of the router's configuration, and those of its store's index, to their models
+// once these are known.
+func (s *Service) bindSources(ctx context.Context, wg *sync.WaitGroup, notify func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.adapters
+	known := map[string]string{} // names by digest
+	for _, d := range s.held {
+		for _, h := range d.resp.GetHeld() {
+			if !s.isDraft(h.GetModel(), h.GetDigest()) {
+				known[h.GetDigest()] = h.GetModel()
+			}
+		}
+	}
+	var waiting []AdapterSource
+	for _, src := range l.sources {
+		var found []string
+		for digest, name := range known {
+			if src.Model == "" || src.Model == digest || src.Model == name {
+				found = append(found, digest)
+			}
+		}
+		if len(found) != 1 {
+			waiting = append(waiting, src)
+			continue
+		}
+		wg.Go(func() {
+			if err := s.bindSource(src, found[0], known[found[0]]); err != nil {
+				s.log.Warn("read adapter", "name", src.Name, "folder", src.Dir, "error", err)
+			}
+			if ctx.Err() == nil {
+				notify()
+			}
+		})
+	}
+	l.sources = waiting
+	for digest, name := range known {
+		l.restore(digest, name)
+	}
+}
+
+// bindSource reads the adapter of a source and points its name to it.
+func (s *Service) bindSource(src AdapterSource, digest, model string) error {
+	values, err := adapter.Open(src.Dir)
+	if err == nil {
+		err = values.CheckServed()
+	}
+	if err != nil {
+		return err
+	}
+	outline := values.Outline()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.adapters.add(digest, adapterVersion{outline.Digest(), src.Dir})
+	a.measure(outline)
+	s.adapters.point(adapterName{digest, src.Name}, model, a, time.Now())
+	s.notifyChange()
+	return nil
+}
