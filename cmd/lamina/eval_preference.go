@@ -86,8 +86,9 @@ func (r *preferenceResult) setReference(i int, chosen, rejected float64) {
 func (r *preferenceResult) finish(beta, smoothing float64) {
 	for i := range r.Pairs {
 		p := &r.Pairs[i]
-		p.Margin = beta * (p.PolicyChosen - p.ReferenceChosen - (p.PolicyRejected - p.ReferenceRejected))
-		p.Loss, _ = tuning.DPO(p.Margin, smoothing)
+		loss := tuning.DPOPair(tuning.Sums{Chosen: p.PolicyChosen, Rejected: p.PolicyRejected},
+			tuning.Sums{Chosen: p.ReferenceChosen, Rejected: p.ReferenceRejected}, beta, smoothing)
+		p.Margin, p.Loss = loss.Margin, loss.Loss
 		r.Loss += p.Loss / float64(len(r.Pairs))
 		if p.Margin > 0 {
 			r.Accuracy += 1 / float64(len(r.Pairs))

@@ -10,10 +10,10 @@ import (
 // Report counts what samples were read and what happened to them.
 type Report struct {
 	Formats map[string]int `json:"formats"` // rows by their form
-	Samples int            `json:"samples"` // that are trained
+	Samples int            `json:"samples"` // that are trained, or pairs
 	Tokens  int            `json:"tokens"`  // of those samples
 	Trained int            `json:"trained"` // targets
-	Longest int            `json:"longest"` // ids of the longest sample
+	Longest int            `json:"longest"` // ids of the longest sample, or of the longest pair
 	Refused int            `json:"refused"` // rows that are not trained
 	Reasons map[Reason]int `json:"reasons,omitempty"`
 	Notes   []Note         `json:"-"`
@@ -24,25 +24,48 @@ func NewReport() *Report { return &Report{Formats: map[string]int{}, Reasons: ma
 
 // Add counts a sample. It reports whether the sample is trained.
 func (r *Report) Add(s *Sample) bool {
-	if s.Format != "" {
-		r.Formats[s.Format]++
+	_, refused := s.Refused()
+	return r.add(s.Format, s.Notes, refused, s)
+}
+
+// AddPair counts a pair of answers as one row. It reports whether the pair is trained.
+func (r *Report) AddPair(p *Pair) bool {
+	var notes []Note
+	for _, side := range p.sides() {
+		for _, n := range side.sample.Notes {
+			n.Detail = strings.TrimSpace(side.name + " " + n.Detail)
+			notes = append(notes, n)
+		}
 	}
-	r.Notes = append(r.Notes, s.Notes...)
+	_, refused := p.Refused()
+	return r.add(p.Chosen.Format, notes, refused, p.Chosen, p.Rejected)
+}
+
+// add counts a row.
+func (r *Report) add(format string, notes []Note, refused bool, samples ...*Sample) bool {
+	if format != "" {
+		r.Formats[format]++
+	}
+	r.Notes = append(r.Notes, notes...)
 	seen := map[Reason]bool{}
-	for _, n := range s.Notes {
+	for _, n := range notes {
 		if !seen[n.Reason] { // a row counts once for each reason
 			r.Reasons[n.Reason]++
 		}
 		seen[n.Reason] = true
 	}
-	if _, refused := s.Refused(); refused {
+	if refused {
 		r.Refused++
 		return false
 	}
 	r.Samples++
-	r.Tokens += len(s.IDs)
-	r.Trained += s.Trained()
-	r.Longest = max(r.Longest, len(s.IDs))
+	ids := 0
+	for _, s := range samples {
+		ids += len(s.IDs)
+		r.Trained += s.Trained()
+	}
+	r.Tokens += ids
+	r.Longest = max(r.Longest, ids)
 	return true
 }
 

@@ -387,6 +387,68 @@ func TestReport_CountsAndListsLines(t *testing.T) {
 	}
 }
 
+func TestDPOPair_SlopesAreDerivatives(t *testing.T) {
+	policy, reference := tuning.Sums{Chosen: -7, Rejected: -5}, tuning.Sums{Chosen: -6.5, Rejected: -6}
+	const h, beta, smoothing = 1e-6, 0.3, 0.1
+	got := tuning.DPOPair(policy, reference, beta, smoothing)
+	if want := beta * (-0.5 - 1); math.Abs(got.Margin-want) > 1e-12 {
+		t.Errorf("margin %v, want %v", got.Margin, want)
+	}
+	for name, c := range map[string]struct {
+		by    tuning.Sums
+		slope float64
+	}{"chosen": {tuning.Sums{Chosen: h}, got.Slopes.Chosen}, "rejected": {tuning.Sums{Rejected: h}, got.Slopes.Rejected}} {
+		at := func(f float64) float64 {
+			return tuning.DPOPair(tuning.Sums{Chosen: policy.Chosen + f*c.by.Chosen,
+				Rejected: policy.Rejected + f*c.by.Rejected}, reference, beta, smoothing).Loss
+		}
+		if want := (at(1) - at(-1)) / (2 * h); math.Abs(c.slope-want) > 1e-7 {
+			t.Errorf("slope of %s %v, want %v", name, c.slope, want)
+		}
+	}
+}
+
+func TestParsePreference_EncodedAnswers(t *testing.T) {
+	p, err := tuning.ParsePreference(4, []byte(
+		`{"chosen": {"ids": [1, 2, 3], "mask": [0, 0, 1]}, "rejected": {"ids": [1, 4], "trained_from": 1}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(p.Chosen.Mask, []bool{false, false, true}) || !slices.Equal(p.Rejected.IDs, []int32{1, 4}) ||
+		p.Chosen.Line != 4 {
+		t.Errorf("%+v, %+v", p.Chosen, p.Rejected)
+	}
+	if _, err := tuning.ParsePreference(4, []byte(`{"chosen": {"ids": [1, 2]}, "rejected": {"role": "user"}}`)); err == nil {
+		t.Error("half a pair")
+	}
+}
+
+func TestReport_CountsPairsAsRows(t *testing.T) {
+	r := renderer(t, tuning.Config{})
+	report := tuning.NewReport()
+	for line, row := range []string{
+		`{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}`,
+		`{"prompt_ids": [1, 2], "chosen_ids": [3, 3, 3, 3], "rejected_ids": [4, 5]}`,
+		`{"prompt_ids": [1, 2], "chosen_ids": [], "rejected_ids": [4, 5]}`,
+	} {
+		p, err := tuning.ParsePreference(line+1, []byte(row))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair, err := r.Pair(t.Context(), p, 6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := report.AddPair(pair); got != (line == 0) {
+			t.Errorf("line %d is trained: %v", line+1, got)
+		}
+	}
+	if report.Samples != 1 || report.Refused != 2 || report.Trained != 3 || report.Tokens != 7 || report.Longest != 7 ||
+		report.Reasons[tuning.TooLong] != 1 || report.Reasons[tuning.TrainsNothing] != 1 {
+		t.Errorf("%+v", report)
+	}
+}
+
 // FuzzRow reads arbitrary rows. A row gives a sample whose mask fits its ids, or a typed error.
 func FuzzRow(f *testing.F) {
 	for _, row := range []string{
