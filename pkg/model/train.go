@@ -26,6 +26,12 @@ type Micro[F tensor.Float] struct {
 	Dropout Dropout
 	// ForwardOnly keeps nothing for a backward pass. Nothing is dropped.
 	ForwardOnly bool
+	// Weigh, for the last stage, is called with the negative log-likelihoods [B*T] and returns the derivative of the
+	// loss with respect to each: the gradient of a row is multiplied by it. It is for losses that are not sums of
+	// log-likelihoods, and excludes ZLoss. With nil every derivative is 1.
+	Weigh func(loss []float64) []float64
+	// Base leaves the adapter out, so that the pass is that of the base. Only with ForwardOnly.
+	Base bool
 	// Picks, for the last stage, are rows whose logits Trace.Logits gets.
 	Picks []int
 }
@@ -111,6 +117,10 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 		in.Dropout = Dropout{}
 	}
 	s.dropping = in.Dropout
+	if ad := s.adapter; in.Base {
+		s.adapter = nil
+		defer func() { s.adapter = ad }()
+	}
 	tr := s.trace()
 	tr.in = in
 	tr.pos = tr.pos[:0]
@@ -159,6 +169,9 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 		tr.dlogits = tr.mem.take(n * vocab)
 	}
 	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, vocab)
+	if in.Weigh != nil {
+		s.weigh(tr.dlogits, in.Weigh(tr.Loss))
+	}
 	if in.ZLoss != 0 && tr.dlogits != nil {
 		s.set.ZLossGrad(tr.dlogits, logits, tr.Loss, in.Targets, in.ZLoss, in.Scale, n, vocab)
 	}
@@ -168,11 +181,30 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	return tr, nil
 }
 
+// weigh multiplies rows of gradients of logits by their weights. dlogits may be nil.
+func (s *Stage[F]) weigh(dlogits kernel.Buffer[F], weights []float64) {
+	if dlogits == nil {
+		return
+	}
+	vocab := s.Spec.Vocab
+	for lo, hi := 0, 0; lo < len(weights); lo = hi {
+		for hi = lo + 1; hi < len(weights) && weights[hi] == weights[lo]; hi++ {
+		}
+		if w := weights[lo]; w != 1 {
+			s.set.Scale(dlogits[lo*vocab:hi*vocab], w)
+		}
+	}
+}
+
 func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	c, n := &s.Spec, in.B*in.T
 	switch {
 	case !s.dense && s.trained == nil && !in.ForwardOnly:
 		return ErrNotDense
+	case in.Base && !in.ForwardOnly:
+		return fault.New(fault.Invalid, "train stage %v: the base has no backward pass", s.Range)
+	case in.Weigh != nil && in.ZLoss != 0:
+		return fault.New(fault.Invalid, "train stage %v: weights of rows exclude the z-loss", s.Range)
 	case in.B < 1 || in.T < 1 || in.T > c.Context:
 		return fault.New(fault.Invalid, "train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B,
 			in.T,
