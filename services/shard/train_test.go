@@ -498,8 +498,20 @@ func TestTrain_WrongOpeningsNameTheField(t *testing.T) {
 		"an absolute folder": {func(o *shardv1.TrainOpen) {
 			o.Folder, o.Token = "/etc", ".lamina-"+strings.Repeat("0", 32)
 		}, "open.folder"},
-		"a claim that is a path": {func(o *shardv1.TrainOpen) { o.Claim = "../.claim-1" }, "open.claim"},
-		"a token that is a path": {func(o *shardv1.TrainOpen) { o.Folder, o.Token = "x", "../../passwd" }, "open.token"},
+		"pairs that are not isolated": {func(o *shardv1.TrainOpen) {
+			o.Objective = &shardv1.Objective{Kind: &shardv1.Objective_Dpo{Dpo: &shardv1.DPO{Beta: 0.1}}}
+		}, "open.objective"},
+		"no beta": {func(o *shardv1.TrainOpen) {
+			o.IsolateDocuments = true
+			o.Objective = &shardv1.Objective{Kind: &shardv1.Objective_Dpo{Dpo: &shardv1.DPO{}}}
+		}, "open.objective.dpo.beta"},
+		"a label that is always wrong": {func(o *shardv1.TrainOpen) {
+			o.IsolateDocuments = true
+			o.Objective = &shardv1.Objective{Kind: &shardv1.Objective_Dpo{Dpo: &shardv1.DPO{Beta: 0.1, Smoothing: 0.5}}}
+		}, "open.objective.dpo.smoothing"},
+		"an objective of nothing": {func(o *shardv1.TrainOpen) { o.Objective = &shardv1.Objective{} }, "open.objective"},
+		"a claim that is a path":  {func(o *shardv1.TrainOpen) { o.Claim = "../.claim-1" }, "open.claim"},
+		"a token that is a path":  {func(o *shardv1.TrainOpen) { o.Folder, o.Token = "x", "../../passwd" }, "open.token"},
 		"a last stage without the first": {func(o *shardv1.TrainOpen) {
 			o.Schedule, o.Stages, o.Stage, o.Spans = "interleaved-1f1b", 2, 1, spans(1, 2, 3, 4)
 		}, "open.next"},

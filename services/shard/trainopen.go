@@ -52,6 +52,9 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	if err := checkShare(o); err != nil {
 		return err
 	}
+	if err := checkObjective(o); err != nil {
+		return err
+	}
 	if o.GetAdapter() != nil && (o.GetInitial() == nil || o.GetDiloco() != nil) {
 		return fault.Field("open.adapter", "needs initial weights, and no diloco")
 	}

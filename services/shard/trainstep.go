@@ -227,6 +227,9 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 	if step.GetForwardOnly() {
 		return nil
 	}
+	if step.GetBase() {
+		return fault.Field("step.base", "is for a step that is forward_only")
+	}
 	lo, hi := r.members.slots()
 	if r.diloco != nil {
 		w, err := r.diloco.find(step.GetWorker())
@@ -248,8 +251,9 @@ func (s *stepRun) forward(p pass) error {
 	stage := s.spans[p.span].stage
 	in.B, in.T = int(s.open.GetSlotSequences()), int(s.length())
 	in.Scale, in.ZLoss, in.ForwardOnly = s.scale, s.open.GetZLoss(), s.step.GetForwardOnly()
-	in.Dropout = s.dropout(p.slot)
+	in.Dropout, in.Base = s.dropout(p.slot), s.step.GetBase()
 	var picks []*shardv1.Pick
+	var pairs *pairSlot
 	if stage.First() || stage.Last() || s.open.GetIsolateDocuments() {
 		m, err := s.microbatch(p)
 		if err != nil {
@@ -266,6 +270,12 @@ func (s *stepRun) forward(p pass) error {
 		if picks = m.GetPicks(); stage.Last() {
 			for _, pick := range picks {
 				in.Picks = append(in.Picks, int(pick.GetRow()))
+			}
+			if pairs, err = s.pairsOf(m, &in); err != nil {
+				return err
+			}
+			if pairs != nil {
+				in.Weigh = pairs.weigh
 			}
 		}
 	}
@@ -295,6 +305,10 @@ func (s *stepRun) forward(p pass) error {
 		}
 	} else if len(picks) > 0 {
 		if err := s.picked(p.slot, tr, picks); err != nil {
+			return err
+		}
+	} else if pairs != nil {
+		if err := s.reportPairs(p.slot, pairs); err != nil {
 			return err
 		}
 	} else if err := s.loss(p.slot, tr, in.Targets); err != nil {

@@ -2955,7 +2955,10 @@ type TrainOpen struct {
 	// float32 masters. Unspecified is float32, so that nothing is rounded.
 	Storage Precision `protobuf:"varint,46,opt,name=storage,proto3,enum=lamina.shard.v1.Precision" json:"storage,omitempty"`
 	// The trainer's claim on the checkpoints in `folder`, under which a stage writes its files (pkg/checkpoint).
-	Claim         string `protobuf:"bytes,43,opt,name=claim,proto3" json:"claim,omitempty"`
+	Claim string `protobuf:"bytes,43,opt,name=claim,proto3" json:"claim,omitempty"`
+	// What is minimized; absent for the mean negative log-likelihood of the targets. It needs `isolate_documents`, and
+	// excludes `z_loss`.
+	Objective     *Objective `protobuf:"bytes,70,opt,name=objective,proto3" json:"objective,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3207,6 +3210,138 @@ func (x *TrainOpen) GetClaim() string {
 	return ""
 }
 
+func (x *TrainOpen) GetObjective() *Objective {
+	if x != nil {
+		return x.Objective
+	}
+	return nil
+}
+
+// Objective is a loss that compares answers.
+type Objective struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is compared.
+	//
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Objective_Dpo
+	Kind          isObjective_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Objective) Reset() {
+	*x = Objective{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Objective) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Objective) ProtoMessage() {}
+
+func (x *Objective) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Objective.ProtoReflect.Descriptor instead.
+func (*Objective) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Objective) GetKind() isObjective_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Objective) GetDpo() *DPO {
+	if x != nil {
+		if x, ok := x.Kind.(*Objective_Dpo); ok {
+			return x.Dpo
+		}
+	}
+	return nil
+}
+
+type isObjective_Kind interface {
+	isObjective_Kind()
+}
+
+type Objective_Dpo struct {
+	// Pairs of answers.
+	Dpo *DPO `protobuf:"bytes,1,opt,name=dpo,proto3,oneof"`
+}
+
+func (*Objective_Dpo) isObjective_Kind() {}
+
+// DPO is direct preference optimization (arXiv 2305.18290).
+type DPO struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Multiplies the differences of log-probabilities to the reference.
+	Beta float64 `protobuf:"fixed64,1,opt,name=beta,proto3" json:"beta,omitempty"`
+	// Label smoothing: the probability that a label is wrong, from 0 to below 0.5.
+	Smoothing     float64 `protobuf:"fixed64,2,opt,name=smoothing,proto3" json:"smoothing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DPO) Reset() {
+	*x = DPO{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DPO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DPO) ProtoMessage() {}
+
+func (x *DPO) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DPO.ProtoReflect.Descriptor instead.
+func (*DPO) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DPO) GetBeta() float64 {
+	if x != nil {
+		return x.Beta
+	}
+	return 0
+}
+
+func (x *DPO) GetSmoothing() float64 {
+	if x != nil {
+		return x.Smoothing
+	}
+	return 0
+}
+
 // Member is a replica that makes an attempt at a step.
 type Member struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3222,7 +3357,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3369,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3382,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -3288,7 +3423,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3435,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3448,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -3356,7 +3491,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3503,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3516,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Gradients) GetWire() string {
@@ -3438,7 +3573,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3450,7 +3585,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3463,7 +3598,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -3531,7 +3666,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3678,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3691,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -3594,7 +3729,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +3741,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +3754,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -3649,7 +3784,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3661,7 +3796,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3674,7 +3809,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -3715,7 +3850,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3862,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +3875,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Optimizer) GetName() string {
@@ -3807,7 +3942,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +3954,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +3967,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -3874,7 +4009,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3886,7 +4021,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3899,7 +4034,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -3943,7 +4078,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4090,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4103,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -4005,7 +4140,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4152,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4165,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -4085,7 +4220,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4097,7 +4232,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4110,7 +4245,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *State) GetName() string {
@@ -4148,7 +4283,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4295,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4308,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -4206,7 +4341,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +4353,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4231,7 +4366,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -4262,7 +4397,7 @@ type Step struct {
 	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
 	// The slots this replica computes, ascending and consecutive.
 	Slots []uint32 `protobuf:"varint,2,rep,packed,name=slots,proto3" json:"slots,omitempty"`
-	// Target tokens in the global batch: the loss is their mean.
+	// Target tokens in the global batch, or pairs: the loss is their mean.
 	Targets uint64 `protobuf:"varint,3,opt,name=targets,proto3" json:"targets,omitempty"`
 	// Measure the loss alone: no gradients, no `folded`, no `apply`.
 	ForwardOnly bool `protobuf:"varint,4,opt,name=forward_only,json=forwardOnly,proto3" json:"forward_only,omitempty"`
@@ -4278,14 +4413,16 @@ type Step struct {
 	// computed the slots, so with them the shares must not change.
 	Members []*Member `protobuf:"bytes,24,rep,name=members,proto3" json:"members,omitempty"`
 	// The largest norm of a node's gradient for one span of layers that is accepted; 0 for none.
-	MaxNorm       float64 `protobuf:"fixed64,25,opt,name=max_norm,json=maxNorm,proto3" json:"max_norm,omitempty"`
+	MaxNorm float64 `protobuf:"fixed64,25,opt,name=max_norm,json=maxNorm,proto3" json:"max_norm,omitempty"`
+	// Leave the adapter out. Only with `forward_only`. With an objective the results are those of the reference.
+	Base          bool `protobuf:"varint,70,opt,name=base,proto3" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4297,7 +4434,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4310,7 +4447,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -4376,6 +4513,13 @@ func (x *Step) GetMaxNorm() float64 {
 	return 0
 }
 
+func (x *Step) GetBase() bool {
+	if x != nil {
+		return x.Base
+	}
+	return false
+}
+
 // Microbatch is the data of one slot.
 type Microbatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4395,14 +4539,16 @@ type Microbatch struct {
 	// all sequences, in order. A document does not cross the end of a sequence.
 	Documents []uint32 `protobuf:"varint,10,rep,packed,name=documents,proto3" json:"documents,omitempty"`
 	// To the last stage, only in a step that is `forward_only`: tokens to be picked.
-	Picks         []*Pick `protobuf:"bytes,11,rep,name=picks,proto3" json:"picks,omitempty"`
+	Picks []*Pick `protobuf:"bytes,11,rep,name=picks,proto3" json:"picks,omitempty"`
+	// To the last stage, if the objective compares pairs: the pairs of the slot.
+	Pairs         []*Pair `protobuf:"bytes,70,rep,name=pairs,proto3" json:"pairs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4414,7 +4560,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4427,7 +4573,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -4486,6 +4632,86 @@ func (x *Microbatch) GetPicks() []*Pick {
 	return nil
 }
 
+func (x *Microbatch) GetPairs() []*Pair {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+// Pair is two answers to a prompt. Each is a document whose targets are the tokens of the answer.
+type Pair struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The document of the preferred answer, as an index into `documents`.
+	Chosen uint32 `protobuf:"varint,1,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	// The document of the other answer.
+	Rejected uint32 `protobuf:"varint,2,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	// The sum of the log-probabilities of the preferred answer under the reference.
+	ReferenceChosen float64 `protobuf:"fixed64,3,opt,name=reference_chosen,json=referenceChosen,proto3" json:"reference_chosen,omitempty"`
+	// The same of the other answer.
+	ReferenceRejected float64 `protobuf:"fixed64,4,opt,name=reference_rejected,json=referenceRejected,proto3" json:"reference_rejected,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Pair) Reset() {
+	*x = Pair{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pair) ProtoMessage() {}
+
+func (x *Pair) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pair.ProtoReflect.Descriptor instead.
+func (*Pair) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *Pair) GetChosen() uint32 {
+	if x != nil {
+		return x.Chosen
+	}
+	return 0
+}
+
+func (x *Pair) GetRejected() uint32 {
+	if x != nil {
+		return x.Rejected
+	}
+	return 0
+}
+
+func (x *Pair) GetReferenceChosen() float64 {
+	if x != nil {
+		return x.ReferenceChosen
+	}
+	return 0
+}
+
+func (x *Pair) GetReferenceRejected() float64 {
+	if x != nil {
+		return x.ReferenceRejected
+	}
+	return 0
+}
+
 // Pick asks for the token after a row.
 type Pick struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4502,7 +4728,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4514,7 +4740,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4527,7 +4753,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -4577,7 +4803,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +4815,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +4828,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -4684,7 +4910,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4696,7 +4922,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4709,7 +4935,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -4880,7 +5106,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4892,7 +5118,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4905,7 +5131,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -4936,7 +5162,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4948,7 +5174,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4961,7 +5187,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -5009,7 +5235,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5021,7 +5247,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5034,7 +5260,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -5132,7 +5358,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5370,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5383,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -5214,7 +5440,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5226,7 +5452,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5239,7 +5465,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -5309,7 +5535,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5321,7 +5547,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5334,7 +5560,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -5351,17 +5577,19 @@ type Loss struct {
 	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
 	// The slot.
 	Slot uint32 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
-	// Sum of the negative log-likelihoods of its targets.
+	// Sum of the negative log-likelihoods of its targets, or of the losses of its pairs.
 	Sum float64 `protobuf:"fixed64,3,opt,name=sum,proto3" json:"sum,omitempty"`
-	// Targets counted.
-	Targets       uint64 `protobuf:"varint,4,opt,name=targets,proto3" json:"targets,omitempty"`
+	// Targets counted, or pairs.
+	Targets uint64 `protobuf:"varint,4,opt,name=targets,proto3" json:"targets,omitempty"`
+	// The pairs of the slot, in order.
+	Pairs         []*PairLoss `protobuf:"bytes,70,rep,name=pairs,proto3" json:"pairs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5373,7 +5601,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5386,7 +5614,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -5417,6 +5645,86 @@ func (x *Loss) GetTargets() uint64 {
 	return 0
 }
 
+func (x *Loss) GetPairs() []*PairLoss {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+// PairLoss is the result of a pair.
+type PairLoss struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sum of the log-probabilities of the preferred answer.
+	Chosen float64 `protobuf:"fixed64,1,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	// The same of the other answer.
+	Rejected float64 `protobuf:"fixed64,2,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	// beta times the difference of the answers' log-probability ratios to the reference.
+	Margin float64 `protobuf:"fixed64,3,opt,name=margin,proto3" json:"margin,omitempty"`
+	// The loss.
+	Loss          float64 `protobuf:"fixed64,4,opt,name=loss,proto3" json:"loss,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairLoss) Reset() {
+	*x = PairLoss{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairLoss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairLoss) ProtoMessage() {}
+
+func (x *PairLoss) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
+func (*PairLoss) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *PairLoss) GetChosen() float64 {
+	if x != nil {
+		return x.Chosen
+	}
+	return 0
+}
+
+func (x *PairLoss) GetRejected() float64 {
+	if x != nil {
+		return x.Rejected
+	}
+	return 0
+}
+
+func (x *PairLoss) GetMargin() float64 {
+	if x != nil {
+		return x.Margin
+	}
+	return 0
+}
+
+func (x *PairLoss) GetLoss() float64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
 // Picked is the tokens that a microbatch has asked for.
 type Picked struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -5432,7 +5740,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5444,7 +5752,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5457,7 +5765,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -5514,7 +5822,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5526,7 +5834,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5539,7 +5847,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -5639,7 +5947,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5651,7 +5959,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5664,7 +5972,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Norm) GetName() string {
@@ -5704,7 +6012,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5716,7 +6024,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5729,7 +6037,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -5796,7 +6104,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5808,7 +6116,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5821,7 +6129,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -5863,7 +6171,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5875,7 +6183,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5888,7 +6196,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -5977,7 +6285,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5989,7 +6297,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6002,7 +6310,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StateFile) GetName() string {
@@ -6023,7 +6331,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6035,7 +6343,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6048,7 +6356,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -6077,7 +6385,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6089,7 +6397,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6102,7 +6410,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SavedFile) GetName() string {
@@ -6157,7 +6465,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6169,7 +6477,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6182,7 +6490,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -6230,7 +6538,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6242,7 +6550,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6255,7 +6563,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -6332,7 +6640,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6344,7 +6652,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6357,7 +6665,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -6400,7 +6708,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6412,7 +6720,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6425,7 +6733,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -6480,7 +6788,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6492,7 +6800,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6505,7 +6813,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -6576,7 +6884,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6588,7 +6896,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6601,7 +6909,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -6623,7 +6931,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6635,7 +6943,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6648,7 +6956,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -6871,7 +7179,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04save\x12.\n" +
 	"\x05abort\x18$ \x01(\v2\x16.lamina.shard.v1.AbortH\x00R\x05abortB\a\n" +
 	"\x05frameJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\xce\b\n" +
+	"\"\x88\t\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -6905,7 +7213,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05lease\x18) \x01(\tR\x05lease\x12!\n" +
 	"\fheartbeat_ms\x18* \x01(\rR\vheartbeatMs\x124\n" +
 	"\astorage\x18. \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\astorage\x12\x14\n" +
-	"\x05claim\x18+ \x01(\tR\x05claimJ\x04\b\b\x10\t\"B\n" +
+	"\x05claim\x18+ \x01(\tR\x05claim\x128\n" +
+	"\tobjective\x18F \x01(\v2\x1a.lamina.shard.v1.ObjectiveR\tobjectiveJ\x04\b\b\x10\t\"=\n" +
+	"\tObjective\x12(\n" +
+	"\x03dpo\x18\x01 \x01(\v2\x14.lamina.shard.v1.DPOH\x00R\x03dpoB\x06\n" +
+	"\x04kind\"7\n" +
+	"\x03DPO\x12\x12\n" +
+	"\x04beta\x18\x01 \x01(\x01R\x04beta\x12\x1c\n" +
+	"\tsmoothing\x18\x02 \x01(\x01R\tsmoothing\"B\n" +
 	"\x06Member\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\rR\areplica\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
@@ -6983,7 +7298,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x1b\n" +
 	"\x06writer\x18\x17 \x01(\rH\x00R\x06writer\x88\x01\x01\x12\x18\n" +
 	"\awriters\x18\x18 \x01(\rR\awritersB\t\n" +
-	"\a_writer\"\x85\x02\n" +
+	"\a_writer\"\x99\x02\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
 	"\x05slots\x18\x02 \x03(\rR\x05slots\x12\x18\n" +
@@ -6994,7 +7309,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06worker\x18\x0f \x01(\rR\x06worker\x12\x18\n" +
 	"\aattempt\x18\x17 \x01(\rR\aattempt\x121\n" +
 	"\amembers\x18\x18 \x03(\v2\x17.lamina.shard.v1.MemberR\amembers\x12\x19\n" +
-	"\bmax_norm\x18\x19 \x01(\x01R\amaxNorm\"\xe1\x01\n" +
+	"\bmax_norm\x18\x19 \x01(\x01R\amaxNorm\x12\x12\n" +
+	"\x04base\x18F \x01(\bR\x04base\"\x8e\x02\n" +
 	"\n" +
 	"Microbatch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
@@ -7005,7 +7321,13 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\atargets\x18\x06 \x03(\x11R\atargets\x12\x1c\n" +
 	"\tdocuments\x18\n" +
 	" \x03(\rR\tdocuments\x12+\n" +
-	"\x05picks\x18\v \x03(\v2\x15.lamina.shard.v1.PickR\x05picks\"N\n" +
+	"\x05picks\x18\v \x03(\v2\x15.lamina.shard.v1.PickR\x05picks\x12+\n" +
+	"\x05pairs\x18F \x03(\v2\x15.lamina.shard.v1.PairR\x05pairs\"\x94\x01\n" +
+	"\x04Pair\x12\x16\n" +
+	"\x06chosen\x18\x01 \x01(\rR\x06chosen\x12\x1a\n" +
+	"\brejected\x18\x02 \x01(\rR\brejected\x12)\n" +
+	"\x10reference_chosen\x18\x03 \x01(\x01R\x0freferenceChosen\x12-\n" +
+	"\x12reference_rejected\x18\x04 \x01(\x01R\x11referenceRejected\"N\n" +
 	"\x04Pick\x12\x10\n" +
 	"\x03row\x18\x01 \x01(\rR\x03row\x12 \n" +
 	"\vtemperature\x18\x02 \x01(\x01R\vtemperature\x12\x12\n" +
@@ -7070,12 +7392,18 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04host\x180 \x01(\tR\x04host\x12#\n" +
 	"\rstorage_bytes\x181 \x01(\x04R\fstorageBytes\" \n" +
 	"\x06Loaded\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\x06R\x06digest\"Z\n" +
+	"\x06digest\x18\x01 \x01(\x06R\x06digest\"\x8b\x01\n" +
 	"\x04Loss\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\x01R\x03sum\x12\x18\n" +
-	"\atargets\x18\x04 \x01(\x04R\atargets\"B\n" +
+	"\atargets\x18\x04 \x01(\x04R\atargets\x12/\n" +
+	"\x05pairs\x18F \x03(\v2\x19.lamina.shard.v1.PairLossR\x05pairs\"j\n" +
+	"\bPairLoss\x12\x16\n" +
+	"\x06chosen\x18\x01 \x01(\x01R\x06chosen\x12\x1a\n" +
+	"\brejected\x18\x02 \x01(\x01R\brejected\x12\x16\n" +
+	"\x06margin\x18\x03 \x01(\x01R\x06margin\x12\x12\n" +
+	"\x04loss\x18\x04 \x01(\x01R\x04loss\"B\n" +
 	"\x06Picked\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
@@ -7216,7 +7544,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -7252,78 +7580,82 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Refused)(nil),               // 31: lamina.shard.v1.Refused
 	(*TrainRequest)(nil),          // 32: lamina.shard.v1.TrainRequest
 	(*TrainOpen)(nil),             // 33: lamina.shard.v1.TrainOpen
-	(*Member)(nil),                // 34: lamina.shard.v1.Member
-	(*TrainAdapter)(nil),          // 35: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 36: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 37: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 38: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 39: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 40: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 41: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 42: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 43: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 44: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 45: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 46: lamina.shard.v1.State
-	(*Load)(nil),                  // 47: lamina.shard.v1.Load
-	(*Save)(nil),                  // 48: lamina.shard.v1.Save
-	(*Step)(nil),                  // 49: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 50: lamina.shard.v1.Microbatch
-	(*Pick)(nil),                  // 51: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 52: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 53: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 54: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 55: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 56: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 57: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 58: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 59: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 60: lamina.shard.v1.Loss
-	(*Picked)(nil),                // 61: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 62: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 63: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 64: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 65: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 66: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 67: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 68: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 69: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 70: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 71: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 72: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 73: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 74: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 75: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 76: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),              // 77: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 78: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 79: lamina.tensor.v1.ElementType
+	(*Objective)(nil),             // 34: lamina.shard.v1.Objective
+	(*DPO)(nil),                   // 35: lamina.shard.v1.DPO
+	(*Member)(nil),                // 36: lamina.shard.v1.Member
+	(*TrainAdapter)(nil),          // 37: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 38: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 39: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 40: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 41: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 42: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 43: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 44: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 45: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 46: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 47: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 48: lamina.shard.v1.State
+	(*Load)(nil),                  // 49: lamina.shard.v1.Load
+	(*Save)(nil),                  // 50: lamina.shard.v1.Save
+	(*Step)(nil),                  // 51: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 52: lamina.shard.v1.Microbatch
+	(*Pair)(nil),                  // 53: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 54: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 55: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 56: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 57: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 58: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 59: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 60: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 61: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 62: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 63: lamina.shard.v1.Loss
+	(*PairLoss)(nil),              // 64: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 65: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 66: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 67: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 68: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 69: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 70: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 71: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 72: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 73: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 74: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 75: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 76: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 77: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 78: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 79: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 80: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),              // 81: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 82: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 83: lamina.tensor.v1.ElementType
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,  // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,  // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	77, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	78, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	81, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	82, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,  // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	78, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	77, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	82, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	81, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
 	10, // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	20, // 8: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	11, // 9: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
 	13, // 10: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	78, // 11: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	77, // 12: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	82, // 11: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	81, // 12: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	14, // 13: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
 	16, // 14: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
 	17, // 15: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
 	23, // 16: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	24, // 17: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	77, // 18: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	81, // 18: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	26, // 19: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	21, // 20: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	79, // 21: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	83, // 21: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	25, // 22: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	78, // 23: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	82, // 23: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	28, // 24: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	30, // 25: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	31, // 26: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -7331,77 +7663,81 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	28, // 28: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	10, // 29: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	33, // 30: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	46, // 31: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	77, // 32: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	47, // 33: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	49, // 34: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	50, // 35: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	52, // 36: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	48, // 37: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	54, // 38: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	40, // 39: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	41, // 40: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	48, // 31: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	81, // 32: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	49, // 33: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	51, // 34: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	52, // 35: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	55, // 36: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	50, // 37: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	57, // 38: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	42, // 39: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	43, // 40: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	1,  // 41: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	39, // 42: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	38, // 43: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	36, // 44: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	37, // 45: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	35, // 46: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	41, // 42: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	40, // 43: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	38, // 44: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	39, // 45: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	37, // 46: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
 	1,  // 47: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	39, // 48: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	42, // 49: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	43, // 50: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	44, // 51: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	45, // 52: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,  // 53: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	78, // 54: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	34, // 55: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	51, // 56: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	58, // 57: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	59, // 58: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	60, // 59: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	62, // 60: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	64, // 61: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	61, // 62: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	55, // 63: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	56, // 64: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	57, // 65: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	3,  // 66: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	63, // 67: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	67, // 68: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	69, // 69: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	68, // 70: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	69, // 71: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	70, // 72: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	72, // 73: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	73, // 74: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	77, // 75: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	78, // 76: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	75, // 77: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	76, // 78: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	77, // 79: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	78, // 80: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	8,  // 81: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	22, // 82: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	32, // 83: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	71, // 84: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	65, // 85: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,  // 86: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	12, // 87: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	18, // 88: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	9,  // 89: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	27, // 90: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	53, // 91: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	74, // 92: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	66, // 93: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,  // 94: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	15, // 95: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	19, // 96: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	89, // [89:97] is the sub-list for method output_type
-	81, // [81:89] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	34, // 48: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
+	35, // 49: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
+	41, // 50: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	44, // 51: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	45, // 52: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	46, // 53: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	47, // 54: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,  // 55: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	82, // 56: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	36, // 57: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	54, // 58: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	53, // 59: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	61, // 60: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	62, // 61: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	63, // 62: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	66, // 63: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	68, // 64: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	65, // 65: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	58, // 66: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	59, // 67: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	60, // 68: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	3,  // 69: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	64, // 70: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	67, // 71: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	71, // 72: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	73, // 73: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	72, // 74: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	73, // 75: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	74, // 76: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	76, // 77: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	77, // 78: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	81, // 79: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	82, // 80: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	79, // 81: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	80, // 82: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	81, // 83: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	82, // 84: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	8,  // 85: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	22, // 86: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	32, // 87: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	75, // 88: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	69, // 89: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,  // 90: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	12, // 91: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	18, // 92: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	9,  // 93: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	27, // 94: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	56, // 95: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	78, // 96: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	70, // 97: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,  // 98: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	15, // 99: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	19, // 100: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	93, // [93:101] is the sub-list for method output_type
+	85, // [85:93] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -7451,9 +7787,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[41].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[44].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[49].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{
+		(*Objective_Dpo)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[46].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[52].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -7464,18 +7803,18 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Rejected)(nil),
 		(*TrainResponse_Alive)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[62].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[66].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[67].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[71].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[70].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[74].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -7486,7 +7825,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   73,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

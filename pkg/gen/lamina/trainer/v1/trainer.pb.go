@@ -328,7 +328,7 @@ type Run struct {
 	Step uint64 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
 	// Optimizer steps of the whole run.
 	Steps uint64 `protobuf:"varint,4,opt,name=steps,proto3" json:"steps,omitempty"`
-	// Training loss of the last step, in nats per token.
+	// Training loss of the last step, in nats per token; with an objective, its mean over the pairs.
 	Loss float64 `protobuf:"fixed64,5,opt,name=loss,proto3" json:"loss,omitempty"`
 	// The last validation loss; 0 before the first.
 	ValidationLoss float64 `protobuf:"fixed64,6,opt,name=validation_loss,json=validationLoss,proto3" json:"validation_loss,omitempty"`
@@ -402,7 +402,13 @@ type Run struct {
 	// Bytes of gradients that all stages published in the last step.
 	StepGradientBytes uint64 `protobuf:"varint,72,opt,name=step_gradient_bytes,json=stepGradientBytes,proto3" json:"step_gradient_bytes,omitempty"`
 	// About how long the rest of the run will take, in seconds; 0 if it is not known.
-	SecondsLeft   float64 `protobuf:"fixed64,74,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"`
+	SecondsLeft float64 `protobuf:"fixed64,74,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"`
+	// What is minimized: empty for the negative log-likelihood, or "dpo".
+	Objective string `protobuf:"bytes,75,opt,name=objective,proto3" json:"objective,omitempty"`
+	// Share of the last step's pairs with a positive margin.
+	Accuracy float64 `protobuf:"fixed64,76,opt,name=accuracy,proto3" json:"accuracy,omitempty"`
+	// The mean margin of the last step's pairs.
+	Margin        float64 `protobuf:"fixed64,77,opt,name=margin,proto3" json:"margin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -713,6 +719,27 @@ func (x *Run) GetStepGradientBytes() uint64 {
 func (x *Run) GetSecondsLeft() float64 {
 	if x != nil {
 		return x.SecondsLeft
+	}
+	return 0
+}
+
+func (x *Run) GetObjective() string {
+	if x != nil {
+		return x.Objective
+	}
+	return ""
+}
+
+func (x *Run) GetAccuracy() float64 {
+	if x != nil {
+		return x.Accuracy
+	}
+	return 0
+}
+
+func (x *Run) GetMargin() float64 {
+	if x != nil {
+		return x.Margin
 	}
 	return 0
 }
@@ -1732,8 +1759,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xd8\n" +
-	"\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xaa\v\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -1781,7 +1807,10 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\n" +
 	"peak_flops\x18G \x01(\x01R\tpeakFlops\x12.\n" +
 	"\x13step_gradient_bytes\x18H \x01(\x04R\x11stepGradientBytes\x12!\n" +
-	"\fseconds_left\x18J \x01(\x01R\vsecondsLeft\"\xb7\x01\n" +
+	"\fseconds_left\x18J \x01(\x01R\vsecondsLeft\x12\x1c\n" +
+	"\tobjective\x18K \x01(\tR\tobjective\x12\x1a\n" +
+	"\baccuracy\x18L \x01(\x01R\baccuracy\x12\x16\n" +
+	"\x06margin\x18M \x01(\x01R\x06margin\"\xb7\x01\n" +
 	"\vQuarantined\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\rR\areplica\x12\x18\n" +
