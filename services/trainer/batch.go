@@ -8,15 +8,18 @@ import (
 // batch is the data of a step.
 type batch struct {
 	slots   []*micro
-	targets uint64 // that are not masked
+	targets uint64 // that are not masked, or pairs
+	tokens  uint64 // targets that are not masked
 	bytes   uint64 // text of the targets
-	ledger  ledgerLine
+
+	pairLosses [][]*shardv1.PairLoss // by slot
+	ledger     ledgerLine
 }
 
 // read reads the data of a step.
 func (t *training) read(step uint64) (*batch, error) {
 	m := t.run.manifest
-	b := &batch{ledger: ledgerLine{Step: step}}
+	b := &batch{ledger: ledgerLine{Step: step}, pairLosses: make([][]*shardv1.PairLoss, m.Slots)}
 	for slot := range m.Slots {
 		data, err := t.data.slot(t.history.data(step), slot, m.SlotSequences)
 		if err != nil {
@@ -24,7 +27,7 @@ func (t *training) read(step uint64) (*batch, error) {
 		}
 		data.Step = step
 		b.slots = append(b.slots, data)
-		b.targets, b.bytes = b.targets+data.counted, b.bytes+data.bytes
+		b.targets, b.tokens, b.bytes = b.targets+data.counted, b.tokens+data.tokens, b.bytes+data.bytes
 		b.ledger.Slots = append(b.ledger.Slots, ledgerSlot{Slot: slot, Replica: -1, Samples: data.samples})
 	}
 	return b, nil
@@ -47,5 +50,10 @@ func (b *batch) lost(l *shardv1.Loss, replica int) error {
 		return fault.New(fault.Internal, "step %d: slot %d has %d targets, its loss is of %d", b.ledger.Step, slot,
 			b.slots[slot].counted, l.GetTargets())
 	}
+	if len(l.GetPairs()) != len(b.slots[slot].GetPairs()) {
+		return fault.New(fault.Internal, "step %d: slot %d has %d pairs, got the losses of %d", b.ledger.Step, slot,
+			len(b.slots[slot].GetPairs()), len(l.GetPairs()))
+	}
+	b.pairLosses[slot] = l.GetPairs()
 	return nil
 }

@@ -184,7 +184,7 @@ func (f *fleet) openChain(replica int, addrs []string, shared share) (*chain, er
 			SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 			Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: f.initial,
 			RecomputeLayers: m.Recompute == recomputeLayers, Dropout: m.Dropout.open(),
-			Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(), Adapter: f.adapter,
+			Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(), Adapter: f.adapter, Objective: m.objective(),
 			Folder: shared.folder, Token: shared.token,
 			Lease: f.lease, Epoch: f.epoch, Claim: f.claim, HeartbeatMs: uint32(f.timing.heartbeat.Milliseconds()),
 		}
@@ -391,7 +391,7 @@ func (f *fleet) feed(ctx context.Context, c *chain, step *shardv1.Step, data []*
 				part.Ids = m.GetIds()
 			}
 			if s == last {
-				part.Targets, part.Picks = m.GetTargets(), m.GetPicks()
+				part.Targets, part.Picks, part.Pairs = m.GetTargets(), m.GetPicks(), m.GetPairs()
 			}
 			if s != first && s != last && part.Documents == nil {
 				continue // it learns the shape from the activation

@@ -39,14 +39,16 @@ type source interface {
 // sequence is a sample with the name that the ledger gives it.
 type sequence struct {
 	corpus.Sample
-	name string
+	name  string
+	pairs []*shardv1.Pair // their documents are those of the sequence
 }
 
 // micro is the data of a slot.
 type micro struct {
 	*shardv1.Microbatch
 	samples []string // one for each sequence
-	counted uint64   // targets that are not masked
+	counted uint64   // targets that are not masked, or pairs
+	tokens  uint64   // targets that are not masked
 	bytes   uint64   // text of those targets
 }
 
@@ -56,6 +58,8 @@ func readData(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error
 	switch {
 	case m.Data.Examples != "":
 		read = readExamples
+	case m.Data.Pairs != "":
+		read = readPairs
 	case len(m.Data.Tokens) > 0:
 		read = openTokens
 	}
@@ -120,15 +124,25 @@ func (d *dataset) add(m *micro, q *sequence) {
 		m.Ids = append(m.Ids, uint32(id))
 	}
 	m.Targets = append(m.Targets, q.Targets...)
+	for _, p := range q.pairs {
+		before := uint32(len(m.Documents))
+		m.Pairs = append(m.Pairs, &shardv1.Pair{Chosen: before + p.GetChosen(), Rejected: before + p.GetRejected(),
+			ReferenceChosen: p.GetReferenceChosen(), ReferenceRejected: p.GetReferenceRejected()})
+	}
 	if d.isolate {
 		for _, n := range q.Documents {
 			m.Documents = append(m.Documents, uint32(n))
 		}
 	}
 	m.samples = append(m.samples, q.name)
+	m.counted += uint64(len(q.pairs))
 	for _, id := range q.Targets {
-		if id >= 0 {
-			m.counted++
+		switch {
+		case id < 0:
+		case len(q.pairs) > 0: // the loss is that of pairs, which has no bits per byte
+			m.tokens++
+		default:
+			m.counted, m.tokens = m.counted+1, m.tokens+1
 			m.bytes += uint64(d.sizes[id])
 		}
 	}

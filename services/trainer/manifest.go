@@ -49,6 +49,11 @@ type Manifest struct {
 	// Gradients says how replicas exchange gradients; exactly, in float32, when absent.
 	Gradients Gradients `json:"gradients"`
 
+	// Objective is what is minimized: absent for the mean negative log-likelihood of the trained tokens, or "dpo"
+	// for direct preference optimization over data.pairs.
+	Objective string `json:"objective,omitempty"`
+	DPO       *DPO   `json:"dpo,omitempty"`
+
 	// Adapter makes the run train a low-rank adapter; absent for all parameters.
 	Adapter *Adapter `json:"adapter,omitempty"`
 
@@ -96,6 +101,10 @@ type Data struct {
 	// and "lamina data masks --rows-only" write. The mask says which ids are trained. Samples are never divided, and
 	// attention keeps them apart. Packing is "best-fit" (default) or "none": a sequence for each.
 	Examples string `json:"examples,omitempty"`
+	// Pairs is a file of preferences that are encoded already, as JSON lines {"prompt_ids", "chosen_ids",
+	// "rejected_ids"} or {"chosen": {"ids", "mask"}, "rejected": {"ids", "mask"}}, such as "lamina tune" writes. Both
+	// answers of a pair, with their prompts, fit into one sequence. Packing is that of examples.
+	Pairs string `json:"pairs,omitempty"`
 
 	// Packing says how the documents of token data fill sequences: "concat" (default) puts one behind the other
 	// and divides them anywhere; "best-fit" divides no document that fits, and pads what is left.
@@ -221,10 +230,11 @@ func (m *Manifest) setDefaults() {
 		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabularyTokens)
 		m.Data.Packing = cmp.Or(m.Data.Packing, corpus.PackConcat)
 	}
-	if m.Data.Examples != "" {
+	if m.Data.Examples != "" || m.Data.Pairs != "" {
 		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabModel)
 		m.Data.Packing, m.Data.Isolate = cmp.Or(m.Data.Packing, corpus.PackBestFit), true
 	}
+	m.setObjectiveDefaults()
 	r.Type, o.Type = cmp.Or(r.Type, optim.RateCosine), cmp.Or(o.Type, optim.NameAdamW)
 	if r.Type == optim.RateWSD && r.Decay == 0 {
 		r.Decay = (m.Steps + 9) / 10
@@ -365,6 +375,9 @@ func (m *Manifest) check() error {
 	if err := m.Data.check(m.Vocabulary.Type); err != nil {
 		return err
 	}
+	if err := m.checkObjective(); err != nil {
+		return err
+	}
 	if err := m.checkGradients(); err != nil {
 		return err
 	}
@@ -388,12 +401,16 @@ const maxFolders = 1024
 
 // check checks the data. Folders are checked when they are opened.
 func (d *Data) check(vocabulary string) error {
-	if d.Examples != "" {
+	if d.Examples != "" || d.Pairs != "" {
+		field := "data.examples"
+		if d.Examples == "" {
+			field = "data.pairs"
+		}
 		switch {
-		case d.Text != "" || len(d.More) > 0 || len(d.Tokens) > 0:
-			return fault.Field("data.examples", "excludes texts and token data")
+		case d.Text != "" || len(d.More) > 0 || len(d.Tokens) > 0 || d.Examples != "" && d.Pairs != "":
+			return fault.Field(field, "excludes texts, token data and other samples")
 		case vocabulary != vocabModel:
-			return fault.Field("vocabulary.type", "%q: examples are encoded with the vocabulary of a model", vocabulary)
+			return fault.Field("vocabulary.type", "%q: %s are encoded with the vocabulary of a model", vocabulary, field)
 		case d.Packing != corpus.PackBestFit && d.Packing != packExamples:
 			return fault.Field("data.packing", "%q is neither %s nor %s", d.Packing, corpus.PackBestFit, packExamples)
 		}
@@ -455,6 +472,8 @@ func (m *Manifest) files() []fileField {
 	switch {
 	case m.Data.Examples != "":
 		out = append(out, fileField{"data.examples", &m.Data.Examples})
+	case m.Data.Pairs != "":
+		out = append(out, fileField{"data.pairs", &m.Data.Pairs})
 	case len(m.Data.Tokens) == 0:
 		out = append(out, fileField{"data.text", &m.Data.Text})
 	}

@@ -94,6 +94,11 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		{"model", map[string]any{"config": map[string]any{"model_type": "llama", "hidden_size": 8}}, "num_hidden_layers"},
 		{"vocabulary", map[string]any{"type": "model"}, "vocabulary.path"},
 		{"vocabulary", map[string]any{"type": "char", "path": "x"}, "vocabulary.path"},
+		{"objective", "ppo", ""},
+		{"objective", "dpo", "data.pairs"},
+		{"dpo", map[string]any{"beta": 1}, "dpo"},
+		{"data", map[string]any{"pairs": "p"}, "data.pairs"},
+		{"data", map[string]any{"pairs": "p", "examples": "e"}, "data.examples"},
 		{"recompute", "all", ""},
 		{"dropout", map[string]any{"attention": 1}, "dropout.attention"},
 		{"dropout", map[string]any{"residual": -0.1}, "dropout.residual"},
@@ -187,6 +192,26 @@ func TestParseManifest_AcceptsExactlyOneValue(t *testing.T) {
 	for _, text := range []string{"", "null x", good + good, good + "}", "[1]"} {
 		if _, err := trainer.ParseManifest([]byte(text)); err == nil {
 			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestParseManifest_Preferences(t *testing.T) {
+	for _, c := range []struct{ change, want string }{
+		{``, ""},
+		{`"dpo": {"beta": -1},`, "dpo.beta"},
+		{`"dpo": {"label_smoothing": 0.5},`, "dpo.label_smoothing"},
+		{`"z_loss": 0.1,`, "z_loss"},
+		{`"diloco": {"workers": 2},`, "diloco"},
+	} {
+		m, err := trainer.ParseManifest([]byte(`{"name": "a", "objective": "dpo", "model": {"from": "m"}, ` + c.change + `
+			"data": {"pairs": "p.jsonl"}, "slots": 2, "slot_sequences": 1, "sequence_len": 4, "steps": 3,
+			"learning_rate": {"max": 0.01}}`))
+		switch {
+		case c.want == "" && (err != nil || m.DPO == nil || m.DPO.Beta != 0.1 || !m.Data.Isolate):
+			t.Errorf("%+v, %v", m, err)
+		case c.want != "" && (fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: error %v, want one that names %s", c.change, err, c.want)
 		}
 	}
 }

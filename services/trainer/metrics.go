@@ -33,6 +33,7 @@ type line struct {
 	// PeakShare is their share of what the machines reach in large matrix products.
 	Flops     float64 `json:"flops,omitempty"`
 	PeakShare float64 `json:"peak_share,omitempty"`
+	*preferenceLine
 	// Skipped says that the step has left the weights as they were, because of a spike.
 	Skipped bool `json:"skipped,omitempty"`
 }

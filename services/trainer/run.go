@@ -349,6 +349,9 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		s.State, s.Step, s.Parameters = trainerv1.RunState_RUN_STATE_RUNNING, t.step(), f.parameters
 		s.CheckpointStep = t.step()
 	})
+	if err := t.references(f); err != nil {
+		return false, err
+	}
 	t.began, t.tokens, t.from = time.Now(), 0, t.step()
 	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {

@@ -35,7 +35,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	if err := t.ledger.write(data.ledger); err != nil {
 		return err
 	}
-	t.tokens += int(data.targets)
+	t.tokens += int(data.tokens)
 	t.loss, t.validation, t.bits = res.loss, 0, 0
 	if m.EvaluateEvery > 0 && step%uint64(m.EvaluateEvery) == 0 {
 		if err := t.evaluate(f, step); err != nil {
@@ -47,6 +47,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			return err
 		}
 	}
+	prefers := preferenceOf(m, data)
 	bits := bitsPerByte(res.loss*float64(data.targets), data.bytes)
 	t.sent.sent, t.sent.full = t.sent.sent+sent.sent, t.sent.full+sent.full
 	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
@@ -60,6 +61,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		s.StepMs, s.Bubble, s.SimulatedBubble = took, idle.share(), t.simulated
 		s.Members = uint32(len(f.chains))
 		s.BitsPerByte = bits
+		s.Objective, s.Accuracy, s.Margin = m.Objective, prefers.mean(float64(prefers.right)), prefers.mean(prefers.margin)
 		if t.validation > 0 {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}
@@ -86,6 +88,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		StepMS:                took,
 		TokensPerSecond:       speed,
 		Skipped:               res.skipped,
+		preferenceLine:        prefers.line(),
 	})
 }
 
@@ -247,41 +250,19 @@ func (t *training) evaluateOn(f *fleet, c *chain, step uint64) error {
 	var sum float64
 	var targets, bytes uint64
 	losses := make([]float64, slots)
-	const most = 256 // slots in a step frame
-	for from := 0; from < slots; from += most {
-		s := &shardv1.Step{Step: step, Attempt: f.attempt, Targets: 1, ForwardOnly: true}
-		var part []*micro
-		for i := range min(most, slots-from) {
-			m, err := t.data.evaluation(step, from+i, sequences)
-			if err != nil {
-				return err
-			}
-			m.Slot = uint32(i)
-			s.Slots = append(s.Slots, uint32(i))
-			part = append(part, m)
+	err := t.forward(f, c, &shardv1.Step{Step: step}, slots, func(slot int) (*micro, error) {
+		m, err := t.data.evaluation(step, slot, sequences)
+		if err == nil {
 			bytes += m.bytes
 		}
-		var g errgroup.Group
-		g.Go(func() error { return f.feed(c.ctx, c, s, part) })
-		err := func() error {
-			for range part {
-				r, err := f.reply(c.stages[len(c.stages)-1])
-				if err != nil {
-					return err
-				}
-				l := r.GetLoss()
-				if l == nil || int(l.GetSlot()) >= len(part) {
-					return fault.New(fault.Internal, "evaluate step %d: the last stage answered with %T", step,
-						r.GetFrame())
-				}
-				losses[from+int(l.GetSlot())] = l.GetSum()
-				targets += l.GetTargets()
-			}
-			return nil
-		}()
-		if err := firstOf(err, g.Wait()); err != nil {
-			return err
-		}
+		return m, err
+	}, func(slot int, l *shardv1.Loss) error {
+		losses[slot] = l.GetSum()
+		targets += l.GetTargets()
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	for _, l := range losses {
 		sum += l

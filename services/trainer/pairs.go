@@ -1,0 +1,198 @@
+package trainer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/corpus"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/tuning"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+// pairs are preferences that are encoded already. Both answers of a pair are documents of one sequence, and so of
+// one slot: the last stage computes the loss of a pair alone.
+type pairs struct {
+	rows              []*tuning.Pair // of training, then of validation
+	train, validation []*pairSequence
+	mixture           *corpus.Mixture
+	slots, sequences  int
+
+	reference []tuning.Sums // of each row, once they are known
+}
+
+// pairSequence is a sequence of pairs. Pair i is documents 2i, the chosen answer, and 2i+1.
+type pairSequence struct {
+	corpus.Sample
+	name string
+	rows []int // of the pairs
+}
+
+// readPairs reads the files of pairs and packs them into sequences.
+func readPairs(_ context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error) {
+	train, err := readPairFile("data.pairs", m.Data.Pairs, m, v)
+	if err != nil {
+		return nil, err
+	}
+	var held []*tuning.Pair
+	if f := m.Data.ValidationFraction; f > 0 {
+		cut := len(train) - max(1, int(float64(len(train))*f))
+		if cut < 1 {
+			return nil, fault.Field("data.validation_fraction", "%s has only one row", m.Data.Pairs)
+		}
+		train, held = train[:cut], slices.Clone(train[cut:])
+	}
+	for i, path := range m.Data.Validation {
+		more, err := readPairFile(fmt.Sprintf("data.validation[%d]", i), path, m, v)
+		if err != nil {
+			return nil, err
+		}
+		held = append(held, more...)
+	}
+	p := &pairs{rows: append(slices.Clone(train), held...), slots: m.Slots, sequences: m.SlotSequences}
+	d := &dataset{source: p, vocab: v, length: m.SequenceLen, isolate: true, begin: -1, end: -1}
+	if bos, ok := v.BOS(); ok {
+		d.begin = bos
+	}
+	if eos, ok := v.EOS(); ok {
+		d.end = eos
+	}
+	p.train = p.pack(0, len(train), m, d.pad())
+	p.validation = p.pack(len(train), len(p.rows), m, d.pad())
+	if p.mixture, err = corpus.NewMixture(m.Seed, []corpus.Part{{Samples: int64(len(p.train))}}); err != nil {
+		return nil, err
+	}
+	for i, row := range p.rows {
+		n := row.Chosen.Trained() + row.Rejected.Trained()
+		if i < len(train) {
+			d.tokens += n
+		} else {
+			d.heldTokens += n
+		}
+	}
+	d.about = fmt.Sprintf("%s: %d pairs in %d sequences of %d, %d tokens compared; %d pairs for validation",
+		m.Data.Pairs, len(train), len(p.train), m.SequenceLen, d.tokens, len(held))
+	return d, nil
+}
+
+// pack packs rows lo..hi-1 as the manifest says.
+func (p *pairs) pack(lo, hi int, m *Manifest, pad int32) []*pairSequence {
+	var lengths []int
+	var bins [][]int
+	for i := lo; i < hi; i++ {
+		lengths, bins = append(lengths, p.rows[i].Rows()), append(bins, []int{i - lo})
+	}
+	if m.Data.Packing == corpus.PackBestFit && len(lengths) > 0 {
+		bins = corpus.BestFit(lengths, m.SequenceLen)
+	}
+	var out []*pairSequence
+	for _, bin := range bins {
+		q := &pairSequence{}
+		for i, at := range bin {
+			row := p.rows[lo+at]
+			if i > 0 {
+				q.name += "+"
+			}
+			q.name += fmt.Sprint(row.Line)
+			q.rows = append(q.rows, lo+at)
+			for _, s := range []*tuning.Sample{row.Chosen, row.Rejected} {
+				ids, targets := s.Targets()
+				q.IDs, q.Targets = append(q.IDs, ids...), append(q.Targets, targets...)
+				q.Documents = append(q.Documents, len(ids))
+			}
+		}
+		q.Pad(m.SequenceLen, pad)
+		out = append(out, q)
+	}
+	return out
+}
+
+// readPairFile reads rows of encoded pairs, such as "lamina tune" writes.
+func readPairFile(field, path string, m *Manifest, v *vocab.Vocab) ([]*tuning.Pair, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fault.Wrap(fault.NotFound, err, "%s", field)
+	}
+	r, err := tuning.New(tuning.Config{Vocab: v})
+	if err != nil {
+		return nil, err
+	}
+	var out []*tuning.Pair
+	for line := 1; len(text) > 0; line++ {
+		row, rest, _ := bytes.Cut(text, []byte("\n"))
+		text = rest
+		if row = bytes.TrimSpace(row); len(row) == 0 {
+			continue
+		}
+		p, err := tuning.ParsePreference(line, row)
+		if err != nil {
+			return nil, fault.Field(field, "%v", err)
+		}
+		if p.Chosen.Format != tuning.FormatIDs || p.Rejected.Format != tuning.FormatIDs {
+			return nil, fault.Field(field, "line %d: want token ids; lamina tune encodes texts", line)
+		}
+		pair, err := r.RenderPair(context.Background(), p)
+		if err != nil {
+			return nil, fault.Field(field, "%v", err)
+		}
+		if rows := pair.Rows(); rows > m.SequenceLen {
+			return nil, fault.Field(field, "both answers of line %d with their prompts take %d rows, sequence_len is %d",
+				line, rows, m.SequenceLen)
+		}
+		out = append(out, pair)
+	}
+	if len(out) == 0 {
+		return nil, fault.Field(field, "%s has no rows", path)
+	}
+	return out, nil
+}
+
+// of returns a sequence with its pairs and what is known of their reference.
+func (p *pairs) of(s *pairSequence) *sequence {
+	q := &sequence{Sample: s.Sample, name: s.name}
+	for i, row := range s.rows {
+		pair := &shardv1.Pair{Chosen: uint32(2 * i), Rejected: uint32(2*i + 1)}
+		if p.reference != nil {
+			pair.ReferenceChosen, pair.ReferenceRejected = p.reference[row].Chosen, p.reference[row].Rejected
+		}
+		q.pairs = append(q.pairs, pair)
+	}
+	return q
+}
+
+// sequence returns a sequence of a slot of a step: every epoch has each once, in an order of its own.
+func (p *pairs) sequence(step uint64, slot, s int) (*sequence, error) {
+	n := (int64(step-1)*int64(p.slots)+int64(slot))*int64(p.sequences) + int64(s)
+	at := p.mixture.At(n)
+	q := p.of(p.train[at.Sample])
+	q.name = fmt.Sprintf("%d/%s", at.Epoch, q.name)
+	return q, nil
+}
+
+func (p *pairs) held() int64 { return int64(len(p.validation)) }
+
+func (p *pairs) heldSequence(i int64) (*sequence, error) { return p.of(p.validation[i]), nil }
+
+func (p *pairs) close() error { return nil }
+
+// digest names the pairs, so that what was computed from them can be kept.
+func (p *pairs) digest() string {
+	h := sha256.New()
+	e := json.NewEncoder(h)
+	for _, row := range p.rows {
+		for _, s := range []*tuning.Sample{row.Chosen, row.Rejected} {
+			ids, targets := s.Targets()
+			if err := e.Encode([][]int32{ids, targets}); err != nil { // numbers can always be written
+				panic(err)
+			}
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
