@@ -138,6 +138,9 @@ func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
 			fmt.Fprintf(&b, " (%.4f bits a byte)", bits)
 		}
 	}
+	if r.GetObjective() == objectiveDPO {
+		fmt.Fprintf(&b, "  accuracy %.3f  margin %.4f", r.GetAccuracy(), r.GetMargin())
+	}
 	fmt.Fprintf(
 		&b,
 		"  norm %.2f  lr %.1e  %.0f tokens/s",

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -24,28 +25,31 @@ import (
 type tuneCmd struct {
 	verb.KernelFlags
 	rendererFlags
-	Model        string  `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
-	Data         string  `required:"" help:"File of conversations: JSON lines or a JSON array, in any form that lamina data masks reads."`
-	Out          string  `required:"" help:"Folder for the adapter, the checkpoints, the encoded samples and the manifest."`
-	Name         string  `help:"Name of the run. Default: the name of the folder."`
-	Stages       int     `help:"Number of stages over which the layers are distributed." default:"1"`
-	Replicas     int     `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
-	Resume       bool    `help:"Continue from the last complete checkpoint."`
-	Rank         int     `help:"Rank of the adapter." default:"16"`
-	Alpha        float64 `help:"Scale of the adapter, divided by its rank; 0 means twice the rank." default:"0"`
-	Dropout      float64 `help:"Share of the adapter's inputs that is dropped." default:"0"`
-	Targets      string  `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
-	RSLoRA       bool    `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
-	DoRA         bool    `name:"dora" help:"Train the lengths of the weights' rows as well."`
-	LearningRate float64 `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
-	Epochs       float64 `help:"How often the data are read." default:"1"`
-	Steps        int     `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
-	Batch        int     `help:"Number of sequences in a step." default:"8"`
-	SequenceLen  int     `help:"Tokens in a sequence, into which several samples are packed; 0 chooses by the longest sample." default:"0"`
-	Validation   float64 `help:"Share of the samples that is held out for validation." default:"0.05"`
-	Seed         uint64  `help:"Seed of the adapter's initial values and the order of the data." default:"1"`
-	Show         int     `help:"Number of samples to show before the first step: trained text is green, its context dim." default:"2"`
-	DryRun       bool    `help:"Encode the data, print the manifest, and train nothing."`
+	Objective      string  `help:"What is trained: sft, the assistant's turns of conversations; or dpo, the preferred one of two answers (direct preference optimization)." default:"sft" enum:"sft,dpo"`
+	Model          string  `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
+	Data           string  `required:"" help:"File of conversations: JSON lines or a JSON array, in any form that lamina data masks reads. With dpo: rows of prompt, chosen and rejected, as lamina eval preference reads them."`
+	Out            string  `required:"" help:"Folder for the adapter, the checkpoints, the encoded samples and the manifest."`
+	Name           string  `help:"Name of the run. Default: the name of the folder."`
+	Stages         int     `help:"Number of stages over which the layers are distributed." default:"1"`
+	Replicas       int     `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
+	Resume         bool    `help:"Continue from the last complete checkpoint."`
+	Rank           int     `help:"Rank of the adapter." default:"16"`
+	Alpha          float64 `help:"Scale of the adapter, divided by its rank; 0 means twice the rank." default:"0"`
+	Dropout        float64 `help:"Share of the adapter's inputs that is dropped." default:"0"`
+	Targets        string  `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
+	RSLoRA         bool    `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
+	DoRA           bool    `name:"dora" help:"Train the lengths of the weights' rows as well."`
+	LearningRate   float64 `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
+	Epochs         float64 `help:"How often the data are read." default:"1"`
+	Steps          int     `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
+	Batch          int     `help:"Number of sequences in a step." default:"8"`
+	SequenceLen    int     `help:"Tokens in a sequence, into which several samples are packed; 0 chooses by the longest sample." default:"0"`
+	Validation     float64 `help:"Share of the samples that is held out for validation." default:"0.05"`
+	Beta           float64 `help:"How strongly dpo holds the model to its base." default:"0.1"`
+	LabelSmoothing float64 `help:"Probability that the answers of a pair are the wrong way round, for dpo." default:"0"`
+	Seed           uint64  `help:"Seed of the adapter's initial values and the order of the data." default:"1"`
+	Show           int     `help:"Number of samples to show before the first step: trained text is green, its context dim." default:"2"`
+	DryRun         bool    `help:"Encode the data, print the manifest, and train nothing."`
 }
 
 // longestDefault is the longest sequence that is chosen without --sequence-len.
@@ -75,6 +79,9 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 		return err
 	}
 	most := min(context, longestDefault)
+	if c.Objective == objectiveDPO { // both answers are in one sequence
+		most = min(context, 2*longestDefault)
+	}
 	if c.SequenceLen > 0 {
 		most = min(context, c.SequenceLen)
 	}
@@ -82,28 +89,26 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
-	samples, report, err := c.samples(e, rows, renderer)
+	encode := c.conversations
+	if c.Objective == objectiveDPO {
+		encode = c.pairs
+	}
+	data, err := encode(e, rows, renderer, most)
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(e.Stderr, report)
-	var kept []*tuning.Sample
-	for _, s := range samples {
-		if _, refused := s.Refused(); !refused {
-			kept = append(kept, s)
-		}
+	fmt.Fprint(e.Stderr, data.report)
+	if len(data.lengths) < 2 {
+		return fault.Field("data", "%d samples are left, want 2 or more", len(data.lengths))
 	}
-	if len(kept) < 2 {
-		return fault.Field("data", "%d samples are left, want 2 or more", len(kept))
-	}
-	manifest, err := c.manifest(kept, report, most, width)
+	manifest, err := c.manifest(data, most, width)
 	if err != nil {
 		return err
 	}
-	if err := c.write(manifest, report, kept); err != nil {
+	if err := c.write(manifest, data); err != nil {
 		return err
 	}
-	if err := c.show(e, kept); err != nil {
+	if err := c.show(e, data.samples); err != nil {
 		return err
 	}
 	fmt.Fprintf(e.Stdout, "the same run: lamina train --manifest %s --out %s --stages %d --replicas %d\n%s\n",
@@ -114,11 +119,87 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	return c.train(e, manifest)
 }
 
-// examplesFile is the name of the encoded samples in the folder of a run.
-const examplesFile = "examples.jsonl"
+// objectiveDPO is the objective that compares answers.
+const objectiveDPO = "dpo"
+
+// Names of the encoded data in the folder of a run.
+const (
+	examplesFile = "examples.jsonl"
+	pairsFile    = "pairs.jsonl"
+)
+
+// tuneData is the data of a run, encoded.
+type tuneData struct {
+	report  *tuning.Report
+	samples []*tuning.Sample // to be shown
+	lengths []int            // rows of each sample, or of each pair
+	longest int              // of them
+	field   string           // of the manifest's data
+	file    string
+	write   func(w io.Writer) error
+}
+
+// conversations encodes conversations.
+func (c *tuneCmd) conversations(e *verb.Env, rows []row, r *tuning.Renderer, _ int) (*tuneData, error) {
+	samples, report, err := c.samples(e, rows, r)
+	if err != nil {
+		return nil, err
+	}
+	d := &tuneData{report: report, field: "examples", file: examplesFile}
+	for _, s := range samples {
+		if _, refused := s.Refused(); !refused {
+			d.samples = append(d.samples, s)
+			d.add(len(s.IDs) - 1)
+		}
+	}
+	d.write = func(w io.Writer) error { return writeExamples(w, d.samples) }
+	return d, nil
+}
+
+// pairs encodes preferences. A pair takes at most so many rows.
+func (c *tuneCmd) pairs(e *verb.Env, rows []row, r *tuning.Renderer, most int) (*tuneData, error) {
+	d := &tuneData{report: tuning.NewReport(), field: "pairs", file: pairsFile}
+	var kept []*tuning.Pair
+	for _, row := range rows {
+		p, err := tuning.ParsePreference(row.line, row.text)
+		if err != nil {
+			d.report.Unreadable(row.line, err)
+			continue
+		}
+		pair, err := r.Pair(e.Ctx, p, most)
+		if err != nil {
+			return nil, err
+		}
+		if d.report.AddPair(pair) {
+			kept = append(kept, pair)
+			d.samples = append(d.samples, pair.Chosen, pair.Rejected)
+			d.add(pair.Rows())
+		}
+	}
+	d.write = func(w io.Writer) error {
+		out := json.NewEncoder(w)
+		for _, p := range kept {
+			chosen, rejected := printable(p.Chosen), printable(p.Rejected)
+			if err := out.Encode(map[string]any{
+				"chosen":   map[string]any{"ids": chosen.IDs, "mask": chosen.Mask},
+				"rejected": map[string]any{"ids": rejected.IDs, "mask": rejected.Mask},
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return d, nil
+}
+
+// add counts a sample or a pair.
+func (d *tuneData) add(rows int) {
+	d.lengths = append(d.lengths, rows)
+	d.longest = max(d.longest, rows)
+}
 
 // manifest returns the manifest of the run.
-func (c *tuneCmd) manifest(kept []*tuning.Sample, report *tuning.Report, most, width int) ([]byte, error) {
+func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 	out, err := filepath.Abs(c.Out)
 	if err != nil {
 		return nil, err
@@ -129,12 +210,9 @@ func (c *tuneCmd) manifest(kept []*tuning.Sample, report *tuning.Report, most, w
 	}
 	length := c.SequenceLen
 	if length == 0 { // room for several samples, in multiples of 64
-		length = min(max(256, (report.Longest+62)/64*64), most)
+		length = min(max(256, (data.longest+63)/64*64), most)
 	}
-	sequences, _, err := tuning.Pack(kept, length, 0)
-	if err != nil {
-		return nil, err
-	}
+	sequences := corpus.BestFit(data.lengths, length)
 	train := max(1, int(float64(len(sequences))*(1-c.Validation)))
 	steps := c.Steps
 	if steps == 0 {
@@ -164,7 +242,7 @@ func (c *tuneCmd) manifest(kept []*tuning.Sample, report *tuning.Report, most, w
 		"model":   map[string]any{"from": from},
 		"adapter": low,
 		"data": map[string]any{
-			"examples":            filepath.Join(out, examplesFile),
+			data.field:            filepath.Join(out, data.file),
 			"validation_fraction": c.Validation,
 		},
 		"slots":          c.Batch,
@@ -176,6 +254,10 @@ func (c *tuneCmd) manifest(kept []*tuning.Sample, report *tuning.Report, most, w
 		"clip":           1,
 		"seed":           c.Seed,
 		"evaluate_every": every,
+	}
+	if c.Objective == objectiveDPO {
+		m["objective"] = objectiveDPO
+		m["dpo"] = map[string]any{"beta": c.Beta, "label_smoothing": c.LabelSmoothing}
 	}
 	if width >= 512 {
 		m["recompute"] = "layers"
@@ -195,17 +277,17 @@ func (c *tuneCmd) targets() any {
 }
 
 // write writes the encoded samples, the report of what was refused, and the manifest.
-func (c *tuneCmd) write(manifest []byte, report *tuning.Report, kept []*tuning.Sample) error {
+func (c *tuneCmd) write(manifest []byte, data *tuneData) error {
 	if err := os.MkdirAll(c.Out, 0o755); err != nil {
 		return err
 	}
 	files := map[string]func(w io.Writer) error{
-		examplesFile: func(w io.Writer) error { return writeExamples(w, kept) },
+		data.file: data.write,
 		"data-report.txt": func(w io.Writer) error {
-			if _, err := io.WriteString(w, report.String()); err != nil {
+			if _, err := io.WriteString(w, data.report.String()); err != nil {
 				return err
 			}
-			for _, n := range report.Notes {
+			for _, n := range data.report.Notes {
 				if _, err := fmt.Fprintln(w, n); err != nil {
 					return err
 				}

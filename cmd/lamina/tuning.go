@@ -164,7 +164,11 @@ func needsText(rows []row) (text, tools bool) {
 		}
 		_, ids := f["ids"]
 		_, prompt := f["prompt_ids"]
-		text = text || !ids && !prompt
+		var chosen struct {
+			IDs []int32 `json:"ids"`
+		}
+		pair := json.Unmarshal(f["chosen"], &chosen) == nil && chosen.IDs != nil
+		text = text || !ids && !prompt && !pair
 		t, has := f["tools"]
 		tools = tools || has && string(t) != "null" && string(t) != "[]"
 	}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A run over pairs of texts encodes them, says what it leaves out, trains, and evaluates as eval preference does.
+func TestTune_Pairs(t *testing.T) {
+	base := sharedPath(t, "models", "tiny", "qwen2")
+	dir := t.TempDir()
+	data, out := filepath.Join(dir, "pairs.jsonl"), filepath.Join(dir, "run")
+	rows := []string{
+		`{"prompt": "the sea is", "chosen": " blue", "rejected": " a red thing"}`,
+		`{"prompt": "the sky is", "chosen": " blue", "rejected": " green"}`,
+		`{"prompt": "the grass is", "chosen": " green", "rejected": " not here"}`,
+		`{"prompt": "the night is", "chosen": " black"}`,
+		`{"prompt": "snow is", "chosen": " white", "rejected": " ` + strings.Repeat("very ", 400) + `black"}`,
+		`{"prompt": "the sun is", "chosen": " warm", "rejected": " cold"}`,
+	}
+	if err := os.WriteFile(data, []byte(strings.Join(rows, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"tune", "--objective", "dpo", "-m", base, "--data", data, "--out", out, "--steps", "3", "--batch",
+		"2", "--sequence-len", "64", "--validation", "0.3", "--learning-rate", "0.01", "--beta", "0.5", "--kernels", "ref"}
+	stdout, stderr, code := runVerb(t, "", args...)
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	for _, want := range []string{"4 samples", "unreadable: 1 (line 4)", "exceeds the context: 1 (line 5)"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("no %q in %s", want, stderr)
+		}
+	}
+	for _, want := range []string{`"objective": "dpo"`, "accuracy 1.000", "adapter  "} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in %s", want, stdout)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(out, "reference.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reference struct {
+		Sums []struct{ Chosen, Rejected float64 } `json:"sums"`
+	}
+	if err := json.Unmarshal(text, &reference); err != nil {
+		t.Fatal(err)
+	}
+	got := verbJSON[preferenceResult](t, "", "eval", "preference", "-m", base, "--adapter", filepath.Join(out, "adapter"),
+		"--data", filepath.Join(out, "pairs.jsonl"), "--kernels", "ref", "--format", "json", "--beta", "0.5")
+	if len(reference.Sums) != 4 || len(got.Pairs) != 4 {
+		t.Fatalf("%d and %d pairs", len(reference.Sums), len(got.Pairs))
+	}
+	for i, p := range got.Pairs {
+		want := reference.Sums[i]
+		if d := p.ReferenceChosen - want.Chosen + p.ReferenceRejected - want.Rejected; !(d < 1e-4 && d > -1e-4) {
+			t.Errorf("pair %d: reference %v and %v, the run has %v", i, p.ReferenceChosen, p.ReferenceRejected, want)
+		}
+	}
+	if !(got.Loss < 0.69) {
+		t.Errorf("loss %v after training, log 2 before", got.Loss)
+	}
+	verbFails(t, 2, "label_smoothing", "", append(args, "--label-smoothing", "0.7")...)
+}
