@@ -330,7 +330,10 @@ func TestErrors_HaveAnthropicsShape(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 405 || resp.Header.Get("Allow") != "POST" ||
+	if text, _ := io.ReadAll(
+		resp.Body,
+	); resp.StatusCode != http.StatusMethodNotAllowed ||
+		resp.Header.Get("Allow") != "POST" ||
 		!strings.HasPrefix(string(text), `{"type":"error"`) {
 		t.Errorf("GET: %d %s", resp.StatusCode, text)
 	}

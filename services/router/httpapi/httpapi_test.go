@@ -85,7 +85,7 @@ func TestDecode_NamesTheFieldOrTheByte(t *testing.T) {
 	} {
 		err := httpapi.Decode(
 			httptest.NewRecorder(),
-			httptest.NewRequest("POST", "/", strings.NewReader(body)),
+			httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body)),
 			&v,
 			"common",
 		)

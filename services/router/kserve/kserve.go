@@ -1,11 +1,11 @@
 // Package kserve is the router's API in the form of KServe's Open Inference Protocol, version 2, over HTTP: health,
 // metadata and infer, with text in and out.
 //
-// A model has the input text_input, of datatype BYTES and shape [n], and the output text_output of the same shape. Each
-// element is a prompt, which is continued without a chat template. The parameters of a request are max_tokens, temperature,
-// top_k, top_p, min_p, seed, stop (a string), frequency_penalty and presence_penalty; others are refused by name. The
-// prompts of a request have the same seed and are generated one after the other; n is at most 16. Binary tensors and
-// requests for some of the outputs are not supported.
+// A model has the input text_input, of datatype BYTES and shape [n], and the output text_output of the same shape.
+// Each element is a prompt, which is continued without a chat template. The parameters of a request are max_tokens,
+// temperature, top_k, top_p, min_p, seed, stop (a string), frequency_penalty and presence_penalty; others are
+// refused by name. The prompts of a request have the same seed and are generated one after the other; n is at most
+// 16. Binary tensors and requests for some of the outputs are not supported.
 //
 // An error is {"error": text}. The model version is not used.
 package kserve

@@ -1,5 +1,6 @@
-// Package ollama is the router's API in the form of Ollama's: /api/chat, /api/generate, /api/embed, /api/embeddings, /api/tags, /api/show,
-// /api/ps, /api/version and /api/pull. Streams are lines of JSON and are the default, as in Ollama.
+// Package ollama is the router's API in the form of Ollama's: /api/chat, /api/generate, /api/embed, /api/embeddings,
+// /api/tags, /api/show, /api/ps, /api/version and /api/pull. Streams are lines of JSON and are the default, as in
+// Ollama.
 //
 // A model is named as the mesh names it; ":latest" behind a name is dropped. Models are loaded by shards and not on
 // request: /api/pull and an empty prompt answer at once for a model that is served, and otherwise with an error.

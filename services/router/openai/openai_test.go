@@ -157,7 +157,8 @@ func (b *backend) Embed(_ context.Context, r *routerv1.EmbedRequest) (*routerv1.
 	out := &routerv1.EmbedResponse{Model: "m", Fingerprint: "f"}
 	for i, in := range r.GetInputs() {
 		n := len(in.GetText()) + len(in.GetTokenIds().GetIds())
-		out.Embeddings = append(out.Embeddings, &routerv1.Embedding{Values: []float32{float32(n), float32(i)}, Tokens: uint32(n)})
+		out.Embeddings = append(out.Embeddings,
+			&routerv1.Embedding{Values: []float32{float32(n), float32(i)}, Tokens: uint32(n)})
 	}
 	return out, nil
 }

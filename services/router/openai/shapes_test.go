@@ -197,7 +197,8 @@ func TestEmbeddings_GoldenShapes(t *testing.T) {
 	for body, want := range map[string]string{`{}`: `"param":"input"`, `{"input":[]}`: `"param":"input"`,
 		`{"input":"x","encoding_format":"hex"}`: `"param":"encoding_format"`, `{"input":"x","dimensions":8}`: `"param":"dimensions"`,
 	} {
-		if resp, text := post(t, s.URL+"/v1/embeddings", body); resp.StatusCode != 400 || !strings.Contains(text, want) {
+		resp, text := post(t, s.URL+"/v1/embeddings", body)
+		if resp.StatusCode != 400 || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s, want %s", body, resp.StatusCode, text, want)
 		}
 	}

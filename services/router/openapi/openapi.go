@@ -1,7 +1,7 @@
 // Package openapi describes the HTTP APIs of the router as an OpenAPI 3.1 document, which it serves at
-// /openapi.json. The document is made from the table of routes: paths and methods from the patterns, and the fields of
-// bodies from the types that the handlers decode, so that it cannot differ from what is served. It says nothing about
-// the meaning of fields; docs/api.md and the packages of the APIs do.
+// /openapi.json. The document is made from the table of routes: paths and methods from the patterns, and the fields
+// of bodies from the types that the handlers decode, so that it cannot differ from what is served. It says nothing
+// about the meaning of fields; docs/api.md and the packages of the APIs do.
 package openapi
 
 import (
