@@ -1,6 +1,6 @@
 // Package agent is a service registry in this process that speaks the part of the HTTP API of a Consul
-// agent that pkg/discovery/consul uses: services with gRPC health checks, blocking queries, sessions
-// and locks. `lamina chaos` starts a fleet against it, so that a machine without Consul can run one,
+// agent that pkg/discovery/consul uses: services with gRPC health checks, blocking queries, sessions,
+// locks and values with check-and-set. `lamina chaos` starts a fleet against it, so that a machine without Consul can run one,
 // and takes it away as a fault. It keeps nothing on disk, like `consul agent -dev`.
 //
 // The test suite of pkg/discovery passes on it through the adapter for Consul. It has no access
@@ -163,6 +163,8 @@ func (a *Agent) routes(ctx context.Context) http.Handler {
 		func(w http.ResponseWriter, r *http.Request) { a.register(ctx, w, r) })
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", a.deregister)
 	mux.HandleFunc("GET /v1/agent/service/{id}", a.lookUp)
+	mux.HandleFunc("GET /v1/agent/services", a.listServices)
+	mux.HandleFunc("GET /v1/catalog/services", a.listNames)
 	mux.HandleFunc("GET /v1/health/service/{name}", a.healthy)
 	mux.HandleFunc("PUT /v1/session/create", a.createSession)
 	mux.HandleFunc("PUT /v1/session/renew/{id}", a.renewSession)
@@ -326,12 +328,40 @@ func (a *Agent) block(r *http.Request) {
 func (a *Agent) healthy(w http.ResponseWriter, r *http.Request) {
 	a.block(r)
 	defer a.mu.Unlock()
-	type entry struct{ Service *service }
+	type check struct{ CheckID, Status, Output string }
+	type entry struct {
+		Service *service
+		Checks  []check
+	}
 	out := []entry{}
 	for _, s := range a.services {
-		if s.Service == r.PathValue("name") && s.passing {
-			out = append(out, entry{s})
+		c := check{"grpc:" + s.ID, "passing", ""}
+		if !s.passing {
+			c.Status = "critical"
 		}
+		if s.Service == r.PathValue("name") && (s.passing || !r.URL.Query().Has("passing")) {
+			out = append(out, entry{s, []check{c}})
+		}
+	}
+	a.meta(w)
+	answer(w, out)
+}
+
+// listServices lists all services of the agent by their ids.
+func (a *Agent) listServices(w http.ResponseWriter, _ *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.meta(w)
+	answer(w, a.services)
+}
+
+// listNames lists the names of the services with their tags, of which there are none.
+func (a *Agent) listNames(w http.ResponseWriter, _ *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := map[string][]string{}
+	for _, s := range a.services {
+		out[s.Service] = []string{}
 	}
 	a.meta(w)
 	answer(w, out)

@@ -140,3 +140,17 @@ func TestAgent_InstancesComeBackAfterAnOutage(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAgent_JoinsAndLeaves_LeaveNoGhost(t *testing.T) {
+	a, r := start(t)
+	var addrs []string
+	for range 16 {
+		addr, stop := serve(t)
+		t.Cleanup(stop)
+		addrs = append(addrs, addr)
+	}
+	discoverytest.Churn(t, r, 1000, func(place int) string { return addrs[place] })
+	if ids := a.IDs(); len(ids) > 0 {
+		t.Errorf("the agent still has %d services", len(ids))
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -93,7 +94,7 @@ func (a *Agent) get(w http.ResponseWriter, r *http.Request) {
 	answer(w, []*pair{p})
 }
 
-// put takes or releases the lock of a key for a session.
+// put takes or releases the lock of a key for a session, or writes its value if it has a version.
 func (a *Agent) put(w http.ResponseWriter, r *http.Request) {
 	value, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -134,7 +135,24 @@ func (a *Agent) put(w http.ResponseWriter, r *http.Request) {
 		a.change()
 		p.Session, p.Value, p.ModifyIndex = "", value, a.index
 		answer(w, true)
+	case query.Has("cas"):
+		version, err := strconv.ParseUint(query.Get("cas"), 10, 64)
+		if err != nil {
+			http.Error(w, "cas: want a number", http.StatusBadRequest)
+			return
+		}
+		if p == nil && version != 0 || p != nil && p.ModifyIndex != version {
+			answer(w, false)
+			return
+		}
+		a.change()
+		if p == nil {
+			p = &pair{Key: key, CreateIndex: a.index}
+			a.keys[key] = p
+		}
+		p.Value, p.ModifyIndex = value, a.index
+		answer(w, true)
 	default:
-		http.Error(w, "want acquire or release", http.StatusBadRequest)
+		http.Error(w, "want acquire, release or cas", http.StatusBadRequest)
 	}
 }

@@ -1,7 +1,7 @@
 // Package discovery finds running services. Services register their instances in a Registry,
-// which sends the healthy ones to watchers and also provides locks. NewMemory returns a registry
-// for one process, and discovery/consul provides one that several hosts share. discoverytest is
-// the test suite that both pass.
+// which sends the healthy ones to watchers and also provides locks. A KV holds small documents that
+// the members share. NewMemory returns a registry for one process, and discovery/consul provides one that
+// several hosts share. discoverytest is the test suite that both pass.
 //
 // The content of a registry is a hint: an instance may be gone when it is called. Callers
 // therefore set deadlines, and epochs fence off late messages.
@@ -46,7 +46,8 @@ type Lease interface {
 
 // Registry holds the instances of services.
 type Registry interface {
-	// Register adds an instance. Registering an id again replaces the earlier instance.
+	// Register adds an instance. Registering an id again replaces the earlier instance, and a shard at the
+	// address of another one replaces that (see Succeeds).
 	Register(ctx context.Context, i Instance) (Registration, error)
 	// Watch sends the healthy instances of a service, sorted by id: first the current ones,
 	// then the new list after each change. A slow reader only receives the newest list. The
@@ -73,9 +74,16 @@ func Sort(instances []Instance) {
 	slices.SortFunc(instances, func(a, b Instance) int { return cmp.Compare(a.ID, b.ID) })
 }
 
+// SortMembers orders members by service and id.
+func SortMembers(members []Member) {
+	slices.SortFunc(members, func(a, b Member) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.ID, b.ID))
+	})
+}
+
 // Offer puts the newest state into a channel of capacity one and replaces an unread one. Only one
 // goroutine at a time may call it.
-func Offer(ch chan []Instance, state []Instance) {
+func Offer[T any](ch chan T, state T) {
 	for {
 		select {
 		case ch <- state:

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"bytes"
 	"context"
 	"maps"
 	"sync"
@@ -14,6 +15,9 @@ type Memory struct {
 	instances map[string]*memoryRegistration
 	watchers  map[chan []Instance]string
 	locks     map[string]*memoryLock
+	values    map[string]Entry
+	followers map[chan Entry]string
+	version   uint64 // of the last write
 }
 
 type memoryLock struct {
@@ -24,7 +28,7 @@ type memoryLock struct {
 // NewMemory returns an empty registry.
 func NewMemory() *Memory {
 	return &Memory{instances: map[string]*memoryRegistration{}, watchers: map[chan []Instance]string{},
-		locks: map[string]*memoryLock{}}
+		locks: map[string]*memoryLock{}, values: map[string]Entry{}, followers: map[chan Entry]string{}}
 }
 
 // Register adds an instance.
@@ -38,6 +42,11 @@ func (m *Memory) Register(_ context.Context, i Instance) (Registration, error) {
 	before := m.instances[i.ID]
 	r := &memoryRegistration{memory: m, instance: i}
 	m.instances[i.ID] = r
+	for id, old := range m.instances {
+		if i.Succeeds(old.instance) {
+			delete(m.instances, id)
+		}
+	}
 	m.tell(i.Service)
 	if before != nil && before.instance.Service != i.Service {
 		m.tell(before.instance.Service)
@@ -150,5 +159,88 @@ func (l *memoryLease) Release(context.Context) error {
 		close(l.lost)
 		l.lock.free <- struct{}{}
 	})
+	return nil
+}
+
+// Get returns the entry of a key.
+func (m *Memory) Get(_ context.Context, key string) (Entry, error) {
+	if err := CheckEntry(key, nil); err != nil {
+		return Entry{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.entry(key), nil
+}
+
+// entry returns a copy of the entry of a key. The caller holds mu.
+func (m *Memory) entry(key string) Entry {
+	e := m.values[key]
+	e.Value = bytes.Clone(e.Value)
+	return e
+}
+
+// Swap writes a value if the key has a version.
+func (m *Memory) Swap(_ context.Context, key string, value []byte, version uint64) error {
+	if err := CheckEntry(key, value); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now := m.values[key].Version; now != version {
+		return fault.New(fault.Aborted, "write %s: want version %d, it is %d", key, version, now)
+	}
+	m.version++
+	m.values[key] = Entry{bytes.Clone(value), m.version}
+	for ch, followed := range m.followers {
+		if followed == key {
+			Offer(ch, m.entry(key))
+		}
+	}
+	return nil
+}
+
+// Follow sends the entry of a key, now and after each change.
+func (m *Memory) Follow(ctx context.Context, key string) (<-chan Entry, error) {
+	if err := CheckEntry(key, nil); err != nil {
+		return nil, err
+	}
+	ch := make(chan Entry, 1)
+	m.mu.Lock()
+	m.followers[ch] = key
+	Offer(ch, m.entry(key))
+	m.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.followers, ch)
+		close(ch)
+	})
+	return ch, nil
+}
+
+// Members returns all instances.
+func (m *Memory) Members(context.Context) ([]Member, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Member, 0, len(m.instances))
+	for _, r := range m.instances {
+		i := r.instance
+		i.Meta = maps.Clone(i.Meta)
+		out = append(out, Member{Instance: i, Healthy: true})
+	}
+	SortMembers(out)
+	return out, nil
+}
+
+// Remove removes an instance.
+func (m *Memory) Remove(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.instances[id]
+	if r == nil {
+		return fault.New(fault.NotFound, "remove %s: there is no such instance", id)
+	}
+	delete(m.instances, id)
+	m.tell(r.instance.Service)
 	return nil
 }

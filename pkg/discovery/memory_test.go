@@ -1,6 +1,7 @@
 package discovery_test
 
 import (
+	"fmt"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -11,5 +12,13 @@ import (
 
 func TestMemory_KeepsTheContract(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	discoverytest.Run(t, discovery.NewMemory(), func(*testing.T) (string, func()) { return "mem:x", func() {} })
+	n := 0
+	discoverytest.Run(t, discovery.NewMemory(), func(*testing.T) (string, func()) {
+		n++
+		return fmt.Sprintf("mem:%d", n), func() {}
+	})
+}
+
+func TestMemory_JoinsAndLeaves_LeaveNoGhost(t *testing.T) {
+	discoverytest.Churn(t, discovery.NewMemory(), 1000, func(i int) string { return fmt.Sprintf("mem:%d", i) })
 }

@@ -37,7 +37,7 @@ func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discover
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "register %s: port of %q", i.ID, i.Addr)
 	}
-	g := &registration{registry: r, id: i.ID, done: make(chan struct{})}
+	g := &registration{registry: r, id: i.ID, instance: i, done: make(chan struct{})}
 	g.service = &api.AgentServiceRegistration{
 		ID: i.ID, Name: prefix + i.Service, Address: host, Port: int(port), Meta: maps.Clone(i.Meta),
 		Check: &api.AgentServiceCheck{
@@ -47,11 +47,17 @@ func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discover
 		},
 	}
 	r.mu.Lock()
-	before := r.registered[i.ID]
+	before := []*registration{}
+	for id, old := range r.registered {
+		if id == i.ID || i.Succeeds(old.instance) {
+			before = append(before, old)
+			delete(r.registered, id)
+		}
+	}
 	r.registered[i.ID] = g
 	r.mu.Unlock()
-	if before != nil {
-		before.end()
+	for _, old := range before {
+		old.end()
 	}
 	if err := g.announce(ctx); err != nil {
 		r.mu.Lock()
@@ -76,7 +82,8 @@ func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discover
 type registration struct {
 	registry *Registry
 	id       string
-	done     chan struct{} // closed when maintain has returned
+	instance discovery.Instance // as it was registered
+	done     chan struct{}      // closed when maintain has returned
 
 	mu      sync.Mutex // held during calls of the agent, so that they arrive in order
 	service *api.AgentServiceRegistration
@@ -96,6 +103,12 @@ func (g *registration) announce(ctx context.Context) error {
 	options := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
 	if err := g.registry.client.Agent().ServiceRegisterOpts(g.service, options); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "register %s with consul", g.id)
+	}
+	if g.service.Name != prefix+"shard" { // only a shard replaces others
+		return nil
+	}
+	if err := g.registry.replace(ctx, g.instance); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "register %s with consul: remove what was at its address", g.id)
 	}
 	return nil
 }

@@ -15,9 +15,16 @@ import (
 // limit bounds every wait. A gRPC health check takes one or two seconds to pass.
 const limit = 30 * time.Second
 
+// Store is all that a registry offers.
+type Store interface {
+	discovery.Registry
+	discovery.KV
+	discovery.Directory
+}
+
 // Run tests a registry. serve starts a server that passes the health check of the registry and
-// returns its address; stop stops it.
-func Run(t *testing.T, r discovery.Registry, serve func(t *testing.T) (addr string, stop func())) {
+// returns its address, which is another one each time; stop stops it.
+func Run(t *testing.T, r Store, serve func(t *testing.T) (addr string, stop func())) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	t.Run("WatchSeesComeAndGo", func(t *testing.T) { watch(ctx, t, r, serve) })
@@ -27,6 +34,12 @@ func Run(t *testing.T, r discovery.Registry, serve func(t *testing.T) (addr stri
 	t.Run("RegisteringAnIDAgainReplacesIt", func(t *testing.T) { replace(ctx, t, r, serve) })
 	t.Run("RefusesWhatHasNoName", func(t *testing.T) { invalid(ctx, t, r) })
 	t.Run("LockHasOneHolder", func(t *testing.T) { lock(ctx, t, r) })
+	t.Run("SwapNeedsTheVersion", func(t *testing.T) { swap(ctx, t, r) })
+	t.Run("SwapHasOneWinner", func(t *testing.T) { race(ctx, t, r) })
+	t.Run("FollowSeesTheNewest", func(t *testing.T) { follow(ctx, t, r) })
+	t.Run("KVRefusesBadEntries", func(t *testing.T) { badEntries(ctx, t, r) })
+	t.Run("ANewShardReplacesTheOneAtItsAddress", func(t *testing.T) { succeed(ctx, t, r, serve) })
+	t.Run("RemoveRemovesAMember", func(t *testing.T) { remove(ctx, t, r, serve) })
 }
 
 // await reads lists until one has exactly the given ids.
@@ -62,6 +75,8 @@ func watch(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*
 		t.Fatal(err)
 	}
 	await(t, ch)
+	addrA, stopA := serve(t)
+	defer stopA()
 	b, err := r.Register(ctx,
 		discovery.Instance{ID: "shard-b", Service: "shard", Addr: addr, Meta: map[string]string{"layers": "0-2"}})
 	if err != nil {
@@ -71,7 +86,7 @@ func watch(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*
 	if got[0].Addr != addr || got[0].Meta["layers"] != "0-2" || got[0].Service != "shard" {
 		t.Errorf("the instance came back as %+v", got[0])
 	}
-	a, err := r.Register(ctx, discovery.Instance{ID: "shard-a", Service: "shard", Addr: addr})
+	a, err := r.Register(ctx, discovery.Instance{ID: "shard-a", Service: "shard", Addr: addrA})
 	if err != nil {
 		t.Fatal(err)
 	}
