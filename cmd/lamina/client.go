@@ -157,6 +157,7 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 			100*float64(p.GetPrefixHits())/float64(max(1, p.GetPrefixQueries())),
 		)
 	}
+	printPlacement(w, mesh)
 	if b := mesh.GetReplays(); b != nil {
 		fmt.Fprintln(w, "\nREPLAYED TOKENS\tMORE ALLOWED NOW\tBURST\tSHARE OF WORK\tWAITING\tOVER BUDGET")
 		fmt.Fprintf(w, "%d\t%d\t%d\t%.0f %%\t%d\t%d\n", b.GetSpent(), b.GetAvailable(), b.GetBurst(), 100*b.GetShare(),

@@ -36,6 +36,7 @@ type cli struct {
 	Report   reportCmd     `cmd:"" help:"Write a report on training runs: curves, figures, manifest and sample texts as one HTML page, or steps as CSV."`
 	Plan     planCmd       `cmd:"" help:"Show how a model would be placed on hosts, and what it would give, before anything loads."`
 	Status   statusCmd     `cmd:"" help:"Show the running services, the pipelines and the training runs."`
+	Members  membersGroup  `cmd:"" help:"List what the registry knows of services, and remove entries that were left behind."`
 	Models   modelsCmd     `cmd:"" help:"List the models that a router serves."`
 	Adapters adaptersGroup `cmd:"" help:"List, load and unload the adapters (LoRA) of a router's models."`
 

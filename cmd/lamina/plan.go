@@ -15,8 +15,9 @@ import (
 )
 
 type planCmd struct {
-	Model       string   `short:"m" required:"" help:"GGUF file, or folder with a GGUF or Hugging Face model. Of a GGUF file only the header is needed: it may end anywhere behind it."`
-	Hosts       string   `help:"File with the hosts as JSON: {\"hosts\": [{\"id\", \"memory_bytes\", \"layer_ms\", \"hop_ms\", optional \"bandwidth_mbps\", \"zone\", \"class\", \"row_ms\", \"layer_bytes\"}]}; - for standard input."`
+	Model string `short:"m" required:"" help:"GGUF file, or folder with a GGUF or Hugging Face model. Of a GGUF file only the header is needed: it may end anywhere behind it."`
+	Hosts string `help:"File with the hosts as JSON: {\"hosts\": [{\"id\", \"memory_bytes\", \"layer_ms\", \"hop_ms\", optional \"bandwidth_mbps\", \"zone\", \"class\", \"row_ms\", \"layer_bytes\"}]}; - for standard input."`
+	consulLive
 	Goal        string   `help:"What the plan is best in: latency, throughput or fewest-hosts."                                 default:"latency"`
 	Format      string   `help:"Output: text or json."                                                                          default:"text"    enum:"text,json"`
 	Current     string   `help:"File with a plan that this command has printed as JSON. It is repaired, so that little moves."`
@@ -92,18 +93,11 @@ func (c *planCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
-	if c.Hosts == "" {
-		return fault.Field("hosts", "name a file with the hosts")
-	}
-	text, err := c.read(e, c.Hosts)
+	m, err := c.model()
 	if err != nil {
 		return err
 	}
-	hosts, err := plan.ParseHosts(text)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", c.Hosts, err)
-	}
-	m, err := c.model()
+	hosts, err := c.hosts(e, &m)
 	if err != nil {
 		return err
 	}
@@ -138,6 +132,27 @@ func (c *planCmd) Run(e *verb.Env) error {
 		err = fault.New(fault.FailedPrecondition, "place %s: %s", m.Name, out.Uncovered)
 	}
 	return err
+}
+
+// hosts returns the hosts of the file, or those that Consul lists.
+func (c *planCmd) hosts(e *verb.Env, m *plan.Model) ([]plan.Host, error) {
+	switch {
+	case c.Hosts != "" && c.Consul != "":
+		return nil, fault.Field("consul", "name either a file with the hosts or a Consul agent")
+	case c.Consul != "":
+		return c.live(e, m)
+	case c.Hosts == "":
+		return nil, fault.Field("hosts", "name a file with the hosts, or a Consul agent by --consul")
+	}
+	text, err := c.read(e, c.Hosts)
+	if err != nil {
+		return nil, err
+	}
+	hosts, err := plan.ParseHosts(text)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", c.Hosts, err)
+	}
+	return hosts, nil
 }
 
 func (c *planCmd) read(e *verb.Env, path string) ([]byte, error) {

@@ -74,6 +74,9 @@ func (c *samplerCmd) Run(e *verb.Env) error { return app.Sampler(e.Ctx, c.config
 type shardCmd struct {
 	serviceFlags
 	verb.KernelFlags
+	autoFlags
+	Auto        bool   `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
+	ModelDir    string `help:"Folder of GGUF files and model folders, for --auto."`
 	Listen      string `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
 	Model       string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m"`
 	Name        string `help:"Name of the model. Default: the name of its file or folder."`
@@ -129,11 +132,33 @@ func (c *shardCmd) Run(e *verb.Env) error {
 		return err
 	}
 	defer end()
+	auto, err := c.automatic()
+	if err != nil {
+		return err
+	}
 	return app.Shard(e.Ctx, c.serviceFlags.config(e, c.Listen), app.ShardConfig{
+		Auto:    auto,
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
 		NATS: c.natsFlags.config(c.NATS), RunsDir: c.Runs,
 		AdapterBytes: adapterBytes,
 	})
+}
+
+// automatic returns the settings of a shard with --auto, or nil without.
+func (c *shardCmd) automatic() (*app.AutoShard, error) {
+	switch {
+	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != ""):
+		return nil, fault.Field("auto", "--model-dir, --memory-limit and --zone are for a shard with --auto")
+	case !c.Auto:
+		return nil, nil
+	case c.Model != "" || c.Layers != "" || c.Name != "":
+		return nil, fault.Field("auto", "a shard with --auto takes models of --model-dir and layers from the placer: "+
+			"leave out --model, --name and --layers")
+	case c.ModelDir == "":
+		return nil, fault.Field("model-dir", "name a folder of models for --auto")
+	}
+	auto, err := c.auto(c.ModelDir)
+	return &auto, err
 }
 
 // maxDrain is the longest time that a router may take to stop.
@@ -145,6 +170,7 @@ type routerCmd struct {
 	HTTP   string `help:"Address of the HTTP API and the console; empty for none."                                                                                            default:"127.0.0.1:8080" name:"http"`
 	speculateFlags
 	hiddenStateFlags
+	placingFlags
 	schedulingFlags
 	adapterFlags
 	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
@@ -217,8 +243,13 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	placing, err := c.placing()
+	if err != nil {
+		return err
+	}
 	return app.Router(e.Ctx, c.serviceFlags.config(e, c.Listen), app.RouterConfig{
-		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
+		Placing: placing,
+		HTTP:    c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
 		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir,
 		NATS:  c.natsFlags.config(c.NATS),
 		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },

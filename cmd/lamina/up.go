@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
@@ -40,6 +41,8 @@ type upCmd struct {
 	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: the bundled model."`
 	Name           string `          help:"Name of the model. Default: the name of its file or folder."`
 	Stages         int    `          help:"Number of stages of each pipeline."                                                                                                                        default:"2"`
+	Auto           int    `          help:"Start this many shards without layers, and let the router place the layers, in place of --stages."                                                                             default:"0"`
+	MemoryLimit    string `          help:"Bytes for weights and KV caches of each shard with --auto, such as 2GB or 1.5GiB. Default: an equal part of what is available."`
 	Replicas       int    `          help:"Number of pipelines."                                                                                                                                      default:"1"`
 	GRPC           string `          help:"Address of the gRPC API."                                                                                                                                  default:"127.0.0.1:7070" name:"grpc"`
 	HTTP           string `          help:"Address of the HTTP API and the console."                                                                                                                  default:"127.0.0.1:8080" name:"http"`
@@ -76,6 +79,10 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	shards, err := c.shards()
+	if err != nil {
+		return err
+	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
@@ -83,6 +90,8 @@ func (c *upCmd) Run(e *verb.Env) error {
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
 		Adapters: adapters, AdapterDir: c.AdapterDir, AdapterBytes: adapterBytes,
+		Auto:        shards,
+		Placing:     app.Placing{Replicas: c.Replicas},
 		Log:         e.Log,
 		Kernels:     kernels,
 		Model:       c.Model,
@@ -111,7 +120,11 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if c.AuthKeys != "" {
 		header = ` -H "Authorization: Bearer $LAMINA_API_KEY"`
 	}
-	fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+	if c.Auto > 0 {
+		fmt.Fprintf(e.Stdout, "serving %s over %d shards; `lamina status` shows where its layers are\n\n", c.Model, c.Auto)
+	} else {
+		fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+	}
 	for _, a := range adapters {
 		fmt.Fprintf(e.Stdout, "adapter  %s from %s\n", a.Name, a.Dir)
 	}
@@ -119,6 +132,24 @@ func (c *upCmd) Run(e *verb.Env) error {
 	const body = `{"prompt": "The prince", "max_tokens": 64, "stream": true}`
 	fmt.Fprintf(e.Stdout, "try      curl -N%s %s/v1/completions -d '%s'\n\n", header, url, body)
 	return mesh.Wait()
+}
+
+// maxAuto is the largest number of shards with --auto in one process.
+const maxAuto = 64
+
+// shards returns the shards that take their layers from the placer, or nil without --auto.
+func (c *upCmd) shards() ([]app.AutoShard, error) {
+	if c.Auto < 0 || c.Auto > maxAuto {
+		return nil, fault.Field("auto", "want 0 to %d shards, got %d", maxAuto, c.Auto)
+	}
+	memory, err := parseMemory("memory-limit", c.MemoryLimit)
+	if err != nil {
+		return nil, err
+	}
+	if memory > 0 && c.Auto == 0 {
+		return nil, fault.Field("memory-limit", "it is for shards with --auto")
+	}
+	return slices.Repeat([]app.AutoShard{{Memory: memory}}, c.Auto), nil
 }
 
 // meshFlags say which mesh answers: that of a running router, or one in this process.

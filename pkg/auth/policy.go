@@ -60,6 +60,8 @@ func Methods() map[string]Rule {
 		"Train": internal(TrainerService), "SaveState": internal(TrainerService), "Exchange": internal(ShardService),
 		"Embed":       internal(RouterService),
 		"LoadAdapter": internal(RouterService), "UnloadAdapter": internal(RouterService),
+		"Assign": internal(RouterService), "Unload": internal(RouterService), "Prefetch": internal(RouterService),
+		"Ping": internal(RouterService, ShardService),
 	})
 	add("grpc.health.v1.Health", map[string]Rule{
 		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),

@@ -136,6 +136,13 @@ type LoadOptions struct {
 // With Dense, queries and keys are in Hugging Face's order and Gemma's norms have OnePlus
 // even if the file is GGUF; Stage.Spec says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
+	return load(f, r, set, o, nil)
+}
+
+// load builds a stage that shares packed matrices with the held ones.
+func load[F tensor.Float](
+	f *Files, r Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
+) (*Stage[F], error) {
 	if f.Spec.Encoder() && (!o.Encoder || o.Dense) {
 		return nil, fmt.Errorf("load %s: %w", f.Path, &UnsupportedError{"use of the encoder", f.Spec.Architecture,
 			"embeddings of texts; it continues no text and cannot be trained"})
@@ -155,7 +162,7 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 	if o.Adapter != nil {
 		fill, spec = l.replacing(o.Adapter, spec)
 	}
-	s, err := build(spec, r, set, fill)
+	s, err := buildBeside(spec, r, set, fill, held)
 	if err == nil && o.Adapter != nil {
 		if s.adapter, err = s.NewAdapter(o.Adapter); err != nil {
 			return nil, err
@@ -199,6 +206,13 @@ func Init[F tensor.Float](s Spec, r Range, set kernel.Set[F], seed uint64) (*Sta
 }
 
 func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
+	return buildBeside(spec, r, set, fill, nil)
+}
+
+// buildBeside builds a stage that shares packed matrices with the held ones.
+func buildBeside[F tensor.Float](
+	spec Spec, r Range, set kernel.Set[F], fill filler[F], held []*Stage[F],
+) (*Stage[F], error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -235,7 +249,7 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 		l.site = i
 	}
 	s.written = s.writtenWhole()
-	s.pack(fill.packed)
+	s.pack(fill.packed, held)
 	return s, nil
 }
 
@@ -264,27 +278,22 @@ func (s *Stage[F]) writtenWhole() []bool {
 }
 
 // pack has the kernel set pack the raw matrices, and calls packed after each layer. The
-// embedding is not packed, because its rows are looked up.
-func (s *Stage[F]) pack(packed func()) {
+// embedding is not packed, because its rows are looked up. What held stages have packed is shared.
+func (s *Stage[F]) pack(packed func(), held []*Stage[F]) {
 	pack := func(m *kernel.Matrix[F]) {
 		m.Plain = s.Spec.Width < kernel.Narrow
 		s.set.Pack(m)
 	}
 	for i := range s.blocks {
-		b := &s.blocks[i]
-		if b.experts != nil {
-			for _, m := range b.experts.packed() {
-				pack(m)
-			}
+		if s.share(s.Range.Lo+i, held) {
+			continue
 		}
-		for _, l := range []*linear[F]{&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down} {
-			if l.Rows > 0 {
-				pack(&l.Matrix)
-			}
+		for _, m := range s.blocks[i].packable() {
+			pack(m)
 		}
 		packed()
 	}
-	if s.head != nil {
+	if s.head != nil && !s.share(len(s.Spec.Layers), held) {
 		pack(&s.head.Matrix)
 		packed()
 	}

@@ -242,6 +242,10 @@ type Document struct {
 	Fence   uint64
 	Version uint64 // grows by 1 with each change
 	Plan    Plan
+	// Reason says why it was last changed, and MoveLayers and MoveBytes what that change loads.
+	Reason     string
+	MoveLayers int
+	MoveBytes  int64
 }
 
 // Replace returns an Aborted error unless next may take the place of d.

@@ -20,8 +20,9 @@ func services() []string { return []string{"tokenizer", "shard", "sampler", "rou
 
 // described is a shard's description of itself.
 type described struct {
-	addr string
-	resp *shardv1.DescribeResponse
+	addr  string
+	resp  *shardv1.DescribeResponse
+	stale bool // its attributes in discovery have changed since
 }
 
 // Run watches discovery and keeps pipelines over the shards that are alive, until
@@ -39,6 +40,12 @@ func (s *Service) Run(ctx context.Context) error {
 		case changes <- struct{}{}:
 		default:
 		}
+	}
+	s.mu.Lock()
+	s.wake = notify
+	s.mu.Unlock()
+	if s.placer != nil {
+		wg.Go(func() { s.placer.run(ctx) })
 	}
 	for _, service := range services() {
 		ch, err := s.cfg.Registry.Watch(ctx, service)
@@ -107,7 +114,7 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 		})
 	}
 	for id, addr := range shards {
-		if _, known := s.held[id]; !known {
+		if d, known := s.held[id]; !known || d.stale {
 			ask(addr, func() error {
 				resp, err := s.describeShard(ctx, addr)
 				if err != nil {
@@ -115,7 +122,8 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 				}
 				s.mu.Lock()
 				defer s.mu.Unlock()
-				s.held[id] = described{addr, resp}
+				s.held[id] = described{addr: addr, resp: resp}
+				s.leaveUnheld(id, resp)
 				s.adapters.described(addr, resp)
 				return nil
 			})
@@ -198,6 +206,9 @@ func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
 	var out []plan.Span
 	for _, id := range slices.Sorted(maps.Keys(s.held)) {
 		d := s.held[id]
+		if named := d.resp.GetInstance(); named != "" && named != id {
+			continue // the entry of a former process at this address
+		}
 		for _, h := range d.resp.GetHeld() {
 			span := plan.Span{
 				Shard: id, Addr: d.addr, Digest: h.GetDigest(), Class: d.resp.GetKernelClass(),

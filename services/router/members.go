@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -34,6 +35,10 @@ func (s *Service) update(service string, listed []discovery.Instance) {
 	state := slices.Clone(listed)
 	for _, i := range listed {
 		delete(s.missing, i.ID)
+		if d, known := s.held[i.ID]; known && service == "shard" && s.metaChanged(i) {
+			d.stale = true // it is asked again what it holds
+			s.held[i.ID] = d
+		}
 	}
 	for _, old := range s.instances[service] {
 		if slices.ContainsFunc(
@@ -49,6 +54,16 @@ func (s *Service) update(service string, listed []discovery.Instance) {
 	}
 	s.instances[service] = state
 	s.notifyChange()
+}
+
+// metaChanged reports whether an instance is listed with other attributes than before. The caller holds mu.
+func (s *Service) metaChanged(i discovery.Instance) bool {
+	for _, old := range s.instances[i.Service] {
+		if old.ID == i.ID {
+			return !maps.Equal(old.Meta, i.Meta)
+		}
+	}
+	return false
 }
 
 // missing is what the router knows about an instance that is no longer listed.

@@ -96,6 +96,8 @@ type Config struct {
 	// Grace is how long a resumable request runs without a reader, and how long it is kept after its
 	// end; 0 means one minute.
 	Grace time.Duration
+	// Placement places layers on shards that take assignments; nil for a router that does not.
+	Placement *Placement
 	// ReplayBytes bounds the memory for the tokens of a resumable request; 0 means 4 MiB. The oldest
 	// ones are dropped when there are more.
 	ReplayBytes int
@@ -123,6 +125,8 @@ type Service struct {
 	firsts   firstTimes
 	embeds   atomic.Uint64 // batches of texts so far; chooses the next chain
 	pokes    chan struct{} // wakes Run
+	placer   *placer       // nil for none
+	hops     hopTimes
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
@@ -135,6 +139,7 @@ type Service struct {
 	pipelines    map[string]*pipeline                     // by id
 	building     map[string]plan.Chain                    // chains that are being opened or run
 	adapters     *adapters
+	wake         func()           // lets Run look at the inventory; nil before it runs
 	draftVocabs  map[string]error // why two vocabularies differ, or nil, by vocabKey
 	tries        int              // chains opened so far; chooses the next sampler
 	changed      chan struct{}    // closed and replaced when any of these change
@@ -162,6 +167,10 @@ func New(c Config) *Service {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	if c.Placement != nil {
+		s.placer = newPlacer(s, *c.Placement)
+	}
+	s.m.observeStages(c.Metrics, s)
 	if s.cfg.Hedge == 0 {
 		s.cfg.Hedge = hedgeLeast
 	}
@@ -330,6 +339,7 @@ type metrics struct {
 	dropped     *prometheus.CounterVec
 	drafting    prometheus.Histogram
 	resumed     *prometheus.CounterVec
+	moveBytes   prometheus.Counter
 	// unjournaled counts requests whose journal was given up.
 	unjournaled *prometheus.CounterVec
 }
@@ -425,9 +435,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
+	m.moveBytes = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lamina_router_planned_bytes_total", Help: "Bytes of weights that changes of the plan move to hosts.",
+	})
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
+			m.moveBytes, m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
 			m.preemptions,
 			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)

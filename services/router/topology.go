@@ -3,6 +3,7 @@ package router
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/plan"
 )
 
 // watchEvery is the interval at which a watched topology is compared with the last one sent.
@@ -123,10 +126,13 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 			out.Members = append(out.Members, &routerv1.Member{Id: i.ID, Service: service, Address: i.Addr})
 		}
 	}
+	chains := map[string]plan.Chain{}
 	for _, p := range s.pipelines {
 		out.Pipelines = append(out.Pipelines, p.describe())
+		chains[p.id] = p.hops()
 	}
 	s.mu.Unlock()
+	s.hops.refresh(ctx, s, slices.Collect(maps.Values(chains)))
 	var wg sync.WaitGroup
 	for _, m := range out.GetMembers() {
 		if m.GetService() != "shard" {
@@ -139,7 +145,14 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		})
 	}
 	wg.Wait()
-	out.Replays = s.replays.describe()
+	held := map[string][]*shardv1.Held{} // by address
+	for _, m := range out.GetMembers() {
+		held[m.GetAddress()] = append(held[m.GetAddress()], m.GetHeld()...)
+	}
+	for _, p := range out.GetPipelines() {
+		s.compare(p, chains[p.GetId()], held)
+	}
+	out.Replays, out.Placement = s.replays.describe(), s.placer.describe()
 	slices.SortFunc(out.GetMembers(), func(a, b *routerv1.Member) int {
 		return cmp.Or(cmp.Compare(a.GetService(), b.GetService()), cmp.Compare(a.GetId(), b.GetId()))
 	})

@@ -51,6 +51,14 @@ type Config struct {
 	Runs checkpoint.FS
 	// Host names the machine, for the trainer. Empty if its name is not known.
 	Host string
+	// ID is the id of the instance in discovery; empty if it is not known.
+	ID string
+	// Assignable says that a placer may assign layers of the offered models to this shard.
+	Assignable bool
+	// Memory is the number of bytes for weights and KV caches; 0 for any.
+	Memory int64
+	// Zone says where the host is.
+	Zone string
 }
 
 const (
@@ -79,9 +87,21 @@ type Service struct {
 	embeds  chan struct{} // one for each call of Embed that runs
 
 	reserved atomic.Int64 // bytes of adapters, also of those that are being loaded
+	moved    prometheus.Counter
 
-	mu   sync.Mutex
-	held []*held
+	ctx  context.Context // of loads and releases
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	mu          sync.Mutex
+	held        []*held
+	retiring    []*held           // unloaded, but some pipelines still use them
+	loads       []*load           // that run
+	offers      map[string]*offer // by digest
+	fence       uint64            // the highest of an assignment
+	loadedBytes uint64            // by assignments
+	changed     chan struct{}     // closed and replaced when what is held or offered changes
+	closed      bool
 }
 
 // held is a loaded range of a model with its KV cache and sessions.
@@ -91,8 +111,12 @@ type held struct {
 	stage  *model.Stage[float32]
 	cache  *kvcache.Cache[float32]
 
-	pooling    model.Pooling // of embeddings
-	poolingErr error         // why the model's pooling is not supported
+	pooling     model.Pooling // of embeddings
+	poolingErr  error         // why the model's pooling is not supported
+	assigned    bool          // by a placer
+	weightBytes int64         // of the span
+	gone        chan struct{} // closed when the span is unloaded
+	pace        pace
 
 	embedding sync.Mutex // one call of Embed computes at a time; taken before compute
 
@@ -137,7 +161,12 @@ func New(c Config) *Service {
 		compute: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_shard_compute_seconds_total", Help: "Time spent in kernels."},
 		),
+		moved: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lamina_shard_assigned_bytes_total", Help: "Bytes of weights that assignments have loaded.",
+		}),
+		offers: map[string]*offer{}, changed: make(chan struct{}),
 	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -154,7 +183,7 @@ func New(c Config) *Service {
 		s.cfg.AdapterBytes = defaultAdapters
 	}
 	if c.Metrics != nil {
-		c.Metrics.MustRegister(s.rows, s.batches, s.compute, prometheus.NewGaugeFunc(
+		c.Metrics.MustRegister(s.rows, s.batches, s.compute, s.moved, prometheus.NewGaugeFunc(
 			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
@@ -183,21 +212,36 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	if err != nil {
 		return fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", r, name)
 	}
-	pages := (s.cfg.KVPositions + kvcache.DefaultPageLen - 1) / kvcache.DefaultPageLen
-	pooling, poolingErr := files.Pooling()
+	h := s.newHeld(name, digest, stage, s.pagesFor(0))
+	h.weightBytes = files.SpanBytes(r)
+	h.pooling, h.poolingErr = files.Pooling()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held = append(s.held, &held{
-		name: name, digest: digest, stage: stage, pooling: pooling, poolingErr: poolingErr, cache: kvcache.New(
-			stage.CacheConfig(pages), stage.Kernels(),
-		), sessions: map[string]*session{}, pipelines: map[string]*pipeline{},
-		adapters: map[adapter.Sum]*loaded{}, loading: make(chan struct{}, 1), reserved: &s.reserved,
-		adapterLimit: s.cfg.AdapterBytes,
-	})
+	s.held = append(s.held, h)
 	if unused := files.Spec.Unused; len(unused) > 0 {
 		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))
 	}
 	s.log.Info("hold layers", "model", name, "layers", r.String(), "digest", digest)
+	return nil
+}
+
+// newHeld returns a loaded span with an empty KV cache.
+func (s *Service) newHeld(name, digest string, stage *model.Stage[float32], pages int) *held {
+	return &held{
+		name: name, digest: digest, stage: stage, cache: kvcache.New(stage.CacheConfig(pages), stage.Kernels()),
+		sessions: map[string]*session{}, pipelines: map[string]*pipeline{}, gone: make(chan struct{}),
+		adapters: map[adapter.Sum]*loaded{}, loading: make(chan struct{}, 1), reserved: &s.reserved,
+		adapterLimit: s.cfg.AdapterBytes,
+	}
+}
+
+// Close ends loads and releases that run. The files of offers may be closed after it.
+func (s *Service) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.work.Wait()
 	return nil
 }
 
@@ -222,7 +266,7 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 func (s *Service) Trim() bool {
 	released := false
 	s.mu.Lock()
-	held := slices.Clone(s.held)
+	held := slices.Concat(s.held, s.retiring)
 	s.mu.Unlock()
 	for _, h := range held {
 		released = h.cache.Trim() > 0 || released
@@ -261,8 +305,11 @@ func (h *held) describe() *shardv1.Held {
 		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
 		Pipelines: uint32(len(leases)), AdapterLimit: uint64(h.adapterLimit),
 		Encoder: c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
+		Assigned: h.assigned, WeightBytes: uint64(h.weightBytes),
 	}
 	h.describeAdapters(out)
+	one, further := h.pace.read()
+	out.RowUs, out.FurtherRowUs = one.value, further.value
 	for _, l := range leases {
 		out.Leases = append(out.Leases, &shardv1.LeaseInfo{
 			Pipeline: []byte(l.Name), Pages: uint32(l.Granted), Used: uint32(l.Used),
@@ -277,6 +324,7 @@ func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.
 	defer s.mu.Unlock()
 	out := &shardv1.DescribeResponse{
 		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil,
+		Instance: s.cfg.ID, Inventory: s.inventory(),
 	}
 	for _, h := range s.held {
 		out.Held = append(out.Held, h.describe())

@@ -73,6 +73,7 @@ func (p *pipeline) batch(w work) error {
 	h.rows += uint64(rows)
 	h.computeUS += uint64(took.Microseconds())
 	h.mu.Unlock()
+	h.pace.observe(rows, float64(took.Nanoseconds())/1000)
 	p.service.rows.Add(float64(rows))
 	p.service.batches.Inc()
 	p.service.compute.Add(took.Seconds())

@@ -22,13 +22,16 @@ import (
 
 // MeshConfig is the configuration of a mesh in one process.
 type MeshConfig struct {
-	Log         *slog.Logger
-	Kernels     Kernels
-	Model       string // file or folder; empty for a mesh that serves no model
-	Name        string // empty for the name of the file or folder
-	Stages      int    // number of stages of each pipeline; 0 means 1
-	Replicas    int    // number of pipelines; 0 means 1
-	KVPositions int    // in the KV cache of each shard; 0 for the default
+	Log     *slog.Logger
+	Kernels Kernels
+	Model   string // file or folder; empty for a mesh that serves no model
+	Name    string // empty for the name of the file or folder
+	// Auto are shards that take their layers from the placer, in place of Stages and Replicas.
+	Auto        []AutoShard
+	Placing     Placing
+	Stages      int // number of stages of each pipeline; 0 means 1
+	Replicas    int // number of pipelines; 0 means 1
+	KVPositions int // in the KV cache of each shard; 0 for the default
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
@@ -49,6 +52,9 @@ type MeshConfig struct {
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
 }
+
+// meshSilent is the default of Placing.Silent for a mesh in one process: no host there is silent alone.
+const meshSilent = 10 * time.Second
 
 // meshStepFloor is the default of Scheduling.StepFloor for a mesh in one process.
 const meshStepFloor = 5 * time.Second
@@ -117,10 +123,11 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access, trimInterval: c.TrimInterval,
 		train: c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
-			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Drain: cmp.Or(c.Drain, meshDrain),
+			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
 			Adapters: c.Adapters, AdapterDir: c.AdapterDir},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
+	p.set.router.Placing.Silent = cmp.Or(c.Placing.Silent, meshSilent)
 	p.set.router.Scheduling.StepFloor = cmp.Or(c.Scheduling.StepFloor, meshStepFloor)
 	// A second pipeline shares the processors with the first one, so it would only make both slower.
 	p.set.router.Scheduling.Hedge = cmp.Or(c.Scheduling.Hedge, -1)
@@ -140,7 +147,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	if err != nil {
 		return err
 	}
-	if layers := len(served.files.Spec.Layers); c.Stages > layers {
+	if layers := len(served.files.Spec.Layers); c.Stages > layers && len(c.Auto) == 0 {
 		return fault.Field("stages", "%d stages: the model has only %d layers", c.Stages, layers)
 	}
 	p.set.tokenizer = TokenizerConfig{Model: c.Model, Name: served.name}
@@ -158,6 +165,16 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		p.set.shards = append(p.set.shards, p.set.draft)
 		p.set.router.Speculation.Draft = name
 		p.set.pipelines++
+	}
+	for i, auto := range c.Auto {
+		p.set.shards = append(p.set.shards, shardSetting{
+			name: fmt.Sprintf("shard-auto-%d", i), model: c.Model, as: served.name, kvPositions: c.KVPositions,
+			auto: &auto,
+		})
+	}
+	if len(c.Auto) > 0 {
+		p.set.pipelines += max(1, c.Placing.Replicas) - c.Replicas
+		return nil
 	}
 	for r := range c.Replicas {
 		for i := range c.Stages {

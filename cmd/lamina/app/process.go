@@ -124,9 +124,11 @@ type services []registerable
 // server is a gRPC server of a process.
 type server struct {
 	kind, name string // of the instance in the registry
+	id         string // of the instance, in a process with one service; empty for a random one
 	services   services
 	meta       map[string]string
-	public     bool // users connect to it, and not only services
+	live       liveMeta // adds attributes that change; nil for none
+	public     bool     // users connect to it, and not only services
 	// drain prepares the service for the stop of its server, for which it has until the context ends;
 	// nil for nothing.
 	drain func(context.Context)
@@ -149,7 +151,7 @@ func (p *process) serve(s server) {
 		i.Addr = s.addr
 	default:
 		s.addr, s.bound = p.set.listen, p.set.bound
-		i.ID, i.Addr = newID(s.kind), p.set.advertise
+		i.ID, i.Addr = cmp.Or(s.id, newID(s.kind)), p.set.advertise
 	}
 	if s.registry == nil {
 		s.registry = p.registry
@@ -173,6 +175,8 @@ func (p *process) serve(s server) {
 		for _, service := range s.services {
 			service.Register(grpcServer)
 		}
+		var work sync.WaitGroup
+		defer work.Wait()
 		await := func(waiting context.Context) error {
 			for _, w := range waits {
 				if err := lifecycle.Retry(waiting, p.log, w.what, limited(w.try)); err != nil {
@@ -180,11 +184,19 @@ func (p *process) serve(s server) {
 				}
 			}
 			return lifecycle.Retry(waiting, p.log, "the service registry", func(waiting context.Context) error {
-				gone, err := announce(waiting, s.registry, i)
-				if err == nil {
-					context.AfterFunc(ctx, gone) // deregister before calls are drained
+				if s.live != nil {
+					i.Meta = maps.Clone(s.meta)
+					maps.Copy(i.Meta, s.live.Meta())
 				}
-				return err
+				reg, gone, err := announce(waiting, s.registry, i)
+				if err != nil {
+					return err
+				}
+				context.AfterFunc(ctx, gone) // deregister before calls are drained
+				if s.live != nil {
+					work.Go(func() { keepMeta(ctx, reg, s.live, s.meta, i.Meta) })
+				}
+				return nil
 			})
 		}
 		serving := []rpc.ServeOption{rpc.Await(await)}
@@ -229,12 +241,14 @@ func limited(try func(context.Context) error) func(context.Context) error {
 }
 
 // announce registers an instance and returns a function that deregisters it.
-func announce(ctx context.Context, registry discovery.Registry, i discovery.Instance) (func(), error) {
+func announce(
+	ctx context.Context, registry discovery.Registry, i discovery.Instance,
+) (discovery.Registration, func(), error) {
 	reg, err := registry.Register(ctx, i)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return func() {
+	return reg, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
 		_ = reg.Deregister(ctx) // otherwise the failing health check removes the instance

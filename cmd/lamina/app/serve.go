@@ -95,6 +95,8 @@ type ShardConfig struct {
 	RunsDir string
 	// AdapterBytes bounds the memory of adapters; 0 means 1 GiB.
 	AdapterBytes int64
+	// Auto says that the shard takes its layers from the placer; Model and Layers are then empty.
+	Auto *AutoShard
 }
 
 // Shard runs a shard until ctx ends.
@@ -102,6 +104,7 @@ func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
 	set := settings{train: s.Train, nats: s.NATS, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
 		adapterBytes: s.AdapterBytes,
+		auto:         s.Auto,
 	}}}
 	return c.run(ctx, s.Kernels, set, "shards")
 }
@@ -156,6 +159,7 @@ type RouterConfig struct {
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
+	Placing     Placing
 	Bound       func(addr string) // called with the bound HTTP address
 	// NATS is the server for the journal of resumable requests; none if it has no URL. A mesh with a NATS
 	// server of its own uses that.

@@ -169,13 +169,19 @@ type shardSetting struct {
 	train       bool
 	// adapterBytes bounds the memory of adapters; 0 means the default.
 	adapterBytes int64
+	auto         *AutoShard // it takes its layers from the placer; nil for others
 }
 
 func (p *process) buildShards() error {
+	var measured []*shard.Service
 	for _, set := range p.set.shards {
+		id := set.name
+		if p.network == nil {
+			id = newID("shard")
+		}
 		c := shard.Config{
 			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads,
-			KVPositions: set.kvPositions, AdapterBytes: set.adapterBytes,
+			KVPositions: set.kvPositions, ID: id, AdapterBytes: set.adapterBytes,
 			// The label distinguishes the shards of one process.
 			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
 		}
@@ -187,9 +193,26 @@ func (p *process) buildShards() error {
 			}
 			meta[trainer.TrainsMeta] = "true"
 		}
+		var live liveMeta
+		if set.auto != nil {
+			var err error
+			if c.Memory, err = autoMemory(*set.auto, len(p.set.shards)); err != nil {
+				return err
+			}
+			c.Assignable, c.Zone = true, set.auto.Zone
+			if set.auto.Kernels.Set != nil {
+				c.Kernels, c.Threads = set.auto.Kernels.Set, set.auto.Kernels.Threads
+			}
+		}
 		s := shard.New(c)
 		p.trimmers = append(p.trimmers, s)
-		if set.model != "" && set.layers != "none" {
+		if set.auto != nil {
+			if err := p.offerModels(s, set); err != nil {
+				return err
+			}
+			p.closers = append(p.closers, s.Close) // before the files
+			live, measured = s, append(measured, s)
+		} else if set.model != "" && set.layers != "none" {
 			m, err := p.open(set.model, set.as)
 			if err != nil {
 				return err
@@ -203,8 +226,9 @@ func (p *process) buildShards() error {
 			}
 			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
 		}
-		p.serve(server{kind: "shard", name: set.name, services: services{s}, meta: meta})
+		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s}, meta: meta, live: live})
 	}
+	p.addMeasuring(measured)
 	return nil
 }
 
@@ -292,6 +316,7 @@ func (p *process) buildRouter() error {
 	c := p.set.router.config()
 	c.Adapters, c.AdapterDir = adapters, p.set.router.AdapterDir
 	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
+	c.Placement = p.set.router.Placing.placement(p)
 	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil

@@ -3567,7 +3567,9 @@ type Mesh struct {
 	// The open pipelines.
 	Pipelines []*Pipeline `protobuf:"bytes,2,rep,name=pipelines,proto3" json:"pipelines,omitempty"`
 	// What the router may still spend on computing again what was lost.
-	Replays       *ReplayBudget `protobuf:"bytes,3,opt,name=replays,proto3" json:"replays,omitempty"`
+	Replays *ReplayBudget `protobuf:"bytes,3,opt,name=replays,proto3" json:"replays,omitempty"`
+	// The plan, if there are shards that take assignments.
+	Placement     *Placement `protobuf:"bytes,40,opt,name=placement,proto3" json:"placement,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3623,6 +3625,259 @@ func (x *Mesh) GetReplays() *ReplayBudget {
 	return nil
 }
 
+func (x *Mesh) GetPlacement() *Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+// Placement is the state of the plan as a router knows it.
+type Placement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Grows by 1 with each change.
+	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The token of the lock under which it was written.
+	Fence uint64 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
+	// Whether this router is the placer.
+	Placer bool `protobuf:"varint,3,opt,name=placer,proto3" json:"placer,omitempty"`
+	// Why it was last changed.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Bytes of weights that the last change moves.
+	MoveBytes uint64 `protobuf:"varint,5,opt,name=move_bytes,json=moveBytes,proto3" json:"move_bytes,omitempty"`
+	// Layers that it moves.
+	MoveLayers uint32 `protobuf:"varint,6,opt,name=move_layers,json=moveLayers,proto3" json:"move_layers,omitempty"`
+	// Hosts that the plan does without, with the reason.
+	LeftOut []*LeftOut `protobuf:"bytes,7,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	// Models without a pipeline, with the reason.
+	Uncovered     []*LeftOut `protobuf:"bytes,8,rep,name=uncovered,proto3" json:"uncovered,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Placement) Reset() {
+	*x = Placement{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Placement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Placement) ProtoMessage() {}
+
+func (x *Placement) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Placement.ProtoReflect.Descriptor instead.
+func (*Placement) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *Placement) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Placement) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *Placement) GetPlacer() bool {
+	if x != nil {
+		return x.Placer
+	}
+	return false
+}
+
+func (x *Placement) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Placement) GetMoveBytes() uint64 {
+	if x != nil {
+		return x.MoveBytes
+	}
+	return 0
+}
+
+func (x *Placement) GetMoveLayers() uint32 {
+	if x != nil {
+		return x.MoveLayers
+	}
+	return 0
+}
+
+func (x *Placement) GetLeftOut() []*LeftOut {
+	if x != nil {
+		return x.LeftOut
+	}
+	return nil
+}
+
+func (x *Placement) GetUncovered() []*LeftOut {
+	if x != nil {
+		return x.Uncovered
+	}
+	return nil
+}
+
+// LeftOut is a host or a model that a plan does without.
+type LeftOut struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host's id, or the model's name.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Why.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeftOut) Reset() {
+	*x = LeftOut{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeftOut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeftOut) ProtoMessage() {}
+
+func (x *LeftOut) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeftOut.ProtoReflect.Descriptor instead.
+func (*LeftOut) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *LeftOut) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeftOut) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// StageTimes compares the plan with what was measured. A time of 0 is not known.
+type StageTimes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host's id in discovery.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Predicted milliseconds of one row through the stage.
+	PredictedMs float64 `protobuf:"fixed64,2,opt,name=predicted_ms,json=predictedMs,proto3" json:"predicted_ms,omitempty"`
+	// Measured ones, a moving average.
+	MeasuredMs float64 `protobuf:"fixed64,3,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"`
+	// Predicted milliseconds of the hop to the stage.
+	PredictedHopMs float64 `protobuf:"fixed64,4,opt,name=predicted_hop_ms,json=predictedHopMs,proto3" json:"predicted_hop_ms,omitempty"`
+	// Measured ones.
+	MeasuredHopMs float64 `protobuf:"fixed64,5,opt,name=measured_hop_ms,json=measuredHopMs,proto3" json:"measured_hop_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageTimes) Reset() {
+	*x = StageTimes{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageTimes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageTimes) ProtoMessage() {}
+
+func (x *StageTimes) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageTimes.ProtoReflect.Descriptor instead.
+func (*StageTimes) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *StageTimes) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *StageTimes) GetPredictedMs() float64 {
+	if x != nil {
+		return x.PredictedMs
+	}
+	return 0
+}
+
+func (x *StageTimes) GetMeasuredMs() float64 {
+	if x != nil {
+		return x.MeasuredMs
+	}
+	return 0
+}
+
+func (x *StageTimes) GetPredictedHopMs() float64 {
+	if x != nil {
+		return x.PredictedHopMs
+	}
+	return 0
+}
+
+func (x *StageTimes) GetMeasuredHopMs() float64 {
+	if x != nil {
+		return x.MeasuredHopMs
+	}
+	return 0
+}
+
 // ReplayBudget bounds the positions that are computed again after losses to a part of the work. Sequences
 // over the budget wait.
 type ReplayBudget struct {
@@ -3645,7 +3900,7 @@ type ReplayBudget struct {
 
 func (x *ReplayBudget) Reset() {
 	*x = ReplayBudget{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[42]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3657,7 +3912,7 @@ func (x *ReplayBudget) String() string {
 func (*ReplayBudget) ProtoMessage() {}
 
 func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[42]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3670,7 +3925,7 @@ func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayBudget.ProtoReflect.Descriptor instead.
 func (*ReplayBudget) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{42}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReplayBudget) GetAvailable() int64 {
@@ -3732,7 +3987,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[43]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3744,7 +3999,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[43]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3757,7 +4012,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{43}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Member) GetId() string {
@@ -3828,14 +4083,25 @@ type Pipeline struct {
 	// Whether a free shard could take the place of one of its stages.
 	SpareShard bool `protobuf:"varint,18,opt,name=spare_shard,json=spareShard,proto3" json:"spare_shard,omitempty"`
 	// Positions that were computed again because a stage was lost.
-	Replayed      uint64 `protobuf:"varint,19,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	Replayed uint64 `protobuf:"varint,19,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	// Predicted and measured times of each stage.
+	Times []*StageTimes `protobuf:"bytes,40,rep,name=times,proto3" json:"times,omitempty"`
+	// Predicted milliseconds of a token of a single stream; 0 without a plan.
+	PredictedTokenMs float64 `protobuf:"fixed64,41,opt,name=predicted_token_ms,json=predictedTokenMs,proto3" json:"predicted_token_ms,omitempty"`
+	// Predicted milliseconds to the first token.
+	PredictedTtftMs float64 `protobuf:"fixed64,42,opt,name=predicted_ttft_ms,json=predictedTtftMs,proto3" json:"predicted_ttft_ms,omitempty"`
+	// For a prompt of this many tokens.
+	PredictedPromptTokens uint32 `protobuf:"varint,43,opt,name=predicted_prompt_tokens,json=predictedPromptTokens,proto3" json:"predicted_prompt_tokens,omitempty"`
+	// The stage or hop that exceeds its prediction by the most milliseconds, such as "stage 1 at shard-1a2b"; empty
+	// if none does.
+	Worst         string `protobuf:"bytes,44,opt,name=worst,proto3" json:"worst,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[44]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3847,7 +4113,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[44]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3860,7 +4126,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{44}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Pipeline) GetId() string {
@@ -3994,6 +4260,41 @@ func (x *Pipeline) GetReplayed() uint64 {
 		return x.Replayed
 	}
 	return 0
+}
+
+func (x *Pipeline) GetTimes() []*StageTimes {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
+func (x *Pipeline) GetPredictedTokenMs() float64 {
+	if x != nil {
+		return x.PredictedTokenMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetPredictedTtftMs() float64 {
+	if x != nil {
+		return x.PredictedTtftMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetPredictedPromptTokens() uint32 {
+	if x != nil {
+		return x.PredictedPromptTokens
+	}
+	return 0
+}
+
+func (x *Pipeline) GetWorst() string {
+	if x != nil {
+		return x.Worst
+	}
+	return ""
 }
 
 var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
@@ -4272,11 +4573,34 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
 	"\x14WatchTopologyRequest\"C\n" +
 	"\x15WatchTopologyResponse\x12*\n" +
-	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xae\x01\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xe9\x01\n" +
 	"\x04Mesh\x122\n" +
 	"\amembers\x18\x01 \x03(\v2\x18.lamina.router.v1.MemberR\amembers\x128\n" +
 	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\x128\n" +
-	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\"\xa2\x01\n" +
+	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\x129\n" +
+	"\tplacement\x18( \x01(\v2\x1b.lamina.router.v1.PlacementR\tplacement\"\x9a\x02\n" +
+	"\tPlacement\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
+	"\x06placer\x18\x03 \x01(\bR\x06placer\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"move_bytes\x18\x05 \x01(\x04R\tmoveBytes\x12\x1f\n" +
+	"\vmove_layers\x18\x06 \x01(\rR\n" +
+	"moveLayers\x124\n" +
+	"\bleft_out\x18\a \x03(\v2\x19.lamina.router.v1.LeftOutR\aleftOut\x127\n" +
+	"\tuncovered\x18\b \x03(\v2\x19.lamina.router.v1.LeftOutR\tuncovered\"1\n" +
+	"\aLeftOut\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb6\x01\n" +
+	"\n" +
+	"StageTimes\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12!\n" +
+	"\fpredicted_ms\x18\x02 \x01(\x01R\vpredictedMs\x12\x1f\n" +
+	"\vmeasured_ms\x18\x03 \x01(\x01R\n" +
+	"measuredMs\x12(\n" +
+	"\x10predicted_hop_ms\x18\x04 \x01(\x01R\x0epredictedHopMs\x12&\n" +
+	"\x0fmeasured_hop_ms\x18\x05 \x01(\x01R\rmeasuredHopMs\"\xa2\x01\n" +
 	"\fReplayBudget\x12\x1c\n" +
 	"\tavailable\x18\x01 \x01(\x03R\tavailable\x12\x14\n" +
 	"\x05burst\x18\x02 \x01(\x04R\x05burst\x12\x14\n" +
@@ -4288,7 +4612,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12)\n" +
-	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\xd1\x04\n" +
+	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\xad\x06\n" +
 	"\bPipeline\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -4312,7 +4636,12 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x06bubble\x18\x11 \x01(\x02R\x06bubble\x12\x1f\n" +
 	"\vspare_shard\x18\x12 \x01(\bR\n" +
 	"spareShard\x12\x1a\n" +
-	"\breplayed\x18\x13 \x01(\x04R\breplayed*|\n" +
+	"\breplayed\x18\x13 \x01(\x04R\breplayed\x122\n" +
+	"\x05times\x18( \x03(\v2\x1c.lamina.router.v1.StageTimesR\x05times\x12,\n" +
+	"\x12predicted_token_ms\x18) \x01(\x01R\x10predictedTokenMs\x12*\n" +
+	"\x11predicted_ttft_ms\x18* \x01(\x01R\x0fpredictedTtftMs\x126\n" +
+	"\x17predicted_prompt_tokens\x18+ \x01(\rR\x15predictedPromptTokens\x12\x14\n" +
+	"\x05worst\x18, \x01(\tR\x05worst*|\n" +
 	"\vContextMode\x12\x1c\n" +
 	"\x18CONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONTEXT_MODE_STOP\x10\x01\x12\x16\n" +
@@ -4351,7 +4680,7 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_lamina_router_v1_router_proto_goTypes = []any{
 	(ContextMode)(0),               // 0: lamina.router.v1.ContextMode
 	(ToolChoiceMode)(0),            // 1: lamina.router.v1.ToolChoiceMode
@@ -4397,28 +4726,31 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*WatchTopologyRequest)(nil),   // 41: lamina.router.v1.WatchTopologyRequest
 	(*WatchTopologyResponse)(nil),  // 42: lamina.router.v1.WatchTopologyResponse
 	(*Mesh)(nil),                   // 43: lamina.router.v1.Mesh
-	(*ReplayBudget)(nil),           // 44: lamina.router.v1.ReplayBudget
-	(*Member)(nil),                 // 45: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 46: lamina.router.v1.Pipeline
-	nil,                            // 47: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 48: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 49: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 50: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 51: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 52: lamina.sampler.v1.FinishReason
-	(*v12.Pooling)(nil),            // 53: lamina.shard.v1.Pooling
-	(*v11.GenerationDefaults)(nil), // 54: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 55: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 56: lamina.shard.v1.Hop
+	(*Placement)(nil),              // 44: lamina.router.v1.Placement
+	(*LeftOut)(nil),                // 45: lamina.router.v1.LeftOut
+	(*StageTimes)(nil),             // 46: lamina.router.v1.StageTimes
+	(*ReplayBudget)(nil),           // 47: lamina.router.v1.ReplayBudget
+	(*Member)(nil),                 // 48: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 49: lamina.router.v1.Pipeline
+	nil,                            // 50: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 51: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 52: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 53: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 54: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 55: lamina.sampler.v1.FinishReason
+	(*v12.Pooling)(nil),            // 56: lamina.shard.v1.Pooling
+	(*v11.GenerationDefaults)(nil), // 57: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 58: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 59: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	47, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	48, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	49, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	50, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	51, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	52, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	3,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	2,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
 	6,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
-	50, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	53, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	2,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	9,  // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	6,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
@@ -4438,61 +4770,65 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	19, // 23: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
 	21, // 24: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
 	17, // 25: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	51, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	54, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	7,  // 27: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
 	18, // 28: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
 	20, // 29: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
 	20, // 30: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
 	8,  // 31: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	52, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	55, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
 	22, // 33: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
 	23, // 34: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
 	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
 	25, // 36: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
-	53, // 37: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
+	56, // 37: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
 	3,  // 38: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
 	27, // 39: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
 	30, // 40: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	54, // 41: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	51, // 42: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	57, // 41: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	54, // 42: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	31, // 43: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
 	33, // 44: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
 	31, // 45: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
 	31, // 46: lamina.router.v1.ListAdaptersResponse.adapters:type_name -> lamina.router.v1.Adapter
 	43, // 47: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
 	43, // 48: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	45, // 49: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	46, // 50: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	44, // 51: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
-	55, // 52: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	56, // 53: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	4,  // 54: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 55: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 56: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 57: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 58: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	32, // 59: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
-	35, // 60: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
-	37, // 61: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
-	28, // 62: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	39, // 63: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	41, // 64: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 65: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 66: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 67: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 68: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	26, // 69: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	34, // 70: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
-	36, // 71: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
-	38, // 72: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
-	29, // 73: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	40, // 74: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	42, // 75: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	65, // [65:76] is the sub-list for method output_type
-	54, // [54:65] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	48, // 49: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	49, // 50: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	47, // 51: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	44, // 52: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
+	45, // 53: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
+	45, // 54: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
+	58, // 55: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	59, // 56: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	46, // 57: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
+	4,  // 58: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 59: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 60: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 61: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 62: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	32, // 63: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	35, // 64: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	37, // 65: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	28, // 66: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	39, // 67: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	41, // 68: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 69: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 70: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 71: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 72: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	26, // 73: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	34, // 74: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	36, // 75: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	38, // 76: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	29, // 77: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	40, // 78: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	42, // 79: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	69, // [69:80] is the sub-list for method output_type
+	58, // [58:69] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -4539,7 +4875,7 @@ func file_lamina_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

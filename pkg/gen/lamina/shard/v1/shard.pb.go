@@ -650,7 +650,12 @@ type DescribeResponse struct {
 	// Threads of the compute pool.
 	Threads uint32 `protobuf:"varint,3,opt,name=threads,proto3" json:"threads,omitempty"`
 	// Whether this shard accepts training conversations.
-	Trains        bool `protobuf:"varint,4,opt,name=trains,proto3" json:"trains,omitempty"`
+	Trains bool `protobuf:"varint,4,opt,name=trains,proto3" json:"trains,omitempty"`
+	// The instance's id in discovery. An entry of discovery with another id is that of a former process at this
+	// address. Empty if the shard does not know it.
+	Instance string `protobuf:"bytes,40,opt,name=instance,proto3" json:"instance,omitempty"`
+	// What the shard has to offer.
+	Inventory     *Inventory `protobuf:"bytes,41,opt,name=inventory,proto3" json:"inventory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -713,6 +718,1064 @@ func (x *DescribeResponse) GetTrains() bool {
 	return false
 }
 
+func (x *DescribeResponse) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *DescribeResponse) GetInventory() *Inventory {
+	if x != nil {
+		return x.Inventory
+	}
+	return nil
+}
+
+// Inventory is what a shard says of its host, for a placer.
+type Inventory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the shard takes assignments.
+	Assignable bool `protobuf:"varint,1,opt,name=assignable,proto3" json:"assignable,omitempty"`
+	// Bytes for weights and KV caches; 0 if the shard does not know.
+	MemoryBytes uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Those that no span uses. A span counts with its whole KV cache.
+	MemoryFreeBytes uint64 `protobuf:"varint,3,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
+	// Bytes of the KV caches of all spans when they are full.
+	KvBytes uint64 `protobuf:"varint,4,opt,name=kv_bytes,json=kvBytes,proto3" json:"kv_bytes,omitempty"`
+	// Processors of the host.
+	Processors uint32 `protobuf:"varint,5,opt,name=processors,proto3" json:"processors,omitempty"`
+	// The devices that compute, such as "cpu".
+	Devices []string `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Where the host is; empty if that was not said.
+	Zone string `protobuf:"bytes,7,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Measured times, one for each model.
+	Times []*LayerTime `protobuf:"bytes,8,rep,name=times,proto3" json:"times,omitempty"`
+	// The models whose files the shard has, so that their layers can be assigned to it.
+	Offers []*Offer `protobuf:"bytes,9,rep,name=offers,proto3" json:"offers,omitempty"`
+	// The spans that are being loaded.
+	Loading []*Loading `protobuf:"bytes,10,rep,name=loading,proto3" json:"loading,omitempty"`
+	// The highest fence of an assignment.
+	Fence uint64 `protobuf:"varint,11,opt,name=fence,proto3" json:"fence,omitempty"`
+	// Bytes of weights that assignments have loaded since the start.
+	LoadedBytes   uint64 `protobuf:"varint,12,opt,name=loaded_bytes,json=loadedBytes,proto3" json:"loaded_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Inventory) Reset() {
+	*x = Inventory{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inventory) ProtoMessage() {}
+
+func (x *Inventory) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
+func (*Inventory) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Inventory) GetAssignable() bool {
+	if x != nil {
+		return x.Assignable
+	}
+	return false
+}
+
+func (x *Inventory) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Inventory) GetMemoryFreeBytes() uint64 {
+	if x != nil {
+		return x.MemoryFreeBytes
+	}
+	return 0
+}
+
+func (x *Inventory) GetKvBytes() uint64 {
+	if x != nil {
+		return x.KvBytes
+	}
+	return 0
+}
+
+func (x *Inventory) GetProcessors() uint32 {
+	if x != nil {
+		return x.Processors
+	}
+	return 0
+}
+
+func (x *Inventory) GetDevices() []string {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *Inventory) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Inventory) GetTimes() []*LayerTime {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
+func (x *Inventory) GetOffers() []*Offer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+func (x *Inventory) GetLoading() []*Loading {
+	if x != nil {
+		return x.Loading
+	}
+	return nil
+}
+
+func (x *Inventory) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *Inventory) GetLoadedBytes() uint64 {
+	if x != nil {
+		return x.LoadedBytes
+	}
+	return 0
+}
+
+// LayerTime is how long a host takes for a layer of a model.
+type LayerTime struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes that one row reads of the layer that the times are for, an average one.
+	LayerBytes uint64 `protobuf:"varint,2,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
+	// Milliseconds of a row through the layer, computed alone.
+	DecodeMs float64 `protobuf:"fixed64,3,opt,name=decode_ms,json=decodeMs,proto3" json:"decode_ms,omitempty"`
+	// Milliseconds of each further row that is computed together with it.
+	RowMs float64 `protobuf:"fixed64,4,opt,name=row_ms,json=rowMs,proto3" json:"row_ms,omitempty"`
+	// Whether they come from batches of requests. Otherwise they come from the test at the start.
+	Live          bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerTime) Reset() {
+	*x = LayerTime{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerTime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerTime) ProtoMessage() {}
+
+func (x *LayerTime) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerTime.ProtoReflect.Descriptor instead.
+func (*LayerTime) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LayerTime) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *LayerTime) GetLayerBytes() uint64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return 0
+}
+
+func (x *LayerTime) GetDecodeMs() float64 {
+	if x != nil {
+		return x.DecodeMs
+	}
+	return 0
+}
+
+func (x *LayerTime) GetRowMs() float64 {
+	if x != nil {
+		return x.RowMs
+	}
+	return 0
+}
+
+func (x *LayerTime) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+// Offer describes a model whose files a shard has.
+type Offer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's name.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Its digest.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes of each layer's weights.
+	LayerBytes []uint64 `protobuf:"varint,3,rep,packed,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
+	// Bytes that one row reads of each layer.
+	ReadBytes []uint64 `protobuf:"varint,4,rep,packed,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	// Bytes of the embedding.
+	EmbeddingBytes uint64 `protobuf:"varint,5,opt,name=embedding_bytes,json=embeddingBytes,proto3" json:"embedding_bytes,omitempty"`
+	// Bytes of the head.
+	HeadBytes uint64 `protobuf:"varint,6,opt,name=head_bytes,json=headBytes,proto3" json:"head_bytes,omitempty"`
+	// Whether the head is the embedding.
+	Tied bool `protobuf:"varint,7,opt,name=tied,proto3" json:"tied,omitempty"`
+	// Bytes of the keys and values of one position in one layer, on this shard.
+	KvBytes uint64 `protobuf:"varint,8,opt,name=kv_bytes,json=kvBytes,proto3" json:"kv_bytes,omitempty"`
+	// Bytes of a row of the hidden state.
+	HiddenBytes uint64 `protobuf:"varint,9,opt,name=hidden_bytes,json=hiddenBytes,proto3" json:"hidden_bytes,omitempty"`
+	// The model's context length, in positions.
+	Context       uint32 `protobuf:"varint,10,opt,name=context,proto3" json:"context,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Offer) Reset() {
+	*x = Offer{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Offer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Offer) ProtoMessage() {}
+
+func (x *Offer) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Offer.ProtoReflect.Descriptor instead.
+func (*Offer) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Offer) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Offer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Offer) GetLayerBytes() []uint64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return nil
+}
+
+func (x *Offer) GetReadBytes() []uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return nil
+}
+
+func (x *Offer) GetEmbeddingBytes() uint64 {
+	if x != nil {
+		return x.EmbeddingBytes
+	}
+	return 0
+}
+
+func (x *Offer) GetHeadBytes() uint64 {
+	if x != nil {
+		return x.HeadBytes
+	}
+	return 0
+}
+
+func (x *Offer) GetTied() bool {
+	if x != nil {
+		return x.Tied
+	}
+	return false
+}
+
+func (x *Offer) GetKvBytes() uint64 {
+	if x != nil {
+		return x.KvBytes
+	}
+	return 0
+}
+
+func (x *Offer) GetHiddenBytes() uint64 {
+	if x != nil {
+		return x.HiddenBytes
+	}
+	return 0
+}
+
+func (x *Offer) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+// Loading is a span that is being loaded.
+type Loading struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First layer.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last layer.
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// Bytes of weights that have been read.
+	DoneBytes uint64 `protobuf:"varint,4,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// Bytes of weights to be read: those of layers that the shard does not hold already.
+	TotalBytes    uint64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Loading) Reset() {
+	*x = Loading{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Loading) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Loading) ProtoMessage() {}
+
+func (x *Loading) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Loading.ProtoReflect.Descriptor instead.
+func (*Loading) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Loading) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Loading) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *Loading) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+func (x *Loading) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Loading) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+// AssignRequest names a span to be loaded.
+type AssignRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest, of an offer.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First layer.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last layer.
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// Positions of the KV cache; 0 means the shard's default.
+	KvPositions uint32 `protobuf:"varint,4,opt,name=kv_positions,json=kvPositions,proto3" json:"kv_positions,omitempty"`
+	// The token of the placer's lock. A lower one than before is refused.
+	Fence uint64 `protobuf:"varint,5,opt,name=fence,proto3" json:"fence,omitempty"`
+	// The version of the plan, for the log.
+	Version       uint64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignRequest) Reset() {
+	*x = AssignRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignRequest) ProtoMessage() {}
+
+func (x *AssignRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignRequest.ProtoReflect.Descriptor instead.
+func (*AssignRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AssignRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *AssignRequest) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetKvPositions() uint32 {
+	if x != nil {
+		return x.KvPositions
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// AssignResponse is a frame of an assignment's progress.
+type AssignResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*AssignResponse_Loading
+	//	*AssignResponse_Held
+	Frame         isAssignResponse_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignResponse) Reset() {
+	*x = AssignResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignResponse) ProtoMessage() {}
+
+func (x *AssignResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignResponse.ProtoReflect.Descriptor instead.
+func (*AssignResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AssignResponse) GetFrame() isAssignResponse_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *AssignResponse) GetLoading() *Loading {
+	if x != nil {
+		if x, ok := x.Frame.(*AssignResponse_Loading); ok {
+			return x.Loading
+		}
+	}
+	return nil
+}
+
+func (x *AssignResponse) GetHeld() *Held {
+	if x != nil {
+		if x, ok := x.Frame.(*AssignResponse_Held); ok {
+			return x.Held
+		}
+	}
+	return nil
+}
+
+type isAssignResponse_Frame interface {
+	isAssignResponse_Frame()
+}
+
+type AssignResponse_Loading struct {
+	// The span is being loaded.
+	Loading *Loading `protobuf:"bytes,1,opt,name=loading,proto3,oneof"`
+}
+
+type AssignResponse_Held struct {
+	// It is loaded. This is the last frame.
+	Held *Held `protobuf:"bytes,2,opt,name=held,proto3,oneof"`
+}
+
+func (*AssignResponse_Loading) isAssignResponse_Frame() {}
+
+func (*AssignResponse_Held) isAssignResponse_Frame() {}
+
+// UnloadRequest names a span to be freed.
+type UnloadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First layer.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last layer.
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// How long open pipelines may go on, in milliseconds; at most a minute.
+	GraceMs uint32 `protobuf:"varint,4,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	// The token of the placer's lock, as in AssignRequest.
+	Fence         uint64 `protobuf:"varint,5,opt,name=fence,proto3" json:"fence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadRequest) Reset() {
+	*x = UnloadRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadRequest) ProtoMessage() {}
+
+func (x *UnloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadRequest.ProtoReflect.Descriptor instead.
+func (*UnloadRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UnloadRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *UnloadRequest) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *UnloadRequest) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+func (x *UnloadRequest) GetGraceMs() uint32 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *UnloadRequest) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+// UnloadResponse is a frame of a release's progress.
+type UnloadResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Pipelines that are still open on the span.
+	Pipelines uint32 `protobuf:"varint,1,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
+	// The memory is free. This is the last frame.
+	Done bool `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	// Bytes of weights that were freed, in the last frame.
+	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadResponse) Reset() {
+	*x = UnloadResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadResponse) ProtoMessage() {}
+
+func (x *UnloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadResponse.ProtoReflect.Descriptor instead.
+func (*UnloadResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UnloadResponse) GetPipelines() uint32 {
+	if x != nil {
+		return x.Pipelines
+	}
+	return 0
+}
+
+func (x *UnloadResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *UnloadResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// PrefetchRequest names a span whose files are to be read.
+type PrefetchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest, of an offer.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// First layer.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last layer.
+	Hi            uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefetchRequest) Reset() {
+	*x = PrefetchRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefetchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefetchRequest) ProtoMessage() {}
+
+func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefetchRequest.ProtoReflect.Descriptor instead.
+func (*PrefetchRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PrefetchRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PrefetchRequest) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *PrefetchRequest) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
+// PrefetchResponse is a frame of the progress. In the last one all bytes are read.
+type PrefetchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is.
+	Loading       *Loading `protobuf:"bytes,1,opt,name=loading,proto3" json:"loading,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefetchResponse) Reset() {
+	*x = PrefetchResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefetchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefetchResponse) ProtoMessage() {}
+
+func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefetchResponse.ProtoReflect.Descriptor instead.
+func (*PrefetchResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PrefetchResponse) GetLoading() *Loading {
+	if x != nil {
+		return x.Loading
+	}
+	return nil
+}
+
+// PingRequest asks for an answer, or for the times of pings to other shards.
+type PingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Any bytes; at most 256 KiB.
+	Payload []byte `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	// Shards to be pinged, at most 16.
+	Addresses     []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingRequest) Reset() {
+	*x = PingRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingRequest) ProtoMessage() {}
+
+func (x *PingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
+func (*PingRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PingRequest) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *PingRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// PingResponse answers a ping.
+type PingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each address.
+	Times         []*PingTime `protobuf:"bytes,1,rep,name=times,proto3" json:"times,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingResponse) Reset() {
+	*x = PingResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingResponse) ProtoMessage() {}
+
+func (x *PingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
+func (*PingResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PingResponse) GetTimes() []*PingTime {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
+// PingTime is how long the way to another shard takes.
+type PingTime struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its address.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Milliseconds of a small message there and its answer back, the shortest of some tries.
+	RoundTripMs float64 `protobuf:"fixed64,2,opt,name=round_trip_ms,json=roundTripMs,proto3" json:"round_trip_ms,omitempty"`
+	// Megabits per second of a large message; 0 if it was too fast to be measured.
+	BandwidthMbps float64 `protobuf:"fixed64,3,opt,name=bandwidth_mbps,json=bandwidthMbps,proto3" json:"bandwidth_mbps,omitempty"`
+	// Why it could not be reached; empty if it was.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingTime) Reset() {
+	*x = PingTime{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingTime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingTime) ProtoMessage() {}
+
+func (x *PingTime) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingTime.ProtoReflect.Descriptor instead.
+func (*PingTime) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PingTime) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PingTime) GetRoundTripMs() float64 {
+	if x != nil {
+		return x.RoundTripMs
+	}
+	return 0
+}
+
+func (x *PingTime) GetBandwidthMbps() float64 {
+	if x != nil {
+		return x.BandwidthMbps
+	}
+	return 0
+}
+
+func (x *PingTime) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // Held is a range of a model's layers that a shard has loaded.
 type Held struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -758,6 +1821,14 @@ type Held struct {
 	// In `opened` only: the stage has kept the pages that the pipeline had mapped under its
 	// former epoch.
 	Resumed bool `protobuf:"varint,20,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	// Moving average of the time of a batch of one row, in microseconds; 0 before the first one.
+	RowUs float64 `protobuf:"fixed64,40,opt,name=row_us,json=rowUs,proto3" json:"row_us,omitempty"`
+	// The same of each further row of a large batch.
+	FurtherRowUs float64 `protobuf:"fixed64,41,opt,name=further_row_us,json=furtherRowUs,proto3" json:"further_row_us,omitempty"`
+	// Whether the span was assigned by a placer. Otherwise it was given by flag.
+	Assigned bool `protobuf:"varint,42,opt,name=assigned,proto3" json:"assigned,omitempty"`
+	// Bytes of the span's weights.
+	WeightBytes uint64 `protobuf:"varint,43,opt,name=weight_bytes,json=weightBytes,proto3" json:"weight_bytes,omitempty"`
 	// The model encodes whole texts: it serves Embed, and Infer refuses it.
 	Encoder bool `protobuf:"varint,100,opt,name=encoder,proto3" json:"encoder,omitempty"`
 	// The most tokens of a text that Embed takes; 0 if the model's pooling is not supported.
@@ -774,7 +1845,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +1857,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1870,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{6}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Held) GetModel() string {
@@ -942,6 +2013,34 @@ func (x *Held) GetResumed() bool {
 	return false
 }
 
+func (x *Held) GetRowUs() float64 {
+	if x != nil {
+		return x.RowUs
+	}
+	return 0
+}
+
+func (x *Held) GetFurtherRowUs() float64 {
+	if x != nil {
+		return x.FurtherRowUs
+	}
+	return 0
+}
+
+func (x *Held) GetAssigned() bool {
+	if x != nil {
+		return x.Assigned
+	}
+	return false
+}
+
+func (x *Held) GetWeightBytes() uint64 {
+	if x != nil {
+		return x.WeightBytes
+	}
+	return 0
+}
+
 func (x *Held) GetEncoder() bool {
 	if x != nil {
 		return x.Encoder
@@ -994,7 +2093,7 @@ type HeldAdapter struct {
 
 func (x *HeldAdapter) Reset() {
 	*x = HeldAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +2105,7 @@ func (x *HeldAdapter) String() string {
 func (*HeldAdapter) ProtoMessage() {}
 
 func (x *HeldAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +2118,7 @@ func (x *HeldAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldAdapter.ProtoReflect.Descriptor instead.
 func (*HeldAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HeldAdapter) GetDigest() []byte {
@@ -1067,7 +2166,7 @@ type LoadAdapterRequest struct {
 
 func (x *LoadAdapterRequest) Reset() {
 	*x = LoadAdapterRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +2178,7 @@ func (x *LoadAdapterRequest) String() string {
 func (*LoadAdapterRequest) ProtoMessage() {}
 
 func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +2191,7 @@ func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*LoadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LoadAdapterRequest) GetFrame() isLoadAdapterRequest_Frame {
@@ -1175,7 +2274,7 @@ type LoadAdapterOpen struct {
 
 func (x *LoadAdapterOpen) Reset() {
 	*x = LoadAdapterOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +2286,7 @@ func (x *LoadAdapterOpen) String() string {
 func (*LoadAdapterOpen) ProtoMessage() {}
 
 func (x *LoadAdapterOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +2299,7 @@ func (x *LoadAdapterOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterOpen.ProtoReflect.Descriptor instead.
 func (*LoadAdapterOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LoadAdapterOpen) GetDigest() string {
@@ -1273,7 +2372,7 @@ type AdapterModule struct {
 
 func (x *AdapterModule) Reset() {
 	*x = AdapterModule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +2384,7 @@ func (x *AdapterModule) String() string {
 func (*AdapterModule) ProtoMessage() {}
 
 func (x *AdapterModule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +2397,7 @@ func (x *AdapterModule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterModule.ProtoReflect.Descriptor instead.
 func (*AdapterModule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AdapterModule) GetName() string {
@@ -1380,7 +2479,7 @@ type LoadAdapterResponse struct {
 
 func (x *LoadAdapterResponse) Reset() {
 	*x = LoadAdapterResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +2491,7 @@ func (x *LoadAdapterResponse) String() string {
 func (*LoadAdapterResponse) ProtoMessage() {}
 
 func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +2504,7 @@ func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*LoadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LoadAdapterResponse) GetFrame() isLoadAdapterResponse_Frame {
@@ -1462,7 +2561,7 @@ type AdapterWanted struct {
 
 func (x *AdapterWanted) Reset() {
 	*x = AdapterWanted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +2573,7 @@ func (x *AdapterWanted) String() string {
 func (*AdapterWanted) ProtoMessage() {}
 
 func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +2586,7 @@ func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterWanted.ProtoReflect.Descriptor instead.
 func (*AdapterWanted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AdapterWanted) GetModules() []uint32 {
@@ -1508,7 +2607,7 @@ type AdapterLoaded struct {
 
 func (x *AdapterLoaded) Reset() {
 	*x = AdapterLoaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +2619,7 @@ func (x *AdapterLoaded) String() string {
 func (*AdapterLoaded) ProtoMessage() {}
 
 func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +2632,7 @@ func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterLoaded.ProtoReflect.Descriptor instead.
 func (*AdapterLoaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AdapterLoaded) GetBytes() uint64 {
@@ -1560,7 +2659,7 @@ type UnloadAdapterRequest struct {
 
 func (x *UnloadAdapterRequest) Reset() {
 	*x = UnloadAdapterRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +2671,7 @@ func (x *UnloadAdapterRequest) String() string {
 func (*UnloadAdapterRequest) ProtoMessage() {}
 
 func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +2684,7 @@ func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnloadAdapterRequest) GetDigest() string {
@@ -1627,7 +2726,7 @@ type UnloadAdapterResponse struct {
 
 func (x *UnloadAdapterResponse) Reset() {
 	*x = UnloadAdapterResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +2738,7 @@ func (x *UnloadAdapterResponse) String() string {
 func (*UnloadAdapterResponse) ProtoMessage() {}
 
 func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +2751,7 @@ func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnloadAdapterResponse) GetSessions() uint32 {
@@ -1677,7 +2776,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +2788,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +2801,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LeaseInfo) GetPipeline() []byte {
@@ -1741,7 +2840,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2852,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2865,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Hop) GetAddress() string {
@@ -1808,7 +2907,7 @@ type InferRequest struct {
 
 func (x *InferRequest) Reset() {
 	*x = InferRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2919,7 @@ func (x *InferRequest) String() string {
 func (*InferRequest) ProtoMessage() {}
 
 func (x *InferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2932,7 @@ func (x *InferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferRequest.ProtoReflect.Descriptor instead.
 func (*InferRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InferRequest) GetFrame() isInferRequest_Frame {
@@ -1934,7 +3033,7 @@ type InferOpen struct {
 
 func (x *InferOpen) Reset() {
 	*x = InferOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +3045,7 @@ func (x *InferOpen) String() string {
 func (*InferOpen) ProtoMessage() {}
 
 func (x *InferOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +3058,7 @@ func (x *InferOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpen.ProtoReflect.Descriptor instead.
 func (*InferOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InferOpen) GetPipeline() []byte {
@@ -2027,7 +3126,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +3138,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +3151,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -2138,7 +3237,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +3249,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +3262,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -2261,7 +3360,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +3372,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +3385,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Release) GetSessions() [][]byte {
@@ -2328,7 +3427,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +3439,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +3452,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -2445,7 +3544,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +3556,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +3569,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Lease) GetPages() uint32 {
@@ -2500,7 +3599,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +3611,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +3624,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -2548,7 +3647,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +3659,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +3672,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -2613,7 +3712,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +3724,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +3737,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -2699,7 +3798,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +3810,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +3823,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -2965,7 +4064,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +4076,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +4089,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -3232,7 +4331,7 @@ type Objective struct {
 
 func (x *Objective) Reset() {
 	*x = Objective{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +4343,7 @@ func (x *Objective) String() string {
 func (*Objective) ProtoMessage() {}
 
 func (x *Objective) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +4356,7 @@ func (x *Objective) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objective.ProtoReflect.Descriptor instead.
 func (*Objective) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Objective) GetKind() isObjective_Kind {
@@ -3300,7 +4399,7 @@ type DPO struct {
 
 func (x *DPO) Reset() {
 	*x = DPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +4411,7 @@ func (x *DPO) String() string {
 func (*DPO) ProtoMessage() {}
 
 func (x *DPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +4424,7 @@ func (x *DPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DPO.ProtoReflect.Descriptor instead.
 func (*DPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DPO) GetBeta() float64 {
@@ -3357,7 +4456,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3369,7 +4468,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3382,7 +4481,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -3423,7 +4522,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3435,7 +4534,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +4547,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -3491,7 +4590,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3503,7 +4602,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3516,7 +4615,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Gradients) GetWire() string {
@@ -3573,7 +4672,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3585,7 +4684,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3598,7 +4697,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -3666,7 +4765,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +4777,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +4790,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -3729,7 +4828,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +4840,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +4853,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -3784,7 +4883,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3796,7 +4895,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3809,7 +4908,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -3850,7 +4949,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4961,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4974,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Optimizer) GetName() string {
@@ -3942,7 +5041,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +5053,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +5066,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -4009,7 +5108,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4021,7 +5120,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4034,7 +5133,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -4078,7 +5177,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +5189,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +5202,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -4140,7 +5239,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4152,7 +5251,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4165,7 +5264,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -4220,7 +5319,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +5331,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +5344,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *State) GetName() string {
@@ -4283,7 +5382,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4295,7 +5394,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4308,7 +5407,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -4341,7 +5440,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4353,7 +5452,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4366,7 +5465,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -4422,7 +5521,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4434,7 +5533,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4447,7 +5546,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -4548,7 +5647,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +5659,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +5672,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -4656,7 +5755,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +5767,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +5780,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Pair) GetChosen() uint32 {
@@ -4728,7 +5827,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4740,7 +5839,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4753,7 +5852,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -4803,7 +5902,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4815,7 +5914,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4828,7 +5927,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -4910,7 +6009,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4922,7 +6021,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4935,7 +6034,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -5106,7 +6205,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5118,7 +6217,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5131,7 +6230,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -5162,7 +6261,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5174,7 +6273,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5187,7 +6286,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -5235,7 +6334,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5247,7 +6346,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5260,7 +6359,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -5358,7 +6457,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5370,7 +6469,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5383,7 +6482,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -5440,7 +6539,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +6551,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5465,7 +6564,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -5535,7 +6634,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5547,7 +6646,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5560,7 +6659,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -5589,7 +6688,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5601,7 +6700,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5614,7 +6713,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -5669,7 +6768,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5681,7 +6780,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5694,7 +6793,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PairLoss) GetChosen() float64 {
@@ -5740,7 +6839,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5752,7 +6851,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5765,7 +6864,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -5822,7 +6921,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5834,7 +6933,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5847,7 +6946,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -5947,7 +7046,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5959,7 +7058,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5972,7 +7071,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Norm) GetName() string {
@@ -6012,7 +7111,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6024,7 +7123,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6037,7 +7136,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -6104,7 +7203,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6116,7 +7215,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6129,7 +7228,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -6171,7 +7270,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6183,7 +7282,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6196,7 +7295,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -6285,7 +7384,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6297,7 +7396,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6310,7 +7409,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *StateFile) GetName() string {
@@ -6331,7 +7430,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6343,7 +7442,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6356,7 +7455,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -6385,7 +7484,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6397,7 +7496,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6410,7 +7509,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SavedFile) GetName() string {
@@ -6465,7 +7564,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6477,7 +7576,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6490,7 +7589,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -6538,7 +7637,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6550,7 +7649,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6563,7 +7662,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -6640,7 +7739,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6652,7 +7751,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6665,7 +7764,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -6708,7 +7807,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6720,7 +7819,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6733,7 +7832,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -6788,7 +7887,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6800,7 +7899,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6813,7 +7912,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -6884,7 +7983,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6896,7 +7995,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6909,7 +8008,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -6931,7 +8030,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6943,7 +8042,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6956,7 +8055,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -7020,12 +8119,99 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06result\x18\x01 \x01(\v2\x18.lamina.tensor.v1.TensorH\x00R\x06result\x12/\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
 	"\x05frame\"\x11\n" +
-	"\x0fDescribeRequest\"\x92\x01\n" +
+	"\x0fDescribeRequest\"\xe8\x01\n" +
 	"\x10DescribeResponse\x12)\n" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xf4\x05\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\x12\x1a\n" +
+	"\binstance\x18( \x01(\tR\binstance\x128\n" +
+	"\tinventory\x18) \x01(\v2\x1a.lamina.shard.v1.InventoryR\tinventory\"\xb2\x03\n" +
+	"\tInventory\x12\x1e\n" +
+	"\n" +
+	"assignable\x18\x01 \x01(\bR\n" +
+	"assignable\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12*\n" +
+	"\x11memory_free_bytes\x18\x03 \x01(\x04R\x0fmemoryFreeBytes\x12\x19\n" +
+	"\bkv_bytes\x18\x04 \x01(\x04R\akvBytes\x12\x1e\n" +
+	"\n" +
+	"processors\x18\x05 \x01(\rR\n" +
+	"processors\x12\x18\n" +
+	"\adevices\x18\x06 \x03(\tR\adevices\x12\x12\n" +
+	"\x04zone\x18\a \x01(\tR\x04zone\x120\n" +
+	"\x05times\x18\b \x03(\v2\x1a.lamina.shard.v1.LayerTimeR\x05times\x12.\n" +
+	"\x06offers\x18\t \x03(\v2\x16.lamina.shard.v1.OfferR\x06offers\x122\n" +
+	"\aloading\x18\n" +
+	" \x03(\v2\x18.lamina.shard.v1.LoadingR\aloading\x12\x14\n" +
+	"\x05fence\x18\v \x01(\x04R\x05fence\x12!\n" +
+	"\floaded_bytes\x18\f \x01(\x04R\vloadedBytes\"\x8c\x01\n" +
+	"\tLayerTime\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1f\n" +
+	"\vlayer_bytes\x18\x02 \x01(\x04R\n" +
+	"layerBytes\x12\x1b\n" +
+	"\tdecode_ms\x18\x03 \x01(\x01R\bdecodeMs\x12\x15\n" +
+	"\x06row_ms\x18\x04 \x01(\x01R\x05rowMs\x12\x12\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\"\xa9\x02\n" +
+	"\x05Offer\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
+	"\vlayer_bytes\x18\x03 \x03(\x04R\n" +
+	"layerBytes\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x04 \x03(\x04R\treadBytes\x12'\n" +
+	"\x0fembedding_bytes\x18\x05 \x01(\x04R\x0eembeddingBytes\x12\x1d\n" +
+	"\n" +
+	"head_bytes\x18\x06 \x01(\x04R\theadBytes\x12\x12\n" +
+	"\x04tied\x18\a \x01(\bR\x04tied\x12\x19\n" +
+	"\bkv_bytes\x18\b \x01(\x04R\akvBytes\x12!\n" +
+	"\fhidden_bytes\x18\t \x01(\x04R\vhiddenBytes\x12\x18\n" +
+	"\acontext\x18\n" +
+	" \x01(\rR\acontext\"\x81\x01\n" +
+	"\aLoading\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x04 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x04R\n" +
+	"totalBytes\"\x9a\x01\n" +
+	"\rAssignRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12!\n" +
+	"\fkv_positions\x18\x04 \x01(\rR\vkvPositions\x12\x14\n" +
+	"\x05fence\x18\x05 \x01(\x04R\x05fence\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\x04R\aversion\"|\n" +
+	"\x0eAssignResponse\x124\n" +
+	"\aloading\x18\x01 \x01(\v2\x18.lamina.shard.v1.LoadingH\x00R\aloading\x12+\n" +
+	"\x04held\x18\x02 \x01(\v2\x15.lamina.shard.v1.HeldH\x00R\x04heldB\a\n" +
+	"\x05frame\"x\n" +
+	"\rUnloadRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x19\n" +
+	"\bgrace_ms\x18\x04 \x01(\rR\agraceMs\x12\x14\n" +
+	"\x05fence\x18\x05 \x01(\x04R\x05fence\"X\n" +
+	"\x0eUnloadResponse\x12\x1c\n" +
+	"\tpipelines\x18\x01 \x01(\rR\tpipelines\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"I\n" +
+	"\x0fPrefetchRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\"F\n" +
+	"\x10PrefetchResponse\x122\n" +
+	"\aloading\x18\x01 \x01(\v2\x18.lamina.shard.v1.LoadingR\aloading\"E\n" +
+	"\vPingRequest\x12\x18\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\"?\n" +
+	"\fPingResponse\x12/\n" +
+	"\x05times\x18\x01 \x03(\v2\x19.lamina.shard.v1.PingTimeR\x05times\"\x85\x01\n" +
+	"\bPingTime\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\"\n" +
+	"\rround_trip_ms\x18\x02 \x01(\x01R\vroundTripMs\x12%\n" +
+	"\x0ebandwidth_mbps\x18\x03 \x01(\x01R\rbandwidthMbps\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xf0\x06\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -7048,7 +8234,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05lease\x18\x11 \x01(\rH\x00R\x05lease\x88\x01\x01\x12\x1c\n" +
 	"\tpipelines\x18\x12 \x01(\rR\tpipelines\x122\n" +
 	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leases\x12\x18\n" +
-	"\aresumed\x18\x14 \x01(\bR\aresumed\x12\x18\n" +
+	"\aresumed\x18\x14 \x01(\bR\aresumed\x12\x15\n" +
+	"\x06row_us\x18( \x01(\x01R\x05rowUs\x12$\n" +
+	"\x0efurther_row_us\x18) \x01(\x01R\ffurtherRowUs\x12\x1a\n" +
+	"\bassigned\x18* \x01(\bR\bassigned\x12!\n" +
+	"\fweight_bytes\x18+ \x01(\x04R\vweightBytes\x12\x18\n" +
 	"\aencoder\x18d \x01(\bR\aencoder\x12!\n" +
 	"\fembed_tokens\x18e \x01(\rR\vembedTokens\x128\n" +
 	"\badapters\x18< \x03(\v2\x1c.lamina.shard.v1.HeldAdapterR\badapters\x12#\n" +
@@ -7520,7 +8710,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x16\n" +
 	"\x12REJECT_REASON_HUGE\x10\x02\x12\x17\n" +
 	"\x13REJECT_REASON_STALE\x10\x03\x12\x1b\n" +
-	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xac\x05\n" +
+	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xde\a\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
@@ -7529,7 +8719,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tSaveState\x12!.lamina.shard.v1.SaveStateRequest\x1a\".lamina.shard.v1.SaveStateResponse0\x01\x12J\n" +
 	"\x05Embed\x12\x1d.lamina.shard.v1.EmbedRequest\x1a\x1e.lamina.shard.v1.EmbedResponse(\x010\x01\x12\\\n" +
 	"\vLoadAdapter\x12#.lamina.shard.v1.LoadAdapterRequest\x1a$.lamina.shard.v1.LoadAdapterResponse(\x010\x01\x12^\n" +
-	"\rUnloadAdapter\x12%.lamina.shard.v1.UnloadAdapterRequest\x1a&.lamina.shard.v1.UnloadAdapterResponseB?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
+	"\rUnloadAdapter\x12%.lamina.shard.v1.UnloadAdapterRequest\x1a&.lamina.shard.v1.UnloadAdapterResponse\x12K\n" +
+	"\x06Assign\x12\x1e.lamina.shard.v1.AssignRequest\x1a\x1f.lamina.shard.v1.AssignResponse0\x01\x12K\n" +
+	"\x06Unload\x12\x1e.lamina.shard.v1.UnloadRequest\x1a\x1f.lamina.shard.v1.UnloadResponse0\x01\x12Q\n" +
+	"\bPrefetch\x12 .lamina.shard.v1.PrefetchRequest\x1a!.lamina.shard.v1.PrefetchResponse0\x01\x12C\n" +
+	"\x04Ping\x12\x1c.lamina.shard.v1.PingRequest\x1a\x1d.lamina.shard.v1.PingResponseB?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
 
 var (
 	file_lamina_shard_v1_shard_proto_rawDescOnce sync.Once
@@ -7544,7 +8738,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -7556,188 +8750,217 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*EmbedResponse)(nil),         // 7: lamina.shard.v1.EmbedResponse
 	(*DescribeRequest)(nil),       // 8: lamina.shard.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 9: lamina.shard.v1.DescribeResponse
-	(*Held)(nil),                  // 10: lamina.shard.v1.Held
-	(*HeldAdapter)(nil),           // 11: lamina.shard.v1.HeldAdapter
-	(*LoadAdapterRequest)(nil),    // 12: lamina.shard.v1.LoadAdapterRequest
-	(*LoadAdapterOpen)(nil),       // 13: lamina.shard.v1.LoadAdapterOpen
-	(*AdapterModule)(nil),         // 14: lamina.shard.v1.AdapterModule
-	(*LoadAdapterResponse)(nil),   // 15: lamina.shard.v1.LoadAdapterResponse
-	(*AdapterWanted)(nil),         // 16: lamina.shard.v1.AdapterWanted
-	(*AdapterLoaded)(nil),         // 17: lamina.shard.v1.AdapterLoaded
-	(*UnloadAdapterRequest)(nil),  // 18: lamina.shard.v1.UnloadAdapterRequest
-	(*UnloadAdapterResponse)(nil), // 19: lamina.shard.v1.UnloadAdapterResponse
-	(*LeaseInfo)(nil),             // 20: lamina.shard.v1.LeaseInfo
-	(*Hop)(nil),                   // 21: lamina.shard.v1.Hop
-	(*InferRequest)(nil),          // 22: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),             // 23: lamina.shard.v1.InferOpen
-	(*Batch)(nil),                 // 24: lamina.shard.v1.Batch
-	(*Entry)(nil),                 // 25: lamina.shard.v1.Entry
-	(*Release)(nil),               // 26: lamina.shard.v1.Release
-	(*InferResponse)(nil),         // 27: lamina.shard.v1.InferResponse
-	(*Lease)(nil),                 // 28: lamina.shard.v1.Lease
-	(*Computed)(nil),              // 29: lamina.shard.v1.Computed
-	(*InferOpened)(nil),           // 30: lamina.shard.v1.InferOpened
-	(*Refused)(nil),               // 31: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),          // 32: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),             // 33: lamina.shard.v1.TrainOpen
-	(*Objective)(nil),             // 34: lamina.shard.v1.Objective
-	(*DPO)(nil),                   // 35: lamina.shard.v1.DPO
-	(*Member)(nil),                // 36: lamina.shard.v1.Member
-	(*TrainAdapter)(nil),          // 37: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 38: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 39: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 40: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 41: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 42: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 43: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 44: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 45: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 46: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 47: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 48: lamina.shard.v1.State
-	(*Load)(nil),                  // 49: lamina.shard.v1.Load
-	(*Save)(nil),                  // 50: lamina.shard.v1.Save
-	(*Step)(nil),                  // 51: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 52: lamina.shard.v1.Microbatch
-	(*Pair)(nil),                  // 53: lamina.shard.v1.Pair
-	(*Pick)(nil),                  // 54: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 55: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 56: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 57: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 58: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 59: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 60: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 61: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 62: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 63: lamina.shard.v1.Loss
-	(*PairLoss)(nil),              // 64: lamina.shard.v1.PairLoss
-	(*Picked)(nil),                // 65: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 66: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 67: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 68: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 69: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 70: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 71: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 72: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 73: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 74: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 75: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 76: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 77: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 78: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 79: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 80: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),              // 81: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 82: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 83: lamina.tensor.v1.ElementType
+	(*Inventory)(nil),             // 10: lamina.shard.v1.Inventory
+	(*LayerTime)(nil),             // 11: lamina.shard.v1.LayerTime
+	(*Offer)(nil),                 // 12: lamina.shard.v1.Offer
+	(*Loading)(nil),               // 13: lamina.shard.v1.Loading
+	(*AssignRequest)(nil),         // 14: lamina.shard.v1.AssignRequest
+	(*AssignResponse)(nil),        // 15: lamina.shard.v1.AssignResponse
+	(*UnloadRequest)(nil),         // 16: lamina.shard.v1.UnloadRequest
+	(*UnloadResponse)(nil),        // 17: lamina.shard.v1.UnloadResponse
+	(*PrefetchRequest)(nil),       // 18: lamina.shard.v1.PrefetchRequest
+	(*PrefetchResponse)(nil),      // 19: lamina.shard.v1.PrefetchResponse
+	(*PingRequest)(nil),           // 20: lamina.shard.v1.PingRequest
+	(*PingResponse)(nil),          // 21: lamina.shard.v1.PingResponse
+	(*PingTime)(nil),              // 22: lamina.shard.v1.PingTime
+	(*Held)(nil),                  // 23: lamina.shard.v1.Held
+	(*HeldAdapter)(nil),           // 24: lamina.shard.v1.HeldAdapter
+	(*LoadAdapterRequest)(nil),    // 25: lamina.shard.v1.LoadAdapterRequest
+	(*LoadAdapterOpen)(nil),       // 26: lamina.shard.v1.LoadAdapterOpen
+	(*AdapterModule)(nil),         // 27: lamina.shard.v1.AdapterModule
+	(*LoadAdapterResponse)(nil),   // 28: lamina.shard.v1.LoadAdapterResponse
+	(*AdapterWanted)(nil),         // 29: lamina.shard.v1.AdapterWanted
+	(*AdapterLoaded)(nil),         // 30: lamina.shard.v1.AdapterLoaded
+	(*UnloadAdapterRequest)(nil),  // 31: lamina.shard.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil), // 32: lamina.shard.v1.UnloadAdapterResponse
+	(*LeaseInfo)(nil),             // 33: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                   // 34: lamina.shard.v1.Hop
+	(*InferRequest)(nil),          // 35: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),             // 36: lamina.shard.v1.InferOpen
+	(*Batch)(nil),                 // 37: lamina.shard.v1.Batch
+	(*Entry)(nil),                 // 38: lamina.shard.v1.Entry
+	(*Release)(nil),               // 39: lamina.shard.v1.Release
+	(*InferResponse)(nil),         // 40: lamina.shard.v1.InferResponse
+	(*Lease)(nil),                 // 41: lamina.shard.v1.Lease
+	(*Computed)(nil),              // 42: lamina.shard.v1.Computed
+	(*InferOpened)(nil),           // 43: lamina.shard.v1.InferOpened
+	(*Refused)(nil),               // 44: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),          // 45: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),             // 46: lamina.shard.v1.TrainOpen
+	(*Objective)(nil),             // 47: lamina.shard.v1.Objective
+	(*DPO)(nil),                   // 48: lamina.shard.v1.DPO
+	(*Member)(nil),                // 49: lamina.shard.v1.Member
+	(*TrainAdapter)(nil),          // 50: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 51: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 52: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 53: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 54: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 55: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 56: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 57: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 58: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 59: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 60: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 61: lamina.shard.v1.State
+	(*Load)(nil),                  // 62: lamina.shard.v1.Load
+	(*Save)(nil),                  // 63: lamina.shard.v1.Save
+	(*Step)(nil),                  // 64: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 65: lamina.shard.v1.Microbatch
+	(*Pair)(nil),                  // 66: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 67: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 68: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 69: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 70: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 71: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 72: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 73: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 74: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 75: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 76: lamina.shard.v1.Loss
+	(*PairLoss)(nil),              // 77: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 78: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 79: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 80: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 81: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 82: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 83: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 84: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 85: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 86: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 87: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 88: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 89: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 90: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 91: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 92: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 93: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),              // 94: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 95: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 96: lamina.tensor.v1.ElementType
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
-	0,  // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
-	6,  // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	81, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	82, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
-	4,  // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	82, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	81, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	10, // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
-	20, // 8: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
-	11, // 9: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
-	13, // 10: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	82, // 11: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	81, // 12: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	14, // 13: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
-	16, // 14: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
-	17, // 15: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
-	23, // 16: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	24, // 17: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	81, // 18: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	26, // 19: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	21, // 20: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	83, // 21: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	25, // 22: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	82, // 23: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	28, // 24: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	30, // 25: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	31, // 26: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	29, // 27: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	28, // 28: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	10, // 29: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	33, // 30: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	48, // 31: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	81, // 32: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	49, // 33: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	51, // 34: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	52, // 35: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	55, // 36: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	50, // 37: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	57, // 38: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	42, // 39: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	43, // 40: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	1,  // 41: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	41, // 42: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	40, // 43: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	38, // 44: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	39, // 45: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	37, // 46: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	1,  // 47: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	34, // 48: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
-	35, // 49: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	41, // 50: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	44, // 51: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	45, // 52: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	46, // 53: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	47, // 54: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,  // 55: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	82, // 56: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	36, // 57: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	54, // 58: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	53, // 59: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	61, // 60: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	62, // 61: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	63, // 62: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	66, // 63: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	68, // 64: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	65, // 65: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	58, // 66: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	59, // 67: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	60, // 68: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	3,  // 69: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	64, // 70: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	67, // 71: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	71, // 72: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	73, // 73: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	72, // 74: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	73, // 75: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	74, // 76: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	76, // 77: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	77, // 78: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	81, // 79: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	82, // 80: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	79, // 81: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	80, // 82: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	81, // 83: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	82, // 84: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	8,  // 85: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	22, // 86: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	32, // 87: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	75, // 88: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	69, // 89: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,  // 90: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	12, // 91: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	18, // 92: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	9,  // 93: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	27, // 94: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	56, // 95: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	78, // 96: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	70, // 97: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,  // 98: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	15, // 99: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	19, // 100: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	93, // [93:101] is the sub-list for method output_type
-	85, // [85:93] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	0,   // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
+	6,   // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
+	94,  // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	95,  // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	4,   // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
+	95,  // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	94,  // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	23,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
+	10,  // 8: lamina.shard.v1.DescribeResponse.inventory:type_name -> lamina.shard.v1.Inventory
+	11,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
+	12,  // 10: lamina.shard.v1.Inventory.offers:type_name -> lamina.shard.v1.Offer
+	13,  // 11: lamina.shard.v1.Inventory.loading:type_name -> lamina.shard.v1.Loading
+	13,  // 12: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
+	23,  // 13: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
+	13,  // 14: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
+	22,  // 15: lamina.shard.v1.PingResponse.times:type_name -> lamina.shard.v1.PingTime
+	33,  // 16: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	24,  // 17: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
+	26,  // 18: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
+	95,  // 19: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	94,  // 20: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	27,  // 21: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
+	29,  // 22: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
+	30,  // 23: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
+	36,  // 24: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	37,  // 25: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	94,  // 26: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	39,  // 27: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	34,  // 28: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	96,  // 29: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	38,  // 30: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	95,  // 31: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	41,  // 32: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	43,  // 33: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	44,  // 34: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	42,  // 35: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	41,  // 36: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	23,  // 37: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	46,  // 38: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	61,  // 39: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	94,  // 40: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	62,  // 41: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	64,  // 42: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	65,  // 43: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	68,  // 44: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	63,  // 45: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	70,  // 46: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	55,  // 47: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	56,  // 48: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,   // 49: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	54,  // 50: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	53,  // 51: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	51,  // 52: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	52,  // 53: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	50,  // 54: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,   // 55: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	47,  // 56: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
+	48,  // 57: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
+	54,  // 58: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	57,  // 59: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	58,  // 60: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	59,  // 61: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	60,  // 62: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 63: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	95,  // 64: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	49,  // 65: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	67,  // 66: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	66,  // 67: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	74,  // 68: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	75,  // 69: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	76,  // 70: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	79,  // 71: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	81,  // 72: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	78,  // 73: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	71,  // 74: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	72,  // 75: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	73,  // 76: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	3,   // 77: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	77,  // 78: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	80,  // 79: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	84,  // 80: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	86,  // 81: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	85,  // 82: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	86,  // 83: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	87,  // 84: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	89,  // 85: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	90,  // 86: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	94,  // 87: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	95,  // 88: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	92,  // 89: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	93,  // 90: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	94,  // 91: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	95,  // 92: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	8,   // 93: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	35,  // 94: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	45,  // 95: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	88,  // 96: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	82,  // 97: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 98: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	25,  // 99: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	31,  // 100: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	14,  // 101: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	16,  // 102: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	18,  // 103: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	20,  // 104: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 105: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	40,  // 106: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	69,  // 107: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	91,  // 108: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	83,  // 109: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 110: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	28,  // 111: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	32,  // 112: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	15,  // 113: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	17,  // 114: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	19,  // 115: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	21,  // 116: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	105, // [105:117] is the sub-list for method output_type
+	93,  // [93:105] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -7754,29 +8977,33 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*EmbedResponse_Result)(nil),
 		(*EmbedResponse_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[6].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[8].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[11].OneofWrappers = []any{
+		(*AssignResponse_Loading)(nil),
+		(*AssignResponse_Held)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[19].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[21].OneofWrappers = []any{
 		(*LoadAdapterRequest_Open)(nil),
 		(*LoadAdapterRequest_Tensor)(nil),
 		(*LoadAdapterRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[11].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[24].OneofWrappers = []any{
 		(*LoadAdapterResponse_Wanted)(nil),
 		(*LoadAdapterResponse_Loaded)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[18].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[31].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[23].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[36].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
 		(*InferResponse_Lease)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[28].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[41].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -7787,12 +9014,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
 		(*Objective_Dpo)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[46].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[52].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[56].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[59].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[65].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -7803,18 +9030,18 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Rejected)(nil),
 		(*TrainResponse_Alive)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[66].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[79].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[71].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[84].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[74].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[87].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -7825,7 +9052,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   77,
+			NumMessages:   90,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

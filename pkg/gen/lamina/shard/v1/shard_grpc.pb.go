@@ -30,6 +30,10 @@ const (
 	ShardService_Embed_FullMethodName         = "/lamina.shard.v1.ShardService/Embed"
 	ShardService_LoadAdapter_FullMethodName   = "/lamina.shard.v1.ShardService/LoadAdapter"
 	ShardService_UnloadAdapter_FullMethodName = "/lamina.shard.v1.ShardService/UnloadAdapter"
+	ShardService_Assign_FullMethodName        = "/lamina.shard.v1.ShardService/Assign"
+	ShardService_Unload_FullMethodName        = "/lamina.shard.v1.ShardService/Unload"
+	ShardService_Prefetch_FullMethodName      = "/lamina.shard.v1.ShardService/Prefetch"
+	ShardService_Ping_FullMethodName          = "/lamina.shard.v1.ShardService/Ping"
 )
 
 // ShardServiceClient is the client API for ShardService service.
@@ -261,6 +265,27 @@ const (
 //  4. The snapshot refers to the live tensors. An `apply` copies those that are not written
 //     yet before it changes them. So a slow disk costs memory and no time. There is at most one
 //     snapshot of a stage.
+//
+// # Assign and Unload: placement
+//
+// A shard that is started without layers takes assignments from the placer, which is the
+// router that holds the placer's lock. `Inventory` says what the shard has to offer.
+//
+//  1. The placer calls Assign for a span. The shard refuses a `fence` that is lower than the
+//     highest one it has seen with ABORTED: its sender is no longer the placer.
+//  2. The shard loads the span beside what it holds, and sends `loading` frames meanwhile. A
+//     span that does not fit is RESOURCE_EXHAUSTED, and changes nothing. `held` is the last
+//     frame: from then on Describe lists the span and pipelines may open on it. A span that
+//     is held already is answered by `held` at once, and one that is being loaded by
+//     another call is waited for. A load goes on if the caller goes away.
+//  3. The placer calls Unload for a span that no plan names any more. Describe no longer
+//     lists it, and no pipeline can open on it. Those that are open may go on until the
+//     router has ended them, or for `grace_ms`; then the shard ends them with UNAVAILABLE and
+//     frees the memory. The router moves their sessions as it does when a shard is lost. A
+//     span that is not held is no error. One that was given by flag is
+//     FAILED_PRECONDITION.
+//  4. Prefetch reads the files of a span ahead, so that an Assign that may follow finds them
+//     in memory. It changes nothing else.
 type ShardServiceClient interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
@@ -285,6 +310,14 @@ type ShardServiceClient interface {
 	LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error)
 	// UnloadAdapter removes an adapter from a held range, once no session uses it.
 	UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error)
+	// Assign loads a span of layers.
+	Assign(ctx context.Context, in *AssignRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AssignResponse], error)
+	// Unload frees a span of layers that was assigned.
+	Unload(ctx context.Context, in *UnloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnloadResponse], error)
+	// Prefetch reads the files of a span ahead.
+	Prefetch(ctx context.Context, in *PrefetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PrefetchResponse], error)
+	// Ping answers at once, or pings other shards and says how long that took.
+	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error)
 }
 
 type shardServiceClient struct {
@@ -393,6 +426,73 @@ func (c *shardServiceClient) UnloadAdapter(ctx context.Context, in *UnloadAdapte
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UnloadAdapterResponse)
 	err := c.cc.Invoke(ctx, ShardService_UnloadAdapter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *shardServiceClient) Assign(ctx context.Context, in *AssignRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AssignResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[6], ShardService_Assign_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AssignRequest, AssignResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_AssignClient = grpc.ServerStreamingClient[AssignResponse]
+
+func (c *shardServiceClient) Unload(ctx context.Context, in *UnloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnloadResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[7], ShardService_Unload_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UnloadRequest, UnloadResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_UnloadClient = grpc.ServerStreamingClient[UnloadResponse]
+
+func (c *shardServiceClient) Prefetch(ctx context.Context, in *PrefetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PrefetchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[8], ShardService_Prefetch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PrefetchRequest, PrefetchResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_PrefetchClient = grpc.ServerStreamingClient[PrefetchResponse]
+
+func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PingResponse)
+	err := c.cc.Invoke(ctx, ShardService_Ping_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -628,6 +728,27 @@ func (c *shardServiceClient) UnloadAdapter(ctx context.Context, in *UnloadAdapte
 //  4. The snapshot refers to the live tensors. An `apply` copies those that are not written
 //     yet before it changes them. So a slow disk costs memory and no time. There is at most one
 //     snapshot of a stage.
+//
+// # Assign and Unload: placement
+//
+// A shard that is started without layers takes assignments from the placer, which is the
+// router that holds the placer's lock. `Inventory` says what the shard has to offer.
+//
+//  1. The placer calls Assign for a span. The shard refuses a `fence` that is lower than the
+//     highest one it has seen with ABORTED: its sender is no longer the placer.
+//  2. The shard loads the span beside what it holds, and sends `loading` frames meanwhile. A
+//     span that does not fit is RESOURCE_EXHAUSTED, and changes nothing. `held` is the last
+//     frame: from then on Describe lists the span and pipelines may open on it. A span that
+//     is held already is answered by `held` at once, and one that is being loaded by
+//     another call is waited for. A load goes on if the caller goes away.
+//  3. The placer calls Unload for a span that no plan names any more. Describe no longer
+//     lists it, and no pipeline can open on it. Those that are open may go on until the
+//     router has ended them, or for `grace_ms`; then the shard ends them with UNAVAILABLE and
+//     frees the memory. The router moves their sessions as it does when a shard is lost. A
+//     span that is not held is no error. One that was given by flag is
+//     FAILED_PRECONDITION.
+//  4. Prefetch reads the files of a span ahead, so that an Assign that may follow finds them
+//     in memory. It changes nothing else.
 type ShardServiceServer interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
@@ -652,6 +773,14 @@ type ShardServiceServer interface {
 	LoadAdapter(grpc.BidiStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error
 	// UnloadAdapter removes an adapter from a held range, once no session uses it.
 	UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error)
+	// Assign loads a span of layers.
+	Assign(*AssignRequest, grpc.ServerStreamingServer[AssignResponse]) error
+	// Unload frees a span of layers that was assigned.
+	Unload(*UnloadRequest, grpc.ServerStreamingServer[UnloadResponse]) error
+	// Prefetch reads the files of a span ahead.
+	Prefetch(*PrefetchRequest, grpc.ServerStreamingServer[PrefetchResponse]) error
+	// Ping answers at once, or pings other shards and says how long that took.
+	Ping(context.Context, *PingRequest) (*PingResponse, error)
 	mustEmbedUnimplementedShardServiceServer()
 }
 
@@ -685,6 +814,18 @@ func (UnimplementedShardServiceServer) LoadAdapter(grpc.BidiStreamingServer[Load
 }
 func (UnimplementedShardServiceServer) UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UnloadAdapter not implemented")
+}
+func (UnimplementedShardServiceServer) Assign(*AssignRequest, grpc.ServerStreamingServer[AssignResponse]) error {
+	return status.Error(codes.Unimplemented, "method Assign not implemented")
+}
+func (UnimplementedShardServiceServer) Unload(*UnloadRequest, grpc.ServerStreamingServer[UnloadResponse]) error {
+	return status.Error(codes.Unimplemented, "method Unload not implemented")
+}
+func (UnimplementedShardServiceServer) Prefetch(*PrefetchRequest, grpc.ServerStreamingServer[PrefetchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Prefetch not implemented")
+}
+func (UnimplementedShardServiceServer) Ping(context.Context, *PingRequest) (*PingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Ping not implemented")
 }
 func (UnimplementedShardServiceServer) mustEmbedUnimplementedShardServiceServer() {}
 func (UnimplementedShardServiceServer) testEmbeddedByValue()                      {}
@@ -789,6 +930,57 @@ func _ShardService_UnloadAdapter_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ShardService_Assign_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AssignRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ShardServiceServer).Assign(m, &grpc.GenericServerStream[AssignRequest, AssignResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_AssignServer = grpc.ServerStreamingServer[AssignResponse]
+
+func _ShardService_Unload_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(UnloadRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ShardServiceServer).Unload(m, &grpc.GenericServerStream[UnloadRequest, UnloadResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_UnloadServer = grpc.ServerStreamingServer[UnloadResponse]
+
+func _ShardService_Prefetch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PrefetchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ShardServiceServer).Prefetch(m, &grpc.GenericServerStream[PrefetchRequest, PrefetchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_PrefetchServer = grpc.ServerStreamingServer[PrefetchResponse]
+
+func _ShardService_Ping_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ShardServiceServer).Ping(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ShardService_Ping_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ShardServiceServer).Ping(ctx, req.(*PingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ShardService_ServiceDesc is the grpc.ServiceDesc for ShardService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -803,6 +995,10 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UnloadAdapter",
 			Handler:    _ShardService_UnloadAdapter_Handler,
+		},
+		{
+			MethodName: "Ping",
+			Handler:    _ShardService_Ping_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -840,6 +1036,21 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _ShardService_LoadAdapter_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Assign",
+			Handler:       _ShardService_Assign_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Unload",
+			Handler:       _ShardService_Unload_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Prefetch",
+			Handler:       _ShardService_Prefetch_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "lamina/shard/v1/shard.proto",

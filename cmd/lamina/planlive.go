@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/inventory"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+)
+
+// consulLive are the flags by which a plan is made of a running fleet.
+type consulLive struct {
+	Consul      string `help:"Address of a Consul agent: plan over the shards that it lists and that were started with --auto, in place of a file with hosts." env:"LAMINA_PLAN_CONSUL"`
+	ConsulToken string `help:"Token for Consul." env:"LAMINA_CONSUL_TOKEN"`
+	connectFlags
+}
+
+// live returns the hosts of a running fleet. The model need not be one that they have: the times of another model are
+// scaled by the bytes of a layer.
+func (c *consulLive) live(e *verb.Env, m *plan.Model) ([]plan.Host, error) {
+	dialer, err := c.dialer()
+	if err != nil {
+		return nil, err
+	}
+	defer dialer.Close()
+	ctx, cancel := context.WithTimeout(e.Ctx, askTimeout)
+	defer cancel()
+	shards, err := app.LiveInventory(ctx, c.Consul, c.ConsulToken, dialer)
+	if err != nil {
+		return nil, err
+	}
+	r, left := inventory.Request(shards, inventory.Options{Goal: plan.Latency})
+	if len(r.Hosts) == 0 {
+		var reasons []string
+		for _, l := range left {
+			reasons = append(reasons, l.ID+": "+l.Reason)
+		}
+		return nil, fault.New(fault.FailedPrecondition, "plan over the shards of consul at %s: none can be a host: %s",
+			c.Consul, strings.Join(reasons, "; "))
+	}
+	for i := range r.Models { // the shards know the size of their KV caches
+		if r.Models[i].Name == m.Name && len(r.Models[i].Layers) == len(m.Layers) {
+			m.KVBytes = r.Models[i].KVBytes
+		}
+	}
+	return r.Hosts, nil
+}
+
+// printPlacement shows what was predicted of each stage beside what was measured.
+func printPlacement(w io.Writer, mesh *routerv1.Mesh) {
+	if p := mesh.GetPlacement(); p != nil {
+		fmt.Fprintln(w, "\nPLAN\tREASON\tMOVED LAYERS\tMOVED BYTES\tTHIS ROUTER PLACES")
+		fmt.Fprintf(w, "%d\t%s\t%d\t%d\t%v\n", p.GetVersion(), p.GetReason(), p.GetMoveLayers(), p.GetMoveBytes(),
+			p.GetPlacer())
+	}
+	header := false
+	for _, p := range mesh.GetPipelines() {
+		for i, t := range p.GetTimes() {
+			if t.GetMeasuredMs() == 0 && t.GetPredictedMs() == 0 {
+				continue
+			}
+			if !header {
+				header = true
+				fmt.Fprintln(w, "\nPIPELINE\tSTAGE\tHOST\tROW MS\tPREDICTED\tHOP MS\tPREDICTED\t")
+			}
+			worst := ""
+			switch p.GetWorst() {
+			case fmt.Sprintf("stage %d at %s", i, t.GetHost()):
+				worst = "slower than predicted"
+			case fmt.Sprintf("hop to stage %d at %s", i, t.GetHost()):
+				worst = "hop slower than predicted"
+			}
+			fmt.Fprintf(w, "%.8s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", p.GetId(), i, t.GetHost(), millis(t.GetMeasuredMs()),
+				millis(t.GetPredictedMs()), millis(t.GetMeasuredHopMs()), millis(t.GetPredictedHopMs()), worst)
+		}
+		if ms := p.GetPredictedTokenMs(); ms > 0 {
+			fmt.Fprintf(w, "%.8s\tall\t\t%.3f\t%.3f\t\t\t%.0f ms to the first token of %d predicted\n", p.GetId(),
+				p.GetStepMs(), ms, p.GetPredictedTtftMs(), p.GetPredictedPromptTokens())
+		}
+	}
+	if left := mesh.GetPlacement().GetLeftOut(); len(left) > 0 {
+		fmt.Fprintln(w, "\nLEFT OUT\tREASON")
+		for _, l := range left {
+			fmt.Fprintf(w, "%s\t%s\n", l.GetId(), l.GetReason())
+		}
+	}
+	for _, l := range mesh.GetPlacement().GetUncovered() {
+		fmt.Fprintf(w, "\nNOT SERVED\t%s: %s\n", l.GetId(), l.GetReason())
+	}
+}
+
+// millis formats a time that may not be known.
+func millis(ms float64) string {
+	if ms <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.3f", ms)
+}

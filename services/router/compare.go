@@ -1,0 +1,303 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// What the plan has predicted is compared with what is measured: the time of a row in each stage, which shards count,
+// and that of the hop to it, which pings measure.
+
+const (
+	hopsAge   = 10 * time.Second // after which the way between two neighbours is measured again
+	hopsLimit = time.Second      // for all measurements of one look
+	maxAtOnce = 16               // neighbours that one look measures
+	worstLess = 0.05             // milliseconds over the prediction that are not worth a word
+)
+
+// hopTimes are the measured times of hops.
+type hopTimes struct {
+	mu    sync.Mutex
+	known map[[2]string]hopTime // by sender and receiver; an empty sender is this router
+}
+
+// get returns the milliseconds of a hop, or 0 if they are not known.
+func (h *hopTimes) get(from, to string) float64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.known[[2]string{from, to}].ms
+}
+
+// refresh measures the hops of chains whose times are not known or old, and drops those of no chain.
+func (h *hopTimes) refresh(ctx context.Context, s *Service, chains []plan.Chain) {
+	ctx, cancel := context.WithTimeout(ctx, hopsLimit)
+	defer cancel()
+	now := time.Now()
+	var old [][2]string
+	h.mu.Lock()
+	next := map[[2]string]hopTime{}
+	for _, chain := range chains {
+		from := ""
+		for _, hop := range chain {
+			pair := [2]string{from, hop.Addr}
+			from = hop.Addr
+			t, seen := next[pair]
+			if !seen {
+				t = h.known[pair]
+			}
+			if !seen && now.Sub(t.at) >= hopsAge && len(old) < maxAtOnce {
+				old = append(old, pair)
+				t.at = now // a hop that cannot be measured is not tried at once again
+			}
+			next[pair] = t
+		}
+	}
+	h.known = next
+	h.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, pair := range old {
+		wg.Go(func() {
+			t, err := s.ping(ctx, pair[0], pair[1])
+			if err != nil {
+				return
+			}
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if _, still := h.known[pair]; still {
+				h.known[pair] = t
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// ping measures a hop: from a shard to another, or from this router if there is no sender.
+func (s *Service) ping(ctx context.Context, from, to string) (hopTime, error) {
+	if from != "" {
+		conn, err := s.cfg.Dialer.Dial(from)
+		if err != nil {
+			return hopTime{}, err
+		}
+		resp, err := shardv1.NewShardServiceClient(conn).Ping(ctx, &shardv1.PingRequest{Addresses: []string{to}})
+		if err != nil {
+			return hopTime{}, rpc.FromStatus(err)
+		}
+		for _, t := range resp.GetTimes() {
+			if t.GetError() == "" && t.GetRoundTripMs() > 0 {
+				return hopTime{ms: t.GetRoundTripMs() / 2, mbps: t.GetBandwidthMbps(), at: time.Now()}, nil
+			}
+		}
+		return hopTime{}, errNoPing
+	}
+	conn, err := s.cfg.Dialer.Dial(to)
+	if err != nil {
+		return hopTime{}, err
+	}
+	client := shardv1.NewShardServiceClient(conn)
+	best := time.Duration(0)
+	for i := range pings {
+		start := time.Now()
+		if _, err := client.Ping(ctx, &shardv1.PingRequest{}); err != nil {
+			return hopTime{}, rpc.FromStatus(err)
+		}
+		if took := time.Since(start); i == 1 || i > 1 && took < best { // the first one may have to connect
+			best = took
+		}
+	}
+	start := time.Now()
+	large := hopTime{ms: best.Seconds() * 1000 / 2, at: time.Now()}
+	if _, err := client.Ping(ctx, &shardv1.PingRequest{Payload: make([]byte, pingBytes)}); err != nil {
+		return hopTime{}, rpc.FromStatus(err)
+	}
+	if more := time.Since(start) - best; more > leastBandwidth {
+		large.mbps = pingBytes * 8 / more.Seconds() / 1e6
+	}
+	return large, nil
+}
+
+const (
+	pings          = 4
+	pingBytes      = 128 << 10
+	leastBandwidth = 50 * time.Microsecond // of a large ping; what takes less time says nothing of the bandwidth
+)
+
+var errNoPing = fmt.Errorf("the shard could not ping its neighbour")
+
+// measureHop measures the way to a host: from this router, and from up to pairs others, whose mean it is. A plan does
+// not know yet which host will be the one before.
+func (p *placer) measureHop(ctx context.Context, h *placed) {
+	ctx, cancel := context.WithTimeout(ctx, describeLimit)
+	defer cancel()
+	t, err := p.s.ping(ctx, "", h.addr)
+	n := 1.0
+	if err == nil {
+		for _, from := range p.others(h) {
+			if other, err := p.s.ping(ctx, from, h.addr); err == nil {
+				t.ms, t.mbps, n = t.ms+other.ms, t.mbps+other.mbps, n+1
+			}
+		}
+		t.ms, t.mbps = t.ms/n, t.mbps/n
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h.hop.measuring = false
+	if err == nil {
+		h.hop = t
+	}
+	h.hop.at = time.Now()
+}
+
+// pairs is the number of other hosts that measure the way to a host.
+const pairs = 3
+
+// others returns the addresses of some hosts that answer.
+func (p *placer) others(h *placed) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, other := range p.hosts {
+		if other != h && other.alive() && len(out) < pairs {
+			out = append(out, other.addr)
+		}
+	}
+	return out
+}
+
+// describe returns the state of the plan, or nil if there is none.
+func (p *placer) describe() *routerv1.Placement {
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.doc == nil {
+		return nil
+	}
+	out := &routerv1.Placement{
+		Version: p.doc.Version, Fence: p.doc.Fence, Placer: p.leading, Reason: p.doc.Reason,
+		MoveBytes: uint64(max(0, p.doc.MoveBytes)), MoveLayers: uint32(max(0, p.doc.MoveLayers)),
+	}
+	for _, l := range p.doc.Plan.LeftOut {
+		out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
+	}
+	if p.leading {
+		for _, l := range p.left {
+			out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
+		}
+	}
+	for _, l := range p.doc.Plan.Uncovered {
+		out.Uncovered = append(out.Uncovered, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
+	}
+	return out
+}
+
+// planned returns the pipeline of the plan that a chain is, or nil.
+func (p *placer) planned(chain plan.Chain) *plan.Pipeline {
+	if p == nil || len(chain) == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.doc == nil {
+		return nil
+	}
+	for k := range p.doc.Plan.Pipelines {
+		pipeline := &p.doc.Plan.Pipelines[k]
+		if pipeline.Digest == chain.Digest() && chainOf(pipeline).String() == chain.String() {
+			return pipeline
+		}
+	}
+	return nil
+}
+
+// compare fills in the predicted and measured times of a pipeline. held is what the shards say of themselves, by
+// address.
+func (s *Service) compare(p *routerv1.Pipeline, chain plan.Chain, held map[string][]*shardv1.Held) {
+	planned := s.placer.planned(chain)
+	from, most := "", worstLess
+	for i, hop := range chain {
+		t := &routerv1.StageTimes{Host: hop.Shard, MeasuredHopMs: s.hops.get(from, hop.Addr)}
+		from = hop.Addr
+		for _, h := range held[hop.Addr] {
+			if h.GetDigest() == hop.Digest && int(h.GetLo()) == hop.Lo && int(h.GetHi()) == hop.Hi {
+				t.MeasuredMs = h.GetRowUs() / 1000
+			}
+		}
+		p.Times = append(p.Times, t)
+		if planned == nil {
+			continue
+		}
+		t.PredictedMs, t.PredictedHopMs = planned.Stages[i].MS, planned.Stages[i].HopMS
+		if over := t.GetMeasuredMs() - t.GetPredictedMs(); over > most {
+			most, p.Worst = over, fmt.Sprintf("stage %d at %s", i, hop.Shard)
+		}
+		if over := t.GetMeasuredHopMs() - t.GetPredictedHopMs(); over > most {
+			most, p.Worst = over, fmt.Sprintf("hop to stage %d at %s", i, hop.Shard)
+		}
+	}
+	if planned != nil {
+		p.PredictedTokenMs, p.PredictedTtftMs = planned.Predicted.TokenMS, planned.Predicted.TTFTMS
+		p.PredictedPromptTokens = uint32(max(0, planned.Predicted.PromptTokens))
+	}
+}
+
+// stageCollector exports the predicted and measured times of the stages of all pipelines that are open.
+type stageCollector struct {
+	s            *Service
+	stage, token *prometheus.Desc
+}
+
+func (m *metrics) observeStages(r prometheus.Registerer, s *Service) {
+	if r == nil || s.placer == nil {
+		return
+	}
+	r.MustRegister(&stageCollector{
+		s: s,
+		stage: prometheus.NewDesc("lamina_router_stage_seconds",
+			"Time of one row in a stage (part compute) and on the hop to it (part hop), as the plan has predicted it and "+
+				"as it was measured last.", []string{"model", "pipeline", "stage", "host", "part", "from"}, nil),
+		token: prometheus.NewDesc("lamina_router_token_seconds",
+			"Time of a token of a single stream, as the plan has predicted it, and of a step, as it was measured.",
+			[]string{"model", "pipeline", "from"}, nil),
+	})
+}
+
+// Describe implements prometheus.Collector.
+func (c *stageCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.stage
+	ch <- c.token
+}
+
+// Collect implements prometheus.Collector. It asks the shards of the pipelines for their times.
+func (c *stageCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), describeLimit)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, ms float64, labels ...string) {
+		if ms > 0 {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, ms/1000, labels...)
+		}
+	}
+	for _, p := range c.s.mesh(ctx).GetPipelines() {
+		if p.GetPredictedTokenMs() == 0 {
+			continue
+		}
+		gauge(c.token, p.GetPredictedTokenMs(), p.GetModel(), p.GetId(), "plan")
+		gauge(c.token, float64(p.GetStepMs()), p.GetModel(), p.GetId(), "measured")
+		for i, t := range p.GetTimes() {
+			at := []string{p.GetModel(), p.GetId(), fmt.Sprint(i), t.GetHost()}
+			gauge(c.stage, t.GetPredictedMs(), append(at, "compute", "plan")...)
+			gauge(c.stage, t.GetMeasuredMs(), append(at, "compute", "measured")...)
+			gauge(c.stage, t.GetPredictedHopMs(), append(at, "hop", "plan")...)
+			gauge(c.stage, t.GetMeasuredHopMs(), append(at, "hop", "measured")...)
+		}
+	}
+}

@@ -1,0 +1,485 @@
+package router
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/inventory"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+)
+
+// Placement configures the placing of layers on shards that take assignments.
+type Placement struct {
+	// Registry has the placer's lock and the plan.
+	Registry PlacementRegistry
+	// Holder names this router in the lock.
+	Holder string
+	Goal   plan.Goal // 0 means latency
+	// Replicas is the number of pipelines of each model; 0 as in plan.Model.
+	Replicas int
+	// Keeper says how readily the plan changes.
+	Keeper plan.KeeperConfig
+	// KVLeast and KVMost are the positions of the KV caches, as in plan.Model.
+	KVLeast, KVMost int
+	// Silent is how long a host may not answer before its layers are placed elsewhere; 0 means 1.8 s. A host that
+	// cannot be reached is given up after two tries.
+	Silent time.Duration
+	// Settle is how long the set of hosts has to be the same before the first plan; 0 means 1 s.
+	Settle time.Duration
+}
+
+// PlacementRegistry is what the placer needs of the registry.
+type PlacementRegistry interface {
+	discovery.KV
+	Lock(ctx context.Context, key, holder string) (discovery.Lease, error)
+}
+
+const (
+	placerLock = "placer"
+	planKey    = "plan"
+
+	placeEvery   = 250 * time.Millisecond  // between two looks at the hosts
+	stepEvery    = time.Second             // between two steps of the keeper while no host changes
+	aliveLimit   = 600 * time.Millisecond  // of a description, for a host that may be dead
+	deadAfter    = 2                       // probes in a row that find nobody
+	silentAfter  = 1800 * time.Millisecond // default of Placement.Silent
+	settleFirst  = time.Second             // default of Placement.Settle
+	settleMost   = 10 * time.Second        // after which the first plan is made with what is there
+	settleKnown  = 3 * time.Second         // for hosts of a plan that a new placer has not seen yet
+	hopsEvery    = 15 * time.Second        // between two measurements of the way to a host
+	maxHops      = 4                       // that run at once
+	assignLimit  = 10 * time.Minute        // of a load
+	unloadGrace  = 10 * time.Second        // of pipelines over a span that no plan names
+	unloadUrgent = 2 * time.Second         // the same where memory is wanted
+	lockAgain    = time.Second             // after a failed try to get the lock
+)
+
+// placer keeps the plan while this router holds the lock, and reads it otherwise.
+//
+// Of the routers of a mesh the one that holds the placer's lock decides. It writes the plan to the registry before
+// it carries it out, under the token of its lock. A router that has lost the lock without noticing cannot overwrite
+// a later plan (plan.Document.Replace), and shards refuse its assignments. Every other router only reads the plan,
+// to compare it with what it measures, and finds spans by what shards say of themselves, as always.
+type placer struct {
+	s   *Service
+	cfg Placement
+
+	mu      sync.Mutex
+	doc     *plan.Document // the newest that was read or written; nil before the first one
+	leading bool
+	hosts   map[string]*placed // assignable shards by id
+	left    []plan.LeftOut     // shards that cannot be hosts
+	stirred time.Time          // when the set of living hosts last changed
+}
+
+// placed is what the placer knows of a host.
+type placed struct {
+	addr   string
+	desc   *shardv1.DescribeResponse // nil before the first answer
+	fails  int                       // probes in a row that found nobody
+	heard  time.Time                 // when it last answered
+	dead   bool
+	asking bool
+	busy   bool // a load or a release runs
+	full   bool // a load did not fit: spans that no plan names have to go first
+	hop    hopTime
+}
+
+// hopTime is the way to a host.
+type hopTime struct {
+	ms, mbps  float64
+	at        time.Time
+	measuring bool
+}
+
+func newPlacer(s *Service, c Placement) *placer {
+	if c.Goal == 0 {
+		c.Goal = plan.Latency
+	}
+	if c.Silent == 0 {
+		c.Silent = silentAfter
+	}
+	if c.Settle == 0 {
+		c.Settle = settleFirst
+	}
+	return &placer{s: s, cfg: c, hosts: map[string]*placed{}}
+}
+
+// run reads the plan, and makes it whenever this router holds the lock. A mesh without shards that take assignments
+// has no placer.
+func (p *placer) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	tick := time.NewTicker(placeEvery)
+	defer tick.Stop()
+	following := false
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if !p.wanted() {
+			continue
+		}
+		if !following {
+			following = true
+			wg.Go(func() { p.follow(ctx) })
+		}
+		lease, err := p.cfg.Registry.Lock(ctx, placerLock, p.cfg.Holder)
+		if err == nil {
+			err = p.lead(ctx, lease)
+			release, cancel := context.WithTimeout(context.WithoutCancel(ctx), describeLimit)
+			_ = lease.Release(release) // a lock that cannot be released ends with its session
+			cancel()
+		}
+		if err != nil && ctx.Err() == nil {
+			p.s.log.Warn("place layers", "error", err)
+		}
+		p.pause(ctx, lockAgain)
+	}
+}
+
+// pause waits for about a time, so that routers do not try in step.
+func (p *placer) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d/2 + rand.N(d))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// wanted reports whether some shard takes assignments.
+func (p *placer) wanted() bool {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	for _, d := range p.s.held {
+		if d.resp.GetInventory().GetAssignable() {
+			return true
+		}
+	}
+	return false
+}
+
+// follow reads the plan when it changes.
+func (p *placer) follow(ctx context.Context) {
+	ch, err := p.cfg.Registry.Follow(ctx, planKey)
+	if err != nil {
+		p.s.log.Warn("read the plan", "error", err)
+		return
+	}
+	for e := range ch {
+		if e.Version == 0 { // the registry has forgotten it; it is written again at the next change
+			continue
+		}
+		d, err := plan.ParseDocument(e.Value)
+		if err != nil {
+			p.s.log.Warn("read the plan", "error", err)
+			continue
+		}
+		p.take(d)
+	}
+}
+
+// take remembers a plan unless a newer one is known.
+func (p *placer) take(d *plan.Document) {
+	p.mu.Lock()
+	newer := p.doc == nil || d.Fence > p.doc.Fence || d.Fence == p.doc.Fence && d.Version > p.doc.Version
+	if newer {
+		p.doc = d
+	}
+	p.mu.Unlock()
+	if newer {
+		p.s.mu.Lock()
+		p.s.notifyChange()
+		p.s.mu.Unlock()
+	}
+}
+
+// lead is the placer's work while it holds the lock.
+func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		select {
+		case <-lease.Lost():
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	p.mu.Lock()
+	p.leading, p.hosts, p.stirred = true, map[string]*placed{}, time.Now()
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.leading = false
+		p.mu.Unlock()
+	}()
+	l := &leader{placer: p, fence: lease.Token(), began: time.Now(), work: &wg}
+	if err := l.claim(ctx); err != nil {
+		return err
+	}
+	p.s.log.Info("this router places layers", "fence", l.fence, "plan", l.doc.Version)
+	tick := time.NewTicker(placeEvery)
+	defer tick.Stop()
+	for {
+		p.probe(ctx, &wg)
+		if err := l.step(ctx); err != nil {
+			return err
+		}
+		l.carryOut(ctx)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// shards returns the shards that discovery lists, by id.
+func (p *placer) shards() map[string]string {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	out := map[string]string{}
+	for _, i := range p.s.instances["shard"] {
+		d, known := p.s.held[i.ID]
+		if !known || d.resp.GetInventory().GetAssignable() {
+			out[i.ID] = i.Addr
+		}
+	}
+	return out
+}
+
+// probe asks all hosts how they are, and measures the way to some. It does not wait for the answers.
+func (p *placer) probe(ctx context.Context, wg *sync.WaitGroup) {
+	listed := p.shards()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, h := range p.hosts {
+		if listed[id] != h.addr {
+			delete(p.hosts, id)
+			p.stirred = time.Now()
+		}
+	}
+	measuring := 0
+	for id, addr := range listed {
+		h := p.hosts[id]
+		if h == nil {
+			h = &placed{addr: addr}
+			p.hosts[id] = h
+		}
+		if !h.asking {
+			h.asking = true
+			wg.Go(func() { p.ask(ctx, id, h) })
+		}
+		if h.hop.measuring {
+			measuring++
+		}
+	}
+	for _, h := range p.hosts {
+		if measuring < maxHops && h.desc != nil && !h.hop.measuring && time.Since(h.hop.at) >= hopsEvery {
+			measuring++
+			h.hop.measuring = true
+			wg.Go(func() { p.measureHop(ctx, h) })
+		}
+	}
+}
+
+// ask describes a host. It is dead if two tries in a row find nobody, or if it has been silent for a while; either
+// takes less than two seconds.
+func (p *placer) ask(ctx context.Context, id string, h *placed) {
+	limited, cancel := context.WithTimeout(ctx, aliveLimit)
+	resp, err := p.s.describeShard(limited, h.addr)
+	cancel()
+	if err == nil {
+		p.s.redescribe(id, h.addr, resp)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h.asking = false
+	was := h.alive()
+	switch {
+	case err == nil:
+		h.fails, h.heard, h.desc, h.dead = 0, time.Now(), resp, false
+	case ctx.Err() != nil:
+		return
+	case fault.CodeOf(err) != fault.DeadlineExceeded:
+		h.fails++
+	}
+	h.dead = h.dead || h.fails >= deadAfter || h.desc != nil && time.Since(h.heard) > p.cfg.Silent
+	if was != h.alive() && p.hosts[id] == h {
+		p.stirred = time.Now()
+		if was {
+			p.s.log.Info("a host does not answer", "id", id, "address", h.addr, "error", err)
+		}
+	}
+}
+
+func (h *placed) alive() bool { return h.desc != nil && !h.dead }
+
+// living returns the hosts that answer, for a plan.
+func (p *placer) living() (shards []inventory.Shard, stirred time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, h := range p.hosts {
+		if h.alive() {
+			shards = append(shards, inventory.Shard{ID: id, Description: h.desc, HopMS: h.hop.ms, Mbps: h.hop.mbps})
+		}
+	}
+	return shards, p.stirred
+}
+
+// options returns what is wanted of a plan. A model that no tokenizer knows cannot be served.
+func (p *placer) options() inventory.Options {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	known := map[string]bool{}
+	for digest := range p.s.models {
+		known[digest] = true
+	}
+	return inventory.Options{
+		Goal: p.cfg.Goal, Replicas: p.cfg.Replicas, KVLeast: p.cfg.KVLeast, KVMost: p.cfg.KVMost,
+		Want: func(digest string) bool { return known[digest] },
+	}
+}
+
+// leader is a placer that holds the lock.
+type leader struct {
+	*placer
+	fence   uint64
+	began   time.Time
+	stepped time.Time // of the keeper
+	seen    time.Time // placer.stirred at that time
+	doc     *plan.Document
+	keeper  *plan.Keeper
+	work    *sync.WaitGroup
+}
+
+// claim writes the plan of the placer before under the own token, so that its assignments are refused from now on.
+// It changes nothing else: a lost placer is replaced without a change of the plan.
+func (l *leader) claim(ctx context.Context) error {
+	for {
+		e, err := l.cfg.Registry.Get(ctx, planKey)
+		if err != nil {
+			return err
+		}
+		l.doc = &plan.Document{}
+		if e.Version != 0 {
+			if l.doc, err = plan.ParseDocument(e.Value); err != nil {
+				l.s.log.Warn("read the plan: begin anew", "error", err)
+				l.doc = &plan.Document{}
+			}
+		}
+		l.mu.Lock()
+		if known := l.placer.doc; e.Version == 0 && known != nil { // the registry has forgotten it
+			l.doc = known
+		}
+		l.mu.Unlock()
+		next := *l.doc
+		next.Fence, next.Version = l.fence, l.doc.Version+1
+		err = l.write(ctx, &next, e.Version)
+		if fault.CodeOf(err) == fault.Aborted && l.fence >= l.doc.Fence { // the placer before has written meanwhile
+			continue
+		}
+		if err == nil {
+			l.keeper = plan.NewKeeper(l.cfg.Keeper, &l.doc.Plan)
+		}
+		return err
+	}
+}
+
+// write replaces the plan in the registry, whose entry has a version.
+func (l *leader) write(ctx context.Context, next *plan.Document, version uint64) error {
+	if err := l.doc.Replace(next); err != nil {
+		return err
+	}
+	text, err := next.Encode()
+	if err != nil {
+		return err
+	}
+	if err := l.cfg.Registry.Swap(ctx, planKey, text, version); err != nil {
+		return err
+	}
+	l.doc = next
+	l.take(next)
+	return nil
+}
+
+// step lets the keeper decide, and writes what it has decided.
+func (l *leader) step(ctx context.Context) error {
+	shards, stirred := l.living()
+	if l.unsettled(shards, stirred) || stirred.Equal(l.seen) && time.Since(l.stepped) < stepEvery {
+		return nil
+	}
+	r, left := inventory.Request(shards, l.options())
+	l.mu.Lock()
+	l.placer.left = left
+	l.mu.Unlock()
+	if len(r.Models) == 0 && len(l.doc.Plan.Pipelines) == 0 {
+		return nil
+	}
+	l.stepped, l.seen = time.Now(), stirred
+	decided, err := l.keeper.Step(time.Since(l.began), r)
+	if err != nil {
+		l.s.log.Warn("place layers", "error", err)
+		return nil
+	}
+	if decided.Reason == "" {
+		return nil
+	}
+	next := &plan.Document{Fence: l.fence, Version: l.doc.Version + 1, Plan: *decided.Plan, Reason: decided.Reason}
+	next.MoveLayers, next.MoveBytes = plan.Loads(decided.Moves)
+	e, err := l.cfg.Registry.Get(ctx, planKey)
+	if err != nil {
+		return err
+	}
+	if e.Version != 0 {
+		stored, err := plan.ParseDocument(e.Value)
+		if err == nil && (stored.Fence != l.doc.Fence || stored.Version != l.doc.Version) {
+			return fault.New(fault.Aborted, "write plan %d: another router has written plan %d", next.Version,
+				stored.Version)
+		}
+	}
+	if err := l.write(ctx, next, e.Version); err != nil {
+		return err
+	}
+	l.s.m.moveBytes.Add(float64(next.MoveBytes))
+	l.s.log.Info("change the plan", "plan", next.Version, "reason", next.Reason, "pipelines", len(next.Plan.Pipelines),
+		"move_layers", next.MoveLayers, "move_bytes", next.MoveBytes)
+	return nil
+}
+
+// unsettled reports whether it is too early for a plan: hosts are still joining, or a new placer has not heard yet
+// of hosts that its predecessor has used.
+func (l *leader) unsettled(shards []inventory.Shard, stirred time.Time) bool {
+	if len(l.doc.Plan.Pipelines) == 0 {
+		for _, s := range shards { // a host that measures its speed will be there soon
+			i := s.Description.GetInventory()
+			if i.GetAssignable() && len(i.GetTimes()) < len(i.GetOffers()) && time.Since(l.began) < settleMost {
+				return true
+			}
+		}
+		return len(shards) == 0 || time.Since(stirred) < l.cfg.Settle && time.Since(l.began) < settleMost
+	}
+	if time.Since(l.began) >= settleKnown {
+		return false
+	}
+	for _, pipeline := range l.doc.Plan.Pipelines {
+		for _, stage := range pipeline.Stages {
+			if !slices.ContainsFunc(shards, func(s inventory.Shard) bool { return s.ID == stage.Host }) {
+				return true
+			}
+		}
+	}
+	return false
+}

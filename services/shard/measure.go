@@ -1,0 +1,131 @@
+package shard
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+// The test at the start. A single layer would stay in the processor's caches, which the layers of a whole stage do
+// not. So several layers are measured, of as many bytes.
+const (
+	testBytes  = 96 << 20                // of weights that are measured
+	testChunk  = 64                      // rows of a chunk
+	testRows   = 24                      // single rows
+	testRounds = 3                       // chunks
+	testLimit  = 1500 * time.Millisecond // for the rows of one model
+)
+
+// Measure computes some rows of some layers of every offered model, so that a placer knows how fast this host is. It
+// takes a second or two for each model, and returns early when ctx ends.
+func (s *Service) Measure(ctx context.Context) error {
+	s.mu.Lock()
+	var offers []*offer
+	for _, o := range s.offers {
+		offers = append(offers, o)
+	}
+	s.mu.Unlock()
+	for _, o := range offers {
+		t, err := s.measure(ctx, o)
+		if err != nil {
+			return fault.Wrap(fault.CodeOf(err), err, "measure a layer of %s", o.name)
+		}
+		s.mu.Lock()
+		o.measured = t
+		s.notifyLocked()
+		s.mu.Unlock()
+		s.log.Info("measured a layer", "model", o.name, "row_ms", t.ms, "further_row_ms", t.row)
+	}
+	return nil
+}
+
+// testSpan returns layers of the middle of a model with about testBytes, without the head if there are others.
+func (o *offer) testSpan(memory int64) model.Range {
+	limit := int64(testBytes)
+	if memory > 0 {
+		limit = min(limit, memory/2)
+	}
+	layers := len(o.sizes.Layers)
+	r := model.Range{Lo: layers / 2, Hi: layers/2 + 1}
+	bytes := o.sizes.Layers[r.Lo]
+	for {
+		grown := false
+		if next := r.Hi; next < layers-1 && bytes+o.sizes.Layers[next] <= limit {
+			bytes, r.Hi, grown = bytes+o.sizes.Layers[next], next+1, true
+		}
+		if next := r.Lo - 1; next > 0 && bytes+o.sizes.Layers[next] <= limit {
+			bytes, r.Lo, grown = bytes+o.sizes.Layers[next], next, true
+		}
+		if !grown {
+			return r
+		}
+	}
+}
+
+func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
+	span := o.testSpan(s.cfg.Memory)
+	stage, err := model.Load(o.files, span, s.cfg.Kernels, model.LoadOptions{})
+	if err != nil {
+		return layerTime{}, fault.Wrap(fault.FailedPrecondition, err, "load layers %v", span)
+	}
+	rows := testRounds*testChunk + testRows
+	cache := kvcache.New(stage.CacheConfig((rows+kvcache.DefaultPageLen-1)/kvcache.DefaultPageLen), stage.Kernels())
+	seq := cache.NewSequence()
+	defer seq.Free()
+	pos, limit := 0, time.Now().Add(testLimit)
+	run := func(n int) (time.Duration, error) {
+		b := &model.Batch[float32]{Entries: []model.Entry[float32]{{Seq: seq, Pos: pos, Rows: n}}}
+		if stage.Last() {
+			b.Entries[0].Logits = min(1, n)
+		}
+		if stage.First() {
+			b.IDs = make([]int32, n)
+			for i := range b.IDs {
+				b.IDs[i] = int32((pos + i) % stage.Spec.Vocab)
+			}
+		} else {
+			b.Hidden = make([]float32, n*stage.Spec.Width)
+			for i := range b.Hidden {
+				b.Hidden[i] = float32(i%7)/7 - 0.5
+			}
+		}
+		start := time.Now()
+		_, err := stage.Forward(b)
+		pos += n
+		return time.Since(start), err
+	}
+	var chunks, singles []time.Duration
+	for range testRounds {
+		took, err := run(testChunk)
+		if err != nil {
+			return layerTime{}, err
+		}
+		chunks = append(chunks, took)
+	}
+	for range testRows {
+		if ctx.Err() != nil {
+			return layerTime{}, fault.Wrap(fault.CodeOf(ctx.Err()), ctx.Err(), "measure layers %v", span)
+		}
+		if len(singles) > 0 && time.Now().After(limit) {
+			break
+		}
+		took, err := run(1)
+		if err != nil {
+			return layerTime{}, err
+		}
+		singles = append(singles, took)
+	}
+	work := o.work(span)
+	one, chunk := median(singles), slices.Min(chunks)
+	ms := func(d time.Duration) float64 { return max(1e-6, d.Seconds()*1000/work) }
+	return layerTime{ms: ms(one), row: ms(max(0, chunk-one) / (testChunk - 1))}, nil
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
