@@ -252,8 +252,8 @@ func TestEmbed_RefusesWhatItCannotCompute(t *testing.T) {
 		code fault.Code
 		want string
 	}{
-		"other model":  {first(func(o *shardv1.EmbedOpen) { o.Digest = "x" }), fault.NotFound, "not held"},
-		"other layers": {first(func(o *shardv1.EmbedOpen) { o.Hi = 99 }), fault.NotFound, "not held"},
+		"other model":  {first(func(o *shardv1.EmbedOpen) { o.Digest = "x" }), fault.NotFound, "does not hold them"},
+		"other layers": {first(func(o *shardv1.EmbedOpen) { o.Hi = 99 }), fault.NotFound, "does not hold them"},
 		"no texts":     {first(func(o *shardv1.EmbedOpen) { o.Lengths = nil }), fault.Invalid, "open.lengths"},
 		"empty text":   {first(func(o *shardv1.EmbedOpen) { o.Lengths = []uint32{2, 0} }), fault.Invalid, "open.lengths[1]"},
 		"long text":    {first(func(o *shardv1.EmbedOpen) { o.Lengths = []uint32{99999} }), fault.Invalid, "open.lengths[0]"},

@@ -8,7 +8,7 @@ import (
 // Policies returns the ACL rules that each kind of service needs, in Consul's language, by the kind. A service may
 // register its own kind alone, and see the services of Lamina. Those that hold locks may do that too.
 func Policies() map[string]string {
-	kinds, lockers := []string{"router", "tokenizer", "sampler", "shard", "trainer"}, []string{"trainer"}
+	kinds, lockers := []string{"router", "tokenizer", "sampler", "shard", "trainer"}, []string{"router", "trainer"}
 	policies := map[string]string{}
 	for _, kind := range kinds {
 		rules := fmt.Sprintf(`# What a %[1]s of Lamina needs in Consul:
@@ -23,6 +23,9 @@ agent_prefix "" { policy = "read" }
 			rules += fmt.Sprintf(`session_prefix "" { policy = "write" }
 key_prefix %q { policy = "write" }
 `, keyPrefix)
+		}
+		if kind == "router" { // one of them writes the plan
+			rules += fmt.Sprintf("key_prefix %q { policy = \"write\" }\n", valuePrefix)
 		}
 		policies[kind] = rules
 	}
