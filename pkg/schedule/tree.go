@@ -37,6 +37,23 @@ func Cover(slots, lo, hi int) []Node {
 	return out
 }
 
+// Join lists the largest nodes below and including n that the given nodes, none of which is part of another one,
+// cover: two children that are both there are their parent. It is in slot order.
+func Join(n Node, has map[Node]bool) []Node {
+	if has[n] || n.Leaf() {
+		if has[n] {
+			return []Node{n}
+		}
+		return nil
+	}
+	left, right := n.Children()
+	l, r := Join(left, has), Join(right, has)
+	if len(l) == 1 && l[0] == left && len(r) == 1 && r[0] == right {
+		return []Node{n}
+	}
+	return append(l, r...)
+}
+
 // Slots returns the range of slots that a replica computes.
 func Slots(slots, replica, replicas int) (lo, hi int) {
 	return slots * replica / replicas, slots * (replica + 1) / replicas

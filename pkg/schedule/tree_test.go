@@ -69,3 +69,58 @@ func TestLevel_CoversAllSlotsWithNodesOfTheTree(t *testing.T) {
 		}
 	}
 }
+
+// Whatever units replicas have, the nodes that Join makes of them cover the same slots, and none could be joined again.
+func TestJoin_LargestNodesOfTheUnits(t *testing.T) {
+	for slots := 1; slots <= 20; slots++ {
+		for set := range 1 << 6 { // which of up to six replicas share a machine
+			replicas := min(slots, 6)
+			has, here := map[schedule.Node]bool{}, make([]bool, slots)
+			for r := range replicas {
+				if set>>r&1 == 0 {
+					continue
+				}
+				lo, hi := schedule.Slots(slots, r, replicas)
+				for _, n := range schedule.Cover(slots, lo, hi) {
+					has[n] = true
+				}
+				for i := lo; i < hi; i++ {
+					here[i] = true
+				}
+			}
+			at := 0
+			joined := map[schedule.Node]bool{}
+			for _, n := range schedule.Join(schedule.Node{Hi: slots}, has) {
+				for ; at < n.Lo; at++ {
+					if here[at] {
+						t.Fatalf("%d slots, replicas %b: slot %d is in no node", slots, set, at)
+					}
+				}
+				for ; at < n.Hi; at++ {
+					if !here[at] {
+						t.Fatalf("%d slots, replicas %b: node %v has slot %d of another machine", slots, set, n, at)
+					}
+				}
+				joined[n] = true
+			}
+			for ; at < slots; at++ {
+				if here[at] {
+					t.Fatalf("%d slots, replicas %b: slot %d is in no node", slots, set, at)
+				}
+			}
+			var check func(n schedule.Node)
+			check = func(n schedule.Node) {
+				if n.Leaf() || joined[n] {
+					return
+				}
+				left, right := n.Children()
+				if joined[left] && joined[right] {
+					t.Fatalf("%d slots, replicas %b: %v and %v are apart", slots, set, left, right)
+				}
+				check(left)
+				check(right)
+			}
+			check(schedule.Node{Hi: slots})
+		}
+	}
+}
