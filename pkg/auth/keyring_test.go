@@ -177,6 +177,12 @@ func TestCheckModel_FollowsTheKeysScope(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := auth.WithPrincipal(t.Context(), p)
+	if err := auth.CheckModel(ctx, "base", "sha256:2", "base:poet"); err == nil {
+		t.Error("a model with an adapter that the key does not have")
+	}
+	if err := auth.CheckModel(ctx, "base", "sha256:2", "small"); err != nil {
+		t.Errorf("a model by another name: %v", err)
+	}
 	for _, c := range []struct {
 		name, digest string
 		ok           bool

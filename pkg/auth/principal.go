@@ -75,9 +75,10 @@ func MayUse(ctx context.Context, names ...string) bool {
 	return len(models) == 0 || slices.ContainsFunc(names, func(n string) bool { return slices.Contains(models, n) })
 }
 
-// CheckModel returns an error if the caller may not use a model. A model is given by its name and its digest.
-func CheckModel(ctx context.Context, name, digest string) error {
-	if MayUse(ctx, name, digest) {
+// CheckModel returns an error if the caller may not use a model. A model is given by its name and its digest, and
+// perhaps by more names, such as that with an adapter.
+func CheckModel(ctx context.Context, name, digest string, more ...string) error {
+	if MayUse(ctx, append(more, name, digest)...) {
 		return nil
 	}
 	return &fault.Error{Code: fault.PermissionDenied, Field: "model", Reason: "MODEL_NOT_ALLOWED",

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -251,13 +253,17 @@ func (s *Service) UnloadAdapter(
 	return &routerv1.UnloadAdapterResponse{Requests: uint32(a.users)}, s.adapters.save()
 }
 
-// ListAdapters lists the adapters.
+// ListAdapters lists the adapters that the caller may use.
 func (s *Service) ListAdapters(
-	context.Context, *routerv1.ListAdaptersRequest,
+	ctx context.Context, _ *routerv1.ListAdaptersRequest,
 ) (*routerv1.ListAdaptersResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &routerv1.ListAdaptersResponse{Adapters: s.describeAdapters("")}, nil
+	return &routerv1.ListAdaptersResponse{
+		Adapters: slices.DeleteFunc(s.describeAdapters(""), func(a *routerv1.Adapter) bool {
+			return !auth.MayUse(ctx, a.GetModel(), a.GetModelDigest(), adapted(a.GetModel(), a.GetName()))
+		}),
+	}, nil
 }
 
 // AwaitAdapters waits until every adapter of the configuration is loaded on every pipeline of its model.

@@ -220,7 +220,7 @@ func (q *request) run(
 		return err
 	}
 	q.digest = p.digest
-	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
+	if err := auth.CheckModel(ctx, p.model(), p.digest, adapted(p.model(), q.adapterName)); err != nil {
 		return err
 	}
 	if q.adapter, err = q.service.acquire(q.digest, p.model(), q.adapterName); err != nil {

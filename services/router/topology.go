@@ -28,11 +28,25 @@ func (s *Service) ListModels(
 	return &routerv1.ListModelsResponse{Models: s.usable(ctx)}, nil
 }
 
-// usable lists the models that are being served and that the caller may use.
+// usable lists the models that are being served and that the caller may use, alone or with some of its adapters.
 func (s *Service) usable(ctx context.Context) []*routerv1.Model {
 	return slices.DeleteFunc(s.served(), func(m *routerv1.Model) bool {
-		return !auth.MayUse(ctx, m.GetName(), m.GetDigest())
+		if auth.MayUse(ctx, m.GetName(), m.GetDigest()) {
+			return false
+		}
+		m.Adapters = slices.DeleteFunc(m.GetAdapters(), func(a *routerv1.Adapter) bool {
+			return !auth.MayUse(ctx, adapted(m.GetName(), a.GetName()))
+		})
+		return len(m.GetAdapters()) == 0
 	})
+}
+
+// adapted is the name of a model with an adapter; empty without one.
+func adapted(model, adapter string) string {
+	if adapter == "" {
+		return ""
+	}
+	return model + ":" + adapter
 }
 
 func (s *Service) served() []*routerv1.Model {

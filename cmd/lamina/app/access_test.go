@@ -297,8 +297,8 @@ func TestMesh_AStrangerReachesNothing(t *testing.T) {
 	}
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	for addr := range opened {
-		for _, path := range []string{"/", "/healthz", "/readyz", "/metrics", "/v1/models", "/api/tags", "/debug/pprof/",
-			"/varz", "/connz", "/jsz", "/v1/agent/self", "/nothing"} {
+		for _, path := range []string{"/", "/healthz", "/readyz", "/metrics", "/v1/models", "/api/tags",
+			"/debug/pprof/", "/varz", "/connz", "/jsz", "/v1/agent/self", "/nothing"} {
 			q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
 			if err != nil {
 				t.Fatal(err)

@@ -120,8 +120,9 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 // settings fills in the settings of the process from the configuration of the mesh.
 func (m *Mesh) settings(p *process, c MeshConfig) error {
 	p.set = settings{
-		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access, trimInterval: c.TrimInterval,
-		train: c.Train,
+		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access,
+		trimInterval: c.TrimInterval,
+		train:        c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
 			Adapters: c.Adapters, AdapterDir: c.AdapterDir},

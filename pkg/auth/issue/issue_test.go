@@ -53,7 +53,8 @@ func TestIssue_CertificatesAreValidForWhatTheyNameAlone(t *testing.T) {
 				t.Errorf("%s serves %s: %v", id.Name(), host, err)
 			}
 		}
-		_, err = cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		_, err = cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: client})
 		if err != nil || cert.IsCA || cert.NotAfter.After(now.Add(time.Hour)) {
 			t.Errorf("%s: %v, authority %v, until %v", id.Name(), err, cert.IsCA, cert.NotAfter)
 		}
