@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
 // A shard file holds, little-endian:
@@ -33,30 +33,8 @@ const (
 // maxTokens bounds the tokens of a shard, so that no product of sizes overflows.
 const maxTokens = 1 << 48
 
-// FormatError reports a malformed or unsupported file.
-type FormatError struct {
-	File        string
-	Offset      int64 // into the file; -1 where it does not apply
-	Field       string
-	Msg         string
-	Unsupported bool // well-formed, but not for this build
-}
-
-// Error names the file, the offset and the field.
-func (e *FormatError) Error() string {
-	if e.Offset < 0 {
-		return fmt.Sprintf("read %s: %s: %s", e.File, e.Field, e.Msg)
-	}
-	return fmt.Sprintf("read %s at byte %d: %s: %s", e.File, e.Offset, e.Field, e.Msg)
-}
-
-// FaultCode returns Unimplemented for an unsupported file and DataLoss for a malformed one.
-func (e *FormatError) FaultCode() fault.Code {
-	if e.Unsupported {
-		return fault.Unimplemented
-	}
-	return fault.DataLoss
-}
+// FormatError reports a malformed or unsupported file, as that of model files does.
+type FormatError = weights.FormatError
 
 // header is the header of a shard.
 type header struct {
