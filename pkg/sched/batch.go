@@ -249,7 +249,8 @@ func (s *Scheduler) growFor(q *sequence, n int) bool {
 			s.preempt(q)
 			return false
 		case !s.pool.evictAny(s.tenants):
-			s.do(TurnAway{ID: q.ID, Reason: TooLong, Have: s.granted(), Need: s.pool.pagesFor(n)})
+			s.do(TurnAway{ID: q.ID, Reason: TooLong, Have: s.granted(), Need: s.pool.pagesFor(n),
+				Proven: q.tried()})
 			s.remove(q)
 			return false
 		}

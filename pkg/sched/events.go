@@ -269,6 +269,7 @@ type TurnAway struct {
 	Reason     Reason
 	Have, Need int // sequences that wait and how many may; for TooLong pages
 	RetryAfter time.Duration
+	Proven     int // positions of its log that stages have computed, here or before
 }
 
 // Preempt says that a sequence has given its pages back and waits again.

@@ -356,7 +356,7 @@ func endOfSession(c sched.End) result {
 func turnedAway(c sched.TurnAway) result {
 	if c.Reason == sched.TooLong {
 		return result{lost: fault.New(fault.Unavailable, "run session %x: it needs %d KV pages, the lease has %d",
-			string(c.ID), c.Need, c.Have)}
+			string(c.ID), c.Need, c.Have), proven: c.Proven}
 	}
 	return result{err: refusedByQueue(c)}
 }

@@ -289,7 +289,7 @@ func (p *pipe) carryOut(c sched.Command) {
 func turnedAway(c sched.TurnAway) result {
 	switch c.Reason {
 	case sched.TooLong: // another pipeline may hold it
-		return result{lost: fmt.Sprintf("it needs %d pages, the lease has %d", c.Need, c.Have)}
+		return result{lost: fmt.Sprintf("it needs %d pages, the lease has %d", c.Need, c.Have), proven: c.Proven}
 	case sched.QuotaUsed:
 		return result{err: "quota", after: c.RetryAfter}
 	}
