@@ -1,6 +1,7 @@
 // Package agent is a service registry in this process that speaks the part of the HTTP API of a Consul
 // agent that pkg/discovery/consul uses: services with gRPC health checks, blocking queries, sessions,
-// locks and values with check-and-set. `lamina chaos` starts a fleet against it, so that a machine without Consul can run one,
+// locks and values with check-and-set.
+// `lamina chaos` starts a fleet against it, so that a machine without Consul can run one,
 // and takes it away as a fault. It keeps nothing on disk, like `consul agent -dev`.
 //
 // The test suite of pkg/discovery passes on it through the adapter for Consul. It has no access
