@@ -61,7 +61,8 @@ func Methods() map[string]Rule {
 		"Embed":       internal(RouterService),
 		"LoadAdapter": internal(RouterService), "UnloadAdapter": internal(RouterService),
 		"Assign": internal(RouterService), "Unload": internal(RouterService), "Prefetch": internal(RouterService),
-		"Ping": internal(RouterService, ShardService),
+		"Ping":   internal(RouterService, ShardService),
+		"Reduce": internal(ShardService),
 	})
 	add("grpc.health.v1.Health", map[string]Rule{
 		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),

@@ -289,6 +289,7 @@ func TestGuard_RoleMatrixOfTheMesh(t *testing.T) {
 		shard + "Train":      {auth.TrainerService},
 		shard + "SaveState":  {auth.TrainerService},
 		shard + "Exchange":   {auth.ShardService},
+		shard + "Reduce":     {auth.ShardService},
 		sampler + "Sample":   {auth.RouterService},
 		sampler + "Push":     {auth.ShardService},
 		tokenizer + "Encode": {auth.RouterService, auth.TrainerService},

@@ -26,23 +26,29 @@ func (p *progress) begin(a attempt, actions int) {
 // end ends it.
 func (p *progress) end() { p.begin(attempt{}, 0) }
 
-// heartbeat tells the trainer that the stage lives until ctx ends.
+// heartbeat tells the trainer that the stage lives, and when it wants to leave, until ctx ends.
 func (r *trainRun) heartbeat(ctx context.Context) {
-	if r.open.GetHeartbeatMs() == 0 {
-		return
+	var beat <-chan time.Time
+	if ms := r.open.GetHeartbeatMs(); ms > 0 {
+		tick := time.NewTicker(time.Duration(ms) * time.Millisecond)
+		defer tick.Stop()
+		beat = tick.C
 	}
-	tick := time.NewTicker(time.Duration(r.open.GetHeartbeatMs()) * time.Millisecond)
-	defer tick.Stop()
+	leave := r.service.training.leave
 	for {
+		f := &shardv1.TrainResponse{}
 		select {
-		case <-tick.C:
+		case <-beat:
+			p := &r.progress
+			f.Frame = &shardv1.TrainResponse_Alive{Alive: &shardv1.Alive{Step: p.step.Load(), Attempt: p.attempt.Load(),
+				Done: p.done.Load(), Actions: p.actions.Load()}}
+		case <-leave:
+			leave = nil // once
+			f.Frame = &shardv1.TrainResponse_Leaving{Leaving: &shardv1.Leaving{}}
 		case <-ctx.Done():
 			return
 		}
-		p := &r.progress
-		alive := &shardv1.Alive{Step: p.step.Load(), Attempt: p.attempt.Load(), Done: p.done.Load(),
-			Actions: p.actions.Load()}
-		if r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Alive{Alive: alive}}) != nil {
+		if r.send(f) != nil {
 			return // the handler sees why
 		}
 	}

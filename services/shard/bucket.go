@@ -26,11 +26,16 @@ type bucket struct {
 	nodes   parcel                 // encoded units
 	tied    bool                   // one tensor, whose other part is on another stage
 	scatter bool
-	owner   int    // the replica that sums it, if scattered
+	owner   int    // the replica that sums it, if scattered; with near the machine
 	fold    parcel // the sum in float32, if scattered
 
 	parts           map[int]bool // of the model, to which its tensors belong; see model.Spec.PartOf
 	squares, errors []float64    // of each tensor of the last unit, if the wire type loses something
+
+	// With near, the leader sums the bucket for the replicas of this machine: it takes the units of local, and passes
+	// the sum over all replicas on as sum.
+	leader     int
+	local, sum parcel
 }
 
 // makeBuckets groups tensors, which are in name order.
@@ -52,25 +57,35 @@ func (m *reducer) makeBuckets(params []model.Param[float32]) []*bucket {
 		open.hi = at
 		open.nodes.size += m.codec.Size(n)
 	}
-	theirs := map[schedule.Node]int{}
-	for n, replica := range m.all {
-		if !m.own[n] {
-			theirs[n] = replica
-		}
-	}
 	for i, b := range out {
 		part := fmt.Sprintf("%s%s.%d", m.span.stage.Range, m.label, i)
-		b.nodes.wire, b.nodes.publishers, b.nodes.ignored = m.codec.Wire, theirs, m.own
+		here := m.self // or its machine
 		if b.tied {
 			if part = tiedEmbedding + m.label; m.span.stage.Last() {
 				part = tiedHead + m.label
 			}
 		} else {
-			b.scatter, b.owner = m.scatters(b), i%m.replicas // its place among the members
+			here = m.place()
+			b.scatter, b.owner = m.scatters(b), i%m.places()
+			from := b.owner // its place among the members
+			if m.near != nil {
+				from = m.leader(i, b.owner)
+			}
 			b.fold = parcel{part: part + ".fold", size: 4 * (b.hi - b.lo),
-				publishers: map[schedule.Node]int{m.root: b.owner}}
+				publishers: map[schedule.Node]int{m.root: from}}
 		}
-		b.nodes.part = part
+		b.nodes.part, b.nodes.wire = part, m.codec.Wire
+		b.nodes.publishers, b.nodes.ignored = map[schedule.Node]int{}, map[schedule.Node]bool{}
+		for n, place := range m.published(b) {
+			if place == here {
+				b.nodes.ignored[n] = true
+			} else {
+				b.nodes.publishers[n] = m.sender(b, i, n, place)
+			}
+		}
+		if m.near != nil && !b.tied {
+			m.setLeader(b, i)
+		}
 	}
 	return out
 }
@@ -78,8 +93,9 @@ func (m *reducer) makeBuckets(params []model.Param[float32]) []*bucket {
 // scatters reports whether a replica reads fewer bytes of a bucket if it is scattered: it then reads the
 // others' units of its own share of the buckets and the sums of the rest.
 func (m *reducer) scatters(b *bucket) bool {
-	all := (len(m.all) - len(m.all)/m.replicas) * b.nodes.size
-	return (all+(m.replicas-1)*4*(b.hi-b.lo))/m.replicas < all
+	units, places := len(m.published(b)), m.places()
+	all := (units - units/places) * b.nodes.size
+	return (all+(places-1)*4*(b.hi-b.lo))/places < all
 }
 
 // encode encodes the bucket's part of a unit and leaves in it what readers decode.

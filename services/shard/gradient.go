@@ -107,6 +107,7 @@ type tree struct {
 	label    string // of the parts on the bus
 	tied     string // the parameter whose other part is on another stage
 	counted  bool   // what is sent is compared with float32
+	near     *near  // nil unless replicas exchange gradients directly
 }
 
 // gradientTree returns the tree of a step's gradients.
@@ -123,6 +124,7 @@ func (s *trainSpan) gradientTree() tree {
 			t.all[n] = replica
 		}
 	}
+	t.near = newNear(t, r.members)
 	return t
 }
 
@@ -291,7 +293,7 @@ func (m *reducer) finish(n schedule.Node, flat []float32) error {
 	if m.codec.Exact() && m.replicas == 1 && m.tied == "" && m.limit == 0 {
 		return nil
 	}
-	if err := m.checkNorm(flat); err != nil {
+	if err := m.checkNorm(flat, 1); err != nil {
 		return m.rejectUnit(n, flat, err)
 	}
 	for _, b := range m.buckets {
@@ -310,16 +312,23 @@ func (m *reducer) count(b *bucket) {
 	}
 }
 
-// checkNorm returns an error for values that must never reach the weights.
-func (m *reducer) checkNorm(x []float32) error {
-	sum := m.run.service.cfg.Kernels.SumSquares(x)
+// checkNorm returns an error for values that must never reach the weights. They are the sum of a number of units,
+// each of which has a norm up to the limit.
+func (m *reducer) checkNorm(x []float32, units int) error {
+	sum, limit := m.run.service.cfg.Kernels.SumSquares(x), m.limit*float64(units)
 	switch {
 	case math.IsNaN(sum) || math.IsInf(sum, 0):
 		return errNotFinite
-	case m.limit > 0 && sum > m.limit*m.limit:
-		return &hugeError{math.Sqrt(sum), m.limit}
+	case limit > 0 && sum > limit*limit:
+		return &hugeError{math.Sqrt(sum), limit}
 	}
 	return nil
+}
+
+// finite reports whether all values are finite, and their norm.
+func (m *reducer) finite(x []float32) bool {
+	sum := m.run.service.cfg.Kernels.SumSquares(x)
+	return !math.IsNaN(sum) && !math.IsInf(sum, 0)
 }
 
 // gather waits for the other replicas' units and sums the slots of all replicas over the tree. It
@@ -348,19 +357,46 @@ func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, erro
 
 // fold sets folded to the sum of the units of all replicas. It changes this replica's own ones.
 func (m *reducer) fold(units map[schedule.Node][]float32) error {
-	// First the buckets that this replica folds for the others, who wait for them.
+	// First the sums of this machine that others wait for, then the buckets that this replica folds for the others,
+	// and last those that others fold. Units are sent before anybody waits, and every replica takes buckets in the
+	// same order, so replicas never wait for one another in a circle.
+	values := map[*bucket]map[schedule.Node][]float32{}
+	for _, b := range m.buckets {
+		if !m.leads(b) {
+			continue
+		}
+		values[b] = map[schedule.Node][]float32{}
+		for n, flat := range units {
+			values[b][n] = flat[b.lo:b.hi]
+		}
+		if m.near != nil && !b.tied {
+			if err := m.foldNear(b, values[b]); err != nil {
+				return err
+			}
+		}
+	}
 	for _, mine := range []bool{true, false} {
 		for _, b := range m.buckets {
-			if (!b.scatter || b.owner == m.self) != mine {
+			if !m.leads(b) || (!b.scatter || b.owner == m.place()) != mine {
 				continue
 			}
 			var err error
 			if mine {
-				err = m.foldBucket(b, units)
+				err = m.foldBucket(b, values[b])
 			} else {
 				err = m.readFold(b)
 			}
+			if err == nil && m.near != nil && !b.tied {
+				err = m.passOn(b)
+			}
 			if err != nil {
+				return err
+			}
+		}
+	}
+	for _, b := range m.buckets {
+		if !m.leads(b) {
+			if err := m.readSum(b); err != nil {
 				return err
 			}
 		}
@@ -369,11 +405,7 @@ func (m *reducer) fold(units map[schedule.Node][]float32) error {
 }
 
 // foldBucket sums a bucket over all replicas, and publishes the sum if the bucket is scattered.
-func (m *reducer) foldBucket(b *bucket, units map[schedule.Node][]float32) error {
-	values := map[schedule.Node][]float32{}
-	for n, flat := range units {
-		values[n] = flat[b.lo:b.hi]
-	}
+func (m *reducer) foldBucket(b *bucket, values map[schedule.Node][]float32) error {
 	if err := m.read(b, values); err != nil {
 		return err
 	}
@@ -388,24 +420,32 @@ func (m *reducer) foldBucket(b *bucket, units map[schedule.Node][]float32) error
 
 // read adds the units of a bucket that are not in values yet.
 func (m *reducer) read(b *bucket, values map[schedule.Node][]float32) error {
-	for n := range m.all {
-		if values[n] != nil {
+	for n := range m.published(b) {
+		if values[n] != nil || b.nodes.ignored[n] { // what is ignored is there, perhaps in parts
 			continue
 		}
 		data, err := m.mail.await(&b.nodes, n)
 		if err != nil {
 			return err
 		}
-		values[n] = make([]float32, b.hi-b.lo)
-		err = b.decode(values[n], data)
-		if err == nil {
-			err = m.checkNorm(values[n])
-		}
-		if err != nil {
-			return m.mail.reject(&b.nodes, n, reasonOf(err), data, len(data), err)
+		if values[n], err = m.decode(b, &b.nodes, n, data); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// decode decodes and checks a node of a bucket that has arrived in a parcel.
+func (m *reducer) decode(b *bucket, p *parcel, n schedule.Node, data []byte) ([]float32, error) {
+	values := make([]float32, b.hi-b.lo)
+	err := b.decode(values, data)
+	if err == nil {
+		err = m.checkNorm(values, m.parts(n))
+	}
+	if err != nil {
+		return nil, m.mail.reject(p, n, reasonOf(err), data, len(data), err)
+	}
+	return values, nil
 }
 
 // readFold reads the sum of a bucket that another replica has folded.
@@ -414,15 +454,7 @@ func (m *reducer) readFold(b *bucket) error {
 	if err != nil {
 		return err
 	}
-	sum := m.folded.flat[b.lo:b.hi]
-	err = (compress.Codec{}).Decode(sum, data)
-	if s := m.run.service.cfg.Kernels.SumSquares(sum); err == nil && (math.IsNaN(s) || math.IsInf(s, 0)) {
-		err = errNotFinite
-	}
-	if err != nil {
-		return m.mail.reject(&b.fold, m.root, reasonOf(err), data, len(data), err)
-	}
-	return nil
+	return m.takeSum(b, &b.fold, data)
 }
 
 // sum returns the sum over a node of the tree, given the values of the units. It changes these values.

@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"fmt"
+	"iter"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -75,28 +76,41 @@ func (m *mailbox) close() {
 
 // send publishes an encoded node as events, in the background.
 func (m *mailbox) send(part string, n schedule.Node, wireType string, data []byte) error {
-	chunks := (len(data) + chunkSize - 1) / chunkSize
-	whole := wire.Checksum(data)
-	o := m.run.open
-	for i := range chunks {
-		piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
-		raw, err := proto.Marshal(&eventv1.Gradient{
-			Run: o.GetRun(), Step: m.at.step, Attempt: m.at.n, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
-			Chunk: uint32(i), Chunks: uint32(chunks), Wire: wireType,
-			Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: o.GetReplica(), Data: piece,
-		})
+	for g := range m.events(part, n, wireType, data) {
+		raw, err := proto.Marshal(g)
 		if err != nil {
 			return fault.Wrap(fault.Internal, err, "encode gradient event")
 		}
-		key := gradbus.Key{
-			Run: o.GetRun(), Part: part, Step: m.at.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i),
-			Attempt: m.at.n,
-		}
-		if err := m.run.outbox.Publish(gradbus.Event{Key: key, Data: raw}); err != nil {
+		if err := m.run.outbox.Publish(gradbus.Event{Key: keyOf(g), Data: raw}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// events divides an encoded node into events of this attempt, whose data are parts of data.
+func (m *mailbox) events(part string, n schedule.Node, wireType string, data []byte) iter.Seq[*eventv1.Gradient] {
+	return func(yield func(*eventv1.Gradient) bool) {
+		chunks := (len(data) + chunkSize - 1) / chunkSize
+		whole := wire.Checksum(data)
+		o := m.run.open
+		for i := range chunks {
+			piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
+			if !yield(&eventv1.Gradient{
+				Run: o.GetRun(), Step: m.at.step, Attempt: m.at.n, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
+				Chunk: uint32(i), Chunks: uint32(chunks), Wire: wireType,
+				Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: o.GetReplica(), Data: piece,
+			}) {
+				return
+			}
+		}
+	}
+}
+
+// keyOf returns the key of an event.
+func keyOf(g *eventv1.Gradient) gradbus.Key {
+	return gradbus.Key{Run: g.GetRun(), Part: g.GetPart(), Step: g.GetStep(), SlotLo: g.GetSlotLo(),
+		SlotHi: g.GetSlotHi(), Chunk: g.GetChunk(), Attempt: g.GetAttempt()}
 }
 
 // await waits for a node of a parcel and returns its bytes.
@@ -183,22 +197,27 @@ type assembly struct {
 // add adds an event and returns the encoded node once all chunks have arrived. An event with a wrong shape
 // or checksum is an error, which ends the step.
 func (a *assembly) add(e gradbus.Event, p *parcel) ([]byte, error) {
-	bad := func(format string, args ...any) error {
-		return &eventError{e.Key, false, fmt.Sprintf(format, args...)}
-	}
 	var g eventv1.Gradient
 	if err := proto.Unmarshal(e.Data, &g); err != nil {
-		return nil, bad("%v", err)
+		return nil, &eventError{e.Key, false, err.Error()}
+	}
+	return a.take(e.Key, &g, p)
+}
+
+// take adds the contents of an event.
+func (a *assembly) take(key gradbus.Key, g *eventv1.Gradient, p *parcel) ([]byte, error) {
+	bad := func(format string, args ...any) error {
+		return &eventError{key, false, fmt.Sprintf(format, args...)}
 	}
 	chunks := (p.size + chunkSize - 1) / chunkSize
 	lo := int(g.GetChunk()) * chunkSize
 	switch {
-	case g.GetStep() < e.Key.Step || g.GetStep() == e.Key.Step && g.GetAttempt() < e.Key.Attempt:
-		return nil, &eventError{e.Key, true, fmt.Sprintf("it is of attempt %d at step %d", g.GetAttempt(), g.GetStep())}
-	case g.GetStep() != e.Key.Step || g.GetAttempt() != e.Key.Attempt || g.GetPart() != e.Key.Part ||
-		g.GetSlotLo() != e.Key.SlotLo || g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
+	case g.GetStep() < key.Step || g.GetStep() == key.Step && g.GetAttempt() < key.Attempt:
+		return nil, &eventError{key, true, fmt.Sprintf("it is of attempt %d at step %d", g.GetAttempt(), g.GetStep())}
+	case g.GetStep() != key.Step || g.GetAttempt() != key.Attempt || g.GetPart() != key.Part ||
+		g.GetSlotLo() != key.SlotLo || g.GetSlotHi() != key.SlotHi || g.GetChunk() != key.Chunk:
 		return nil, bad("its fields differ from its key")
-	case g.GetRun() != e.Key.Run:
+	case g.GetRun() != key.Run:
 		return nil, bad("it belongs to run %q", g.GetRun())
 	case g.GetWire() != p.wire:
 		return nil, bad("its wire type is %q, want %q", g.GetWire(), p.wire)

@@ -128,14 +128,25 @@ func (m *reducer) publishes() bool { return !m.codec.Exact() || m.replicas > 1 |
 // publish encodes a bucket of a unit, leaves in it what its readers decode, and sends it to those that fold it.
 func (m *reducer) publish(n schedule.Node, flat []float32, b *bucket) error {
 	values, left := flat[b.lo:b.hi], m.pending[n]
-	if err := m.checkNorm(values); err != nil {
+	if err := m.checkNorm(values, 1); err != nil {
 		return m.rejectUnit(n, values, err)
 	}
 	if m.codec.Feedback() {
 		m.run.service.cfg.Kernels.Add(values, m.residual[n][b.lo:b.hi])
 	}
 	data := b.encode(m, flat, left)
-	if b.tied || m.replicas > 1 && (!b.scatter || b.owner != m.self) {
+	if m.near != nil && !b.tied {
+		if !m.leads(b) {
+			if err := m.run.direct.send(m.mail, b.leader, b.local.part, n, b.local.wire, data); err != nil {
+				return err
+			}
+		}
+		// The leader folds exact units before they go out. Lossy ones go out as they are.
+		if m.codec.Exact() {
+			return nil
+		}
+	}
+	if b.tied || m.places() > 1 && (!b.scatter || b.owner != m.place()) {
 		if err := m.mail.send(b.nodes.part, n, b.nodes.wire, data); err != nil {
 			return err
 		}

@@ -46,10 +46,13 @@ type training struct {
 	mu      sync.Mutex
 	runs    map[string]*trainRun // by chain and stage
 	epochs  map[string]uint64    // the largest one of each lease
+	ended   chan struct{}        // closed and replaced when a run ends
+	leave   chan struct{}        // closed when the shard is drained
 }
 
 func newTraining(s *Service) *training {
-	return &training{service: s, runs: map[string]*trainRun{}, epochs: map[string]uint64{}}
+	return &training{service: s, runs: map[string]*trainRun{}, epochs: map[string]uint64{},
+		ended: make(chan struct{}), leave: make(chan struct{})}
 }
 
 func runKey(chain []byte, stage uint32) string { return fmt.Sprintf("%x/%d", chain, stage) }
@@ -93,7 +96,8 @@ type trainRun struct {
 	stepped bool    // a step has begun
 
 	outbox *gradbus.Outbox // of all spans
-	full   uint64          // bytes that the gradients sent since the last report have in float32
+	direct *direct
+	full   uint64 // bytes that the gradients sent since the last report have in float32
 }
 
 // trainSpan is one of the stage's ranges of layers.
@@ -194,6 +198,7 @@ func (t *training) build(
 		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[int]bool{},
 		snapshots: make(chan *snapshot, 1),
 	}
+	r.direct = newDirect(r)
 	source, err := openInitial(o.GetInitial(), &spec)
 	if err != nil {
 		return nil, err
@@ -233,6 +238,10 @@ func (t *training) build(
 	if t.runs[key] != nil {
 		return nil, fault.New(fault.AlreadyExists, "open stage %d of chain %x: it is already open",
 			o.GetStage(), o.GetChain())
+	}
+	if t.draining() {
+		return nil, fault.New(fault.Unavailable, "open stage %d of chain %x: the shard is about to stop", o.GetStage(),
+			o.GetChain())
 	}
 	if err := t.lead(o); err != nil {
 		return nil, err
@@ -322,6 +331,8 @@ func (t *training) remove(r *trainRun) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.runs, runKey(r.open.GetChain(), r.open.GetStage()))
+	close(t.ended)
+	t.ended = make(chan struct{})
 }
 
 // activationBytes is the size of one slot's hidden state.
@@ -343,6 +354,7 @@ func (r *trainRun) connect() error {
 func (r *trainRun) close() {
 	r.fail(nil)
 	r.outbox.Close()
+	r.direct.close()
 	if r.diloco != nil {
 		r.diloco.close()
 	} else {

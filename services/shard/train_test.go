@@ -182,8 +182,12 @@ func (c *conversation) step(step uint64, lo, hi uint32, forwardOnly bool) {
 func (c *conversation) rejected() *shardv1.Rejected {
 	c.t.Helper()
 	for {
-		if r := c.next().GetRejected(); r != nil {
+		f := c.next()
+		if r := f.GetRejected(); r != nil {
 			return r
+		}
+		if f.GetFolded() != nil {
+			c.t.Fatal("the gradient is used, want it to be rejected")
 		}
 	}
 }

@@ -27,8 +27,8 @@ type stepRun struct {
 // pass is the way of one slot through one span.
 type pass struct{ slot, span int }
 
-// runStep makes an attempt at a step. An attempt that is aborted or meets a gradient that must not be used is
-// no error.
+// runStep makes an attempt at a step. An attempt that is aborted, meets a gradient that must not be used or
+// loses the link to another replica is no error.
 func (r *trainRun) runStep(step *shardv1.Step) error {
 	at := attempt{step.GetStep(), step.GetAttempt()}
 	if r.halted {
@@ -37,17 +37,27 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	}
 	ctx, cancel := r.fence.begin(r.ctx, at)
 	defer cancel(nil)
-	err := r.try(ctx, at, step)
+	err := r.try(ctx, cancel, at, step)
 	r.progress.end()
+	r.direct.finish()
 	var bad *rejection
-	if err != nil && (r.fence.isOver(at) && r.ctx.Err() == nil || errors.As(err, &bad)) {
+	var torn *linkError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &bad), r.fence.isOver(at) && r.ctx.Err() == nil:
 		return r.halt(at, err)
+	case errors.As(context.Cause(ctx), &torn) && r.ctx.Err() == nil:
+		if err := r.halt(at, nil); err != nil {
+			return err
+		}
+		return r.report(at, torn)
 	}
 	return err
 }
 
 // try runs the stage's schedule for the step's slots.
-func (r *trainRun) try(ctx context.Context, at attempt, step *shardv1.Step) error {
+func (r *trainRun) try(ctx context.Context, cancel context.CancelCauseFunc, at attempt, step *shardv1.Step) error {
 	if !step.GetForwardOnly() {
 		if err := r.regroup(step); err != nil {
 			return err
@@ -77,11 +87,16 @@ func (r *trainRun) try(ctx context.Context, at attempt, step *shardv1.Step) erro
 		micro:    map[int]*shardv1.Microbatch{},
 	}
 	defer s.drop()
+	var arrivals []*parcel
 	for _, span := range r.spans {
 		s.grads = append(s.grads, map[schedule.Node]*gradient{})
 		if !step.GetForwardOnly() {
 			span.reducer.begin(ctx, at, step.GetMaxNorm())
+			arrivals = append(arrivals, span.reducer.arrivals()...)
 		}
+	}
+	if !step.GetForwardOnly() {
+		r.direct.begin(ctx, cancel, at, r.members, arrivals)
 	}
 	actions, err := schedule.Config{
 		Name: r.open.GetSchedule(), Stages: int(r.open.GetStages()), Spans: len(r.spans), Micro: len(step.GetSlots()),
@@ -114,6 +129,7 @@ func (r *trainRun) try(ctx context.Context, at attempt, step *shardv1.Step) erro
 		ScheduleUs: uint64(took.Microseconds()), IdleUs: uint64(idle.Microseconds()),
 	}
 	t := s.traffic()
+	out.BytesDirect = r.direct.takeBytes()
 	out.BytesSent, out.BytesRead, out.BytesFull, out.ErrorSquares, out.NodeSquares = t.sent, t.read, t.full, t.errors,
 		t.nodes
 	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Folded{Folded: out}})

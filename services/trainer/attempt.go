@@ -37,6 +37,7 @@ func (t *training) gradients(f *fleet, step uint64, data *batch, idle *bubble, s
 		f.assign()
 		losses, norms, err := t.tryGradients(f, step, data, idle, sent)
 		if err == nil {
+			t.linked()
 			f.took(time.Since(begin))
 			return losses, norms, nil
 		}
@@ -56,21 +57,28 @@ func (f *fleet) took(d time.Duration) {
 // repair prepares for another attempt at a step after an error. It returns an error if there can be none.
 func (t *training) repair(f *fleet, step uint64, err error) error {
 	var bad *rejectedError
-	rejected := errors.As(err, &bad)
+	rejected, torn := errors.As(err, &bad), errors.As(err, new(*linkError))
 	if rejected {
 		if err := t.quarantine(f, bad); err != nil {
 			return err
 		}
+	}
+	if torn && !f.elastic() {
+		t.tear(step, err)
 	}
 	if !f.elastic() || !retryable(err) || f.ctx.Err() != nil || f.attempt+1 >= maxAttempts {
 		return err
 	}
 	f.abort(step)
 	lost := f.sweep()
-	if len(lost) == 0 && !rejected {
+	switch {
+	case len(lost) > 0 || rejected:
+	case torn:
+		t.tear(step, err)
+	default:
 		return err // nothing has changed
 	}
-	t.note(lost)
+	t.note(step, lost)
 	if len(f.chains) == 0 {
 		return err
 	}
@@ -80,9 +88,12 @@ func (t *training) repair(f *fleet, step uint64, err error) error {
 }
 
 // note records chains that are lost.
-func (t *training) note(lost []*chain) {
+func (t *training) note(step uint64, lost []*chain) {
 	for _, c := range lost {
 		t.run.service.log.Warn("a replica is lost", "run", t.run.name, "replica", c.replica, "error", c.lost())
+		if !errors.As(c.lost(), new(*rejectedError)) { // which has been recorded as such
+			t.happenedTo(c, eventLost, step, c.lost())
+		}
 	}
 	t.run.update(func(r *trainerv1.Run) { r.Lost += uint64(len(lost)) })
 }

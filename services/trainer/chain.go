@@ -36,7 +36,8 @@ type stage struct {
 	spans   []model.Range
 	client  shardv1.ShardServiceClient
 	stream  trainStream
-	shares  bool // it reads and writes the files of checkpoints itself
+	host    string // its machine; empty if that is not known
+	shares  bool   // it reads and writes the files of checkpoints itself
 	replies chan *shardv1.TrainResponse
 
 	heard   atomic.Uint64 // frames received
@@ -55,6 +56,8 @@ type chain struct {
 
 	lo, hi int     // its slots in the current attempt
 	speed  measure // seconds that its slowest stage computes for a slot
+
+	leaving atomic.Bool // a shard of it is about to stop
 }
 
 // lost returns why the chain has ended, or nil.
@@ -260,7 +263,7 @@ func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
 		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.spans,
 			s.addr)
 	}
-	s.shares = resp.GetOpened().GetSharesFolder()
+	s.shares, s.host = resp.GetOpened().GetSharesFolder(), resp.GetOpened().GetHost()
 	if err := f.sameClass(s, resp.GetOpened().GetKernelClass()); err != nil {
 		return err
 	}
@@ -275,8 +278,12 @@ func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
 				return
 			}
 			s.heard.Add(1)
-			if a := resp.GetAlive(); a != nil {
-				s.progressed(a)
+			switch {
+			case resp.GetAlive() != nil:
+				s.progressed(resp.GetAlive())
+				continue
+			case resp.GetLeaving() != nil:
+				c.leaving.Store(true)
 				continue
 			}
 			select {
@@ -350,6 +357,9 @@ func (f *fleet) replyIn(ctx context.Context, s *stage) (*shardv1.TrainResponse, 
 	case r := <-s.replies:
 		if bad := r.GetRejected(); bad != nil {
 			return nil, &rejectedError{bad, s}
+		}
+		if torn := r.GetLinkBroken(); torn != nil {
+			return nil, &linkError{torn, s}
 		}
 		return r, nil
 	case <-ctx.Done():

@@ -25,6 +25,9 @@ type Gradients struct {
 	Density float64 `json:"density,omitempty"`
 	// MaxNorm is the largest norm of a replica's gradient for a stage that is accepted; 0 for any finite one.
 	MaxNorm float64 `json:"max_norm,omitempty"`
+	// Direct is "auto" (default) or "off". With "auto", replicas on one machine exchange gradients by gRPC, and only
+	// the sums of machines go over NATS. The weights are the same.
+	Direct string `json:"direct,omitempty"`
 }
 
 // defaultDensity is the share of values that topk sends unless the manifest says otherwise.
@@ -57,6 +60,8 @@ func (m *Manifest) checkGradients() error {
 		return fault.Wrap(fault.Invalid, err, "gradients")
 	}
 	switch {
+	case g.Direct != "" && g.Direct != directAuto && g.Direct != directOff:
+		return fault.Field("gradients.direct", "%q is neither %s nor %s", g.Direct, directAuto, directOff)
 	case g.codec().Exact() && g.Nodes != 0:
 		return fault.Field("gradients.nodes", "f32 has none")
 	case m.DiLoCo != nil && g.Nodes != 0:
@@ -119,8 +124,8 @@ func cutSlots(name string) (param string, lo, hi int, ok bool) {
 
 // traffic sums the stages' reports about gradients on the bus.
 type traffic struct {
-	sent, read, full uint64
-	errors, nodes    float64
+	sent, read, full, direct uint64
+	errors, nodes            float64
 }
 
 func (t *traffic) add(f interface {

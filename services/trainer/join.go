@@ -169,5 +169,6 @@ func (t *training) admit(f *fleet, c *chain, step uint64) error {
 	f.sortChains()
 	t.run.service.log.Info("a replica has joined", "run", t.run.name, "step", step, "replica", c.replica)
 	t.run.update(func(r *trainerv1.Run) { r.Joined++ })
+	t.happenedTo(c, eventJoined, step, nil)
 	return nil
 }

@@ -145,14 +145,20 @@ func (c *chain) units(nodes []schedule.Node) int {
 	return n
 }
 
-// members lists the chains as stages are told.
-func (f *fleet) members() []*shardv1.Member {
-	if !f.elastic() {
+// members lists the chains as stages are told. With direct, they are told which of them share a machine.
+func (f *fleet) members(direct bool) []*shardv1.Member {
+	shared := direct && f.sharesMachines()
+	if !f.elastic() && !shared {
 		return nil
 	}
 	var out []*shardv1.Member
+	numbers := map[string]uint32{}
 	for _, c := range f.chains {
-		out = append(out, &shardv1.Member{Replica: uint32(c.replica), Lo: uint32(c.lo), Hi: uint32(c.hi)})
+		m := &shardv1.Member{Replica: uint32(c.replica), Lo: uint32(c.lo), Hi: uint32(c.hi)}
+		if shared {
+			m.Chain, m.Places = c.id, c.places(numbers)
+		}
+		out = append(out, m)
 	}
 	return out
 }
@@ -278,7 +284,8 @@ func (f *fleet) abortStage(ctx context.Context, s *stage, step uint64) error {
 	}
 	for {
 		r, err := f.replyIn(ctx, s)
-		if _, bad := err.(*rejectedError); bad { //nolint:errorlint // it comes from replyIn itself
+		switch err.(type) { //nolint:errorlint // it comes from replyIn itself
+		case *rejectedError, *linkError:
 			continue // another one of the same attempt
 		}
 		if err != nil {

@@ -29,6 +29,8 @@ type line struct {
 	GradientBytesRead uint64  `json:"gradient_bytes_read,omitempty"`
 	GradientRatio     float64 `json:"gradient_ratio,omitempty"`
 	GradientError     float64 `json:"gradient_error,omitempty"`
+	// DirectBytes are bytes of gradients that stages have sent to replicas on their own machine.
+	DirectBytes uint64 `json:"direct_bytes,omitempty"`
 	// Flops are floating-point operations a second of forward, backward and update, counted as nanoGPT does, and
 	// PeakShare is their share of what the machines reach in large matrix products.
 	Flops     float64 `json:"flops,omitempty"`

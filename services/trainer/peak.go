@@ -25,10 +25,7 @@ func (f *fleet) peak() float64 {
 	defer f.mu.Unlock()
 	machines := map[string]*machine{}
 	for addr, o := range f.speeds {
-		name := o.GetHost()
-		if name == "" {
-			name = "at " + addr
-		}
+		name := machineName(addr, o.GetHost())
 		if machines[name] == nil {
 			machines[name] = &machine{}
 		}

@@ -101,6 +101,9 @@ func (t *training) quarantine(f *fleet, bad *rejectedError) error {
 	t.run.service.log.Error("quarantine a replica", "run", t.run.name, "step", q.GetStep(), "replica", q.GetReplica(),
 		"address", addr, "reason", q.GetReason(), "part", q.GetPart(), "message", q.GetMessage(),
 		"evidence", q.GetEvidence())
+	replica := uint32(c.replica)
+	t.happened(&trainerv1.RunEvent{Step: q.GetStep(), Kind: eventQuarantined, Replica: &replica, Address: addr,
+		Message: q.GetReason() + ": " + q.GetPart() + ": " + q.GetMessage()})
 	f.lost(c, bad)
 	return nil
 }
@@ -119,6 +122,9 @@ func (t *training) acquit(q *trainerv1.Quarantined, why shardv1.RejectReason) er
 		}
 		t.run.service.log.Warn("the data gives a gradient that was rejected", "run", t.run.name, "step", q.GetStep(),
 			"replica", first.GetReplica(), "message", q.GetMessage())
+		replica := first.GetReplica()
+		t.happened(&trainerv1.RunEvent{Step: q.GetStep(), Kind: eventCleared, Replica: &replica,
+			Address: first.GetAddress(), Message: "another replica has the same gradient: " + q.GetMessage()})
 	}
 	t.doubts.data = true
 	if why == shardv1.RejectReason_REJECT_REASON_NOT_FINITE || t.run.manifest.Gradients.MaxNorm > 0 {

@@ -231,6 +231,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 			return false, err
 		}
 		r.service.log.Warn("rebuild chains", "run", r.manifest.Name, "from_step", t.step(), "error", err)
+		t.happened(&trainerv1.RunEvent{Step: t.step(), Kind: eventRestart, Message: err.Error()})
 		select {
 		case <-time.After(rebuildPause << broken):
 		case <-r.stop:
@@ -273,6 +274,7 @@ type training struct {
 	tokens     int
 	simulated  float64 // bubble of the schedule
 	sent       traffic // since the start; of bytes alone
+	torn       int     // attempts in a row that have lost a link between replicas of one machine
 
 	history history // of losses and norms, for the rule about spikes
 
@@ -298,7 +300,7 @@ func (t *training) open() error {
 	for _, step := range steps {
 		err = errors.Join(err, t.store.Remove(step))
 	}
-	return err
+	return errors.Join(err, t.forgetEvents())
 }
 
 // attempt builds a fleet and steps until the end or an error.
@@ -356,6 +358,9 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
 		if err := t.lead(); err != nil {
+			return false, err
+		}
+		if err := t.part(f, step-1); err != nil {
 			return false, err
 		}
 		if err := t.join(f, step-1); err != nil {

@@ -194,18 +194,31 @@ func (t *training) judge(f *fleet, step uint64, res result, err error) (skipped 
 		r.Spikes = append(r.Spikes, report)
 		r.Spikes = r.Spikes[max(0, len(r.GetSpikes())-spikesShown):]
 	})
+	t.happened(&trainerv1.RunEvent{Step: step, Kind: rule.Action, Message: spikeText(report)})
 	if rule.Action == spikeRollback {
 		return false, &rollbackError{rollback{step, report.GetBackTo()}}
 	}
 	t.history.Skips++
 	if bad != nil {
 		f.abort(step)
-		t.note(f.sweep())
+		t.note(step, f.sweep())
 		if len(f.chains) == 0 {
 			return false, fault.New(fault.Unavailable, "step %d: all replicas are lost", step)
 		}
 	}
 	return true, t.apply(f, step, &shardv1.Apply{Skip: true})
+}
+
+// spikeText describes a spike.
+func spikeText(s *trainerv1.Spike) string {
+	text := fmt.Sprintf("a %s of %.4g", s.GetOf(), s.GetValue())
+	if s.GetLimit() > 0 {
+		text += fmt.Sprintf(" is above %.4g", s.GetLimit())
+	}
+	if s.GetAction() == spikeRollback {
+		text += fmt.Sprintf("; back to step %d", s.GetBackTo())
+	}
+	return text
 }
 
 // goBack prepares for going on from the step that a spike has led back to.

@@ -66,6 +66,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}
 		s.GradientBytes, s.GradientRatio, s.GradientError = t.sent.sent, t.sent.ratio(), sent.error()
+		s.StepDirectBytes = sent.direct
 		s.StepGradientBytes, s.Flops, s.PeakFlops, s.SecondsLeft = sent.sent, flops, peak, left
 	})
 	t.run.recordLater()
@@ -81,6 +82,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		SimulatedBubble:       t.simulated,
 		GradientBytes:         sent.sent,
 		GradientBytesRead:     sent.read,
+		DirectBytes:           sent.direct,
 		Flops:                 flops,
 		PeakShare:             flops / max(1, peak),
 		GradientRatio:         t.sent.ratio(),
@@ -145,7 +147,7 @@ func (t *training) tryGradients(
 	losses := make([]float64, t.run.manifest.Slots)
 	folded := map[*chain][]*shardv1.Norm{}
 	reports := map[*chain][]*shardv1.Folded{}
-	members, limit := f.members(), t.largest(f, step)
+	members, limit := f.members(t.direct()), t.largest(f, step)
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(f.ctx)
 	for _, c := range f.chains {
@@ -170,6 +172,7 @@ func (t *training) tryGradients(
 					folded[c] = append(folded[c], r.GetNorms()...)
 					reports[c] = append(reports[c], r)
 					sent.add(r)
+					sent.direct += r.GetBytesDirect()
 				})
 			})
 		}
@@ -218,7 +221,7 @@ func (t *training) apply(f *fleet, step uint64, a *shardv1.Apply) error {
 		return firstOf(errs...)
 	}
 	if lost := f.sweep(); len(lost) > 0 {
-		t.note(lost)
+		t.note(step, lost)
 		if len(f.chains) == 0 {
 			return lost[0].lost()
 		}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -151,6 +152,11 @@ func seeds(digest string) map[string][]proto.Message {
 			&shardv1.ExchangeRequest{
 				Frame: &shardv1.ExchangeRequest_Activation{Activation: &shardv1.Activation{Step: 1, Tensor: tensor}},
 			},
+		},
+		"/lamina.shard.v1.ShardService/Reduce": {
+			&shardv1.ReduceRequest{Frame: &shardv1.ReduceRequest_Open{Open: &shardv1.ReduceOpen{Chain: id, From: id}}},
+			&shardv1.ReduceRequest{Frame: &shardv1.ReduceRequest_Gradient{Gradient: &eventv1.Gradient{Run: "run", Step: 1,
+				Part: "0-1.0", SlotHi: 1, Chunks: 1, Data: []byte{1, 2, 3, 4}}}},
 		},
 		"/lamina.sampler.v1.SamplerService/Sample": {
 			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: id}}},

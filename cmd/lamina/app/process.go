@@ -42,6 +42,7 @@ type settings struct {
 	insecure          bool
 	access            AccessConfig
 	trimInterval      time.Duration
+	leave             time.Duration // until a shard of its own ends training stages; 0 for the default
 
 	train     bool
 	nats      nats.Config
@@ -53,8 +54,8 @@ type settings struct {
 	pipelines int // number of pipelines that a mesh waits for
 }
 
-// drainLimit is how long the requests of a router may still run after a stop.
-func (s settings) drainLimit() time.Duration { return cmp.Or(s.router.Drain, drainDefault) }
+// drainLimit is how long the requests of a router may still run after a stop, and the current steps of training runs.
+func (s settings) drainLimit() time.Duration { return cmp.Or(s.router.Drain, s.leave, drainDefault) }
 
 // process holds what the targets of one process share while they are built and run.
 type process struct {
@@ -132,6 +133,8 @@ type server struct {
 	// drain prepares the service for the stop of its server, for which it has until the context ends;
 	// nil for nothing.
 	drain func(context.Context)
+	// leave is like drain, and the server takes calls until it returns.
+	leave func(context.Context)
 
 	// These override the defaults: the address, bound function and registry of the process, or
 	// in a mesh an in-memory address with the name of the server.
@@ -204,14 +207,24 @@ func (p *process) serve(s server) {
 			serving = append(serving, rpc.DrainLimit(p.set.drainLimit()+drainMargin))
 			defer whenStopped(ctx, p.set.drainLimit(), s.drain)()
 		}
-		return rpc.Serve(ctx, grpcServer, l, func() {
+		life := ctx
+		if s.leave != nil {
+			var stop func()
+			life, stop = context.WithCancel(context.WithoutCancel(ctx))
+			defer stop()
+			defer whenStopped(ctx, p.set.drainLimit(), func(ctx context.Context) {
+				s.leave(ctx)
+				stop()
+			})()
+		}
+		return rpc.Serve(life, grpcServer, l, func() {
 			p.warnOfOldConsul(ctx)
 			p.pending.end(s.name)
 			ready()
 		}, serving...)
 	}
 	p.add(lifecycle.Part{
-		Name: s.name, StartLimit: lifecycle.NoLimit, StopLimit: p.set.drainLimit() + 2*drainMargin, Run: run,
+		Name: s.name, StartLimit: lifecycle.NoLimit, StopLimit: p.set.drainLimit() + 3*drainMargin, Run: run,
 	})
 }
 

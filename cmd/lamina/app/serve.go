@@ -97,14 +97,20 @@ type ShardConfig struct {
 	AdapterBytes int64
 	// Auto says that the shard takes its layers from the placer; Model and Layers are then empty.
 	Auto *AutoShard
+	// Host names the machine; empty finds a name. Replicas on shards with the same name exchange gradients directly.
+	Host string
+	// Drain is how long the current steps of training runs may still take when the shard is stopped; 0 for the
+	// default.
+	Drain time.Duration
 }
 
 // Shard runs a shard until ctx ends.
 func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
-	set := settings{train: s.Train, nats: s.NATS, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
+	set := settings{train: s.Train, nats: s.NATS, leave: s.Drain, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
 		adapterBytes: s.AdapterBytes,
 		auto:         s.Auto,
+		host:         s.Host,
 	}}}
 	return c.run(ctx, s.Kernels, set, "shards")
 }

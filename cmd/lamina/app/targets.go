@@ -170,6 +170,7 @@ type shardSetting struct {
 	// adapterBytes bounds the memory of adapters; 0 means the default.
 	adapterBytes int64
 	auto         *AutoShard // it takes its layers from the placer; nil for others
+	host         string     // the machine; empty finds a name
 }
 
 func (p *process) buildShards() error {
@@ -187,7 +188,7 @@ func (p *process) buildShards() error {
 		}
 		meta := map[string]string{}
 		if set.train && p.bus != nil {
-			c.Bus, c.Host = p.bus, machineName()
+			c.Bus, c.Host = p.bus, cmp.Or(set.host, machineName())
 			if p.set.runs.Dir != "" {
 				c.Runs = checkpoint.Dir(p.set.runs.Dir)
 			}
@@ -226,7 +227,8 @@ func (p *process) buildShards() error {
 			}
 			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
 		}
-		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s}, meta: meta, live: live})
+		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s}, meta: meta, live: live,
+			leave: s.Drain})
 	}
 	p.addMeasuring(measured)
 	return nil

@@ -33,9 +33,11 @@ func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
 		name   string
 		stages uint32
 		change map[string]any
+		host   func(string) string
 	}{
-		{"f32", 1, nil}, {"two stages", 2, nil},
-		{"bf16", 1, map[string]any{"gradients": map[string]any{"wire": "bf16", "nodes": 4}}},
+		{"f32", 1, nil, nil}, {"two stages", 2, nil, nil},
+		{"bf16", 1, map[string]any{"gradients": map[string]any{"wire": "bf16", "nodes": 4}}, nil},
+		{"direct", 2, nil, placements()["one machine"]},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			change := map[string]any{"steps": 60, "slots": 6, "checkpoint_every": 1000, "evaluate_every": 9}
@@ -44,7 +46,7 @@ func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
 			}
 			raw := manifest(t, "lost-"+strings.ReplaceAll(c.name, " ", "-"), change)
 			calmOut, out := t.TempDir(), t.TempDir()
-			f := newTrainFleet(t, int(3*c.stages))
+			f := (&trainFleet{bus: gradbus.NewMemory(64 << 20), host: c.host}).start(t, int(3*c.stages), trainer.Config{})
 			calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
 			alone, kills := uint64(0), 0
 			check := forward(t)
@@ -101,5 +103,56 @@ func TestTrain_AFrozenReplicaIsLeft(t *testing.T) {
 	same(t, "a frozen replica", out, calmOut, got, calm)
 	if got.GetLost() != 1 || got.GetMembers() != 1 {
 		t.Errorf("%d replicas lost, %d left", got.GetLost(), got.GetMembers())
+	}
+}
+
+// A shard that is stopped leaves after the current step: no step is repeated, and none is lost, whether the others go
+// on or others take its place.
+func TestTrain_AShardThatIsStoppedLeavesAfterItsStep(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		replicas uint32
+		spare    int
+		change   map[string]any
+		host     func(string) string
+	}{
+		{"three replicas", 3, 0, nil, nil},
+		{"three replicas of one machine", 3, 0, nil, placements()["one machine"]},
+		{"the only replica", 1, 1, nil, nil},
+		{"residuals", 2, 1, map[string]any{"gradients": wires()["int8"]["gradients"]}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			change := map[string]any{"steps": 20, "slots": 4, "checkpoint_every": 1000}
+			for k, v := range c.change {
+				change[k] = v
+			}
+			raw := manifest(t, "leaves-"+strings.ReplaceAll(c.name, " ", "-"), change)
+			calmOut, out := t.TempDir(), t.TempDir()
+			f := (&trainFleet{bus: gradbus.NewMemory(64 << 20), host: c.host}).start(t, int(c.replicas)+c.spare,
+				trainer.Config{})
+			calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
+			check, gone := forward(t), make(chan struct{})
+			begun := false
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Replicas: c.replicas, Out: out},
+				func(r *trainerv1.Run) {
+					check(r)
+					if !begun && r.GetStep() >= 5 {
+						begun = true
+						go func() {
+							defer close(gone)
+							f.leave["shard-0"]()
+						}()
+					}
+				})
+			if !begun {
+				t.Fatal("the run has ended before the shard was stopped")
+			}
+			<-gone
+			same(t, c.name, out, calmOut, got, calm)
+			if got.GetLost() != 0 || got.GetAborted() != 0 || got.GetLeft() != 1 {
+				t.Errorf("%d replicas lost, %d have left, %d attempts repeated", got.GetLost(), got.GetLeft(),
+					got.GetAborted())
+			}
+		})
 	}
 }

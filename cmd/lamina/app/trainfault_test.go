@@ -37,8 +37,11 @@ type trainFleet struct {
 	dialer   *rpc.Dialer
 	bus      gradbus.Bus
 	outbox   gradbus.OutboxConfig
+	host     func(shard string) string      // the machine of a shard; nil if it is not known
+	peers    func(*rpc.Dialer) shard.Dialer // what shards dial with; nil for the dialer itself
 	client   trainerv1.TrainerServiceClient
 	kill     map[string]func()
+	leave    map[string]func() // stops a shard gracefully
 	ended    []<-chan error
 }
 
@@ -56,9 +59,15 @@ func newTrainFleetOn(t *testing.T, shards int, bus gradbus.Bus, resend time.Dura
 // newTrainFleetWith returns a fleet whose trainer has further settings.
 func newTrainFleetWith(t *testing.T, shards int, bus gradbus.Bus, resend time.Duration, c trainer.Config) *trainFleet {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	f := &trainFleet{t: t, ctx: ctx, network: memnet.New(), registry: discovery.NewMemory(),
-		bus: bus, outbox: gradbus.OutboxConfig{Resend: resend}, kill: map[string]func(){}}
+	return (&trainFleet{bus: bus, outbox: gradbus.OutboxConfig{Resend: resend}}).start(t, shards, c)
+}
+
+// start starts a trainer with settings and a number of shards.
+func (f *trainFleet) start(t *testing.T, shards int, c trainer.Config) *trainFleet {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	f.t, f.ctx, f.network, f.registry, f.kill = t, ctx, memnet.New(), discovery.NewMemory(), map[string]func(){}
+	f.leave = map[string]func(){}
 	f.dialer = rpc.NewDialer(rpc.DialOptions{Net: f.network})
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
@@ -109,8 +118,15 @@ func (f *trainFleet) serve(ctx context.Context, name string, s interface {
 // registry.
 func (f *trainFleet) shard(name string) {
 	ctx, cancel := context.WithCancel(f.ctx)
-	done := f.serve(ctx, name, shard.New(shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus,
-		Outbox: f.outbox}))
+	c := shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus, Outbox: f.outbox}
+	if f.host != nil {
+		c.Host = f.host(name)
+	}
+	if f.peers != nil {
+		c.Dialer = f.peers(f.dialer)
+	}
+	s := shard.New(c)
+	done := f.serve(ctx, name, s)
 	reg, err := f.registry.Register(f.ctx,
 		discovery.Instance{ID: name, Service: "shard", Addr: "mem:" + name,
 			Meta: map[string]string{trainer.TrainsMeta: "true"}})
@@ -118,6 +134,13 @@ func (f *trainFleet) shard(name string) {
 		f.t.Fatal(err)
 	}
 	f.ended = append(f.ended, done)
+	f.leave[name] = func() {
+		if err := reg.Deregister(f.ctx); err != nil {
+			f.t.Error(err)
+		}
+		s.Drain(f.ctx)
+		cancel()
+	}
 	f.kill[name] = func() {
 		f.network.Cut(name, true)
 		if err := reg.Deregister(f.ctx); err != nil {

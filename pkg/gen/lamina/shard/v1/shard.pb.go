@@ -10,6 +10,7 @@
 package shardv1
 
 import (
+	v11 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
 	v1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -4449,7 +4450,11 @@ type Member struct {
 	// The first slot that it computes.
 	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
 	// One past the last slot that it computes.
-	Hi            uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	Hi uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	// Its chain, as in TrainOpen. Only with `places`.
+	Chain []byte `protobuf:"bytes,80,opt,name=chain,proto3" json:"chain,omitempty"`
+	// Where its stages are, in order. Empty for all members if all gradients go over the bus.
+	Places        []*Place `protobuf:"bytes,81,rep,name=places,proto3" json:"places,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4505,6 +4510,75 @@ func (x *Member) GetHi() uint32 {
 	return 0
 }
 
+func (x *Member) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Member) GetPlaces() []*Place {
+	if x != nil {
+		return x.Places
+	}
+	return nil
+}
+
+// Place says where a stage of a replica is.
+type Place struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it listens.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// The number of its machine. Replicas with the same number exchange gradients over Reduce.
+	Host          uint32 `protobuf:"varint,2,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Place) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Place) GetHost() uint32 {
+	if x != nil {
+		return x.Host
+	}
+	return 0
+}
+
 // TrainAdapter is a low-rank adapter. The stage's own weights are read from `initial` and stay as they
 // are; the state of a stage is that of the adapter.
 type TrainAdapter struct {
@@ -4522,7 +4596,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4534,7 +4608,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4547,7 +4621,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -4590,7 +4664,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4602,7 +4676,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4615,7 +4689,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Gradients) GetWire() string {
@@ -4672,7 +4746,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4684,7 +4758,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4697,7 +4771,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -4765,7 +4839,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4777,7 +4851,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4790,7 +4864,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -4828,7 +4902,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4840,7 +4914,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4853,7 +4927,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -4883,7 +4957,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4895,7 +4969,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4908,7 +4982,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -4949,7 +5023,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4961,7 +5035,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4974,7 +5048,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Optimizer) GetName() string {
@@ -5041,7 +5115,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5053,7 +5127,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5066,7 +5140,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -5108,7 +5182,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5120,7 +5194,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5133,7 +5207,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -5177,7 +5251,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5189,7 +5263,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5202,7 +5276,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -5239,7 +5313,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5251,7 +5325,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5264,7 +5338,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -5319,7 +5393,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5331,7 +5405,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5344,7 +5418,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *State) GetName() string {
@@ -5382,7 +5456,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +5468,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +5481,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -5440,7 +5514,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +5526,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5465,7 +5539,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -5521,7 +5595,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5533,7 +5607,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5546,7 +5620,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -5647,7 +5721,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5659,7 +5733,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5672,7 +5746,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -5755,7 +5829,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5767,7 +5841,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5780,7 +5854,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Pair) GetChosen() uint32 {
@@ -5827,7 +5901,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5839,7 +5913,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5852,7 +5926,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -5902,7 +5976,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5914,7 +5988,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5927,7 +6001,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -6002,6 +6076,8 @@ type TrainResponse struct {
 	//	*TrainResponse_Aborted
 	//	*TrainResponse_Rejected
 	//	*TrainResponse_Alive
+	//	*TrainResponse_LinkBroken
+	//	*TrainResponse_Leaving
 	Frame         isTrainResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6009,7 +6085,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6021,7 +6097,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6034,7 +6110,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -6125,6 +6201,24 @@ func (x *TrainResponse) GetAlive() *Alive {
 	return nil
 }
 
+func (x *TrainResponse) GetLinkBroken() *LinkBroken {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainResponse_LinkBroken); ok {
+			return x.LinkBroken
+		}
+	}
+	return nil
+}
+
+func (x *TrainResponse) GetLeaving() *Leaving {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainResponse_Leaving); ok {
+			return x.Leaving
+		}
+	}
+	return nil
+}
+
 type isTrainResponse_Frame interface {
 	isTrainResponse_Frame()
 }
@@ -6174,6 +6268,17 @@ type TrainResponse_Alive struct {
 	Alive *Alive `protobuf:"bytes,38,opt,name=alive,proto3,oneof"`
 }
 
+type TrainResponse_LinkBroken struct {
+	// Gradients do not reach a replica on the same machine.
+	LinkBroken *LinkBroken `protobuf:"bytes,80,opt,name=link_broken,json=linkBroken,proto3,oneof"`
+}
+
+type TrainResponse_Leaving struct {
+	// The shard is about to stop. The trainer takes this frame at any time, and lets the stage go after the
+	// current step.
+	Leaving *Leaving `protobuf:"bytes,81,opt,name=leaving,proto3,oneof"`
+}
+
 func (*TrainResponse_Opened) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Loaded) isTrainResponse_Frame() {}
@@ -6192,6 +6297,10 @@ func (*TrainResponse_Rejected) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Alive) isTrainResponse_Frame() {}
 
+func (*TrainResponse_LinkBroken) isTrainResponse_Frame() {}
+
+func (*TrainResponse_Leaving) isTrainResponse_Frame() {}
+
 // Abort ends an attempt at a step, and all attempts at it before.
 type Abort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -6205,7 +6314,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6217,7 +6326,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6230,7 +6339,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -6261,7 +6370,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6273,7 +6382,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6286,7 +6395,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -6334,7 +6443,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6346,7 +6455,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6359,7 +6468,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -6457,7 +6566,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6469,7 +6578,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6482,7 +6591,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -6539,7 +6648,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6551,7 +6660,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6564,7 +6673,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -6634,7 +6743,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6646,7 +6755,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6659,7 +6768,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -6688,7 +6797,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6700,7 +6809,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6713,7 +6822,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -6768,7 +6877,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6780,7 +6889,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6793,7 +6902,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PairLoss) GetChosen() float64 {
@@ -6839,7 +6948,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6851,7 +6960,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6864,7 +6973,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -6914,14 +7023,16 @@ type Folded struct {
 	// Sum of the squares of the nodes' gradients with their residuals, before encoding.
 	NodeSquares float64 `protobuf:"fixed64,19,opt,name=node_squares,json=nodeSquares,proto3" json:"node_squares,omitempty"`
 	// The attempt.
-	Attempt       uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Bytes of gradients that the stage has sent over Reduce in this attempt.
+	BytesDirect   uint64 `protobuf:"varint,80,opt,name=bytes_direct,json=bytesDirect,proto3" json:"bytes_direct,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6933,7 +7044,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6946,7 +7057,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -7033,6 +7144,13 @@ func (x *Folded) GetAttempt() uint32 {
 	return 0
 }
 
+func (x *Folded) GetBytesDirect() uint64 {
+	if x != nil {
+		return x.BytesDirect
+	}
+	return 0
+}
+
 // Norm is the size of one tensor's gradient.
 type Norm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -7046,7 +7164,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7058,7 +7176,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7071,7 +7189,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Norm) GetName() string {
@@ -7111,7 +7229,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7123,7 +7241,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7136,7 +7254,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -7203,7 +7321,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7215,7 +7333,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7228,7 +7346,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -7270,7 +7388,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7282,7 +7400,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7295,7 +7413,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -7384,7 +7502,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7396,7 +7514,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7409,7 +7527,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StateFile) GetName() string {
@@ -7430,7 +7548,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7442,7 +7560,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7455,7 +7573,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -7484,7 +7602,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7496,7 +7614,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7509,7 +7627,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SavedFile) GetName() string {
@@ -7564,7 +7682,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7576,7 +7694,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7589,7 +7707,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -7637,7 +7755,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7649,7 +7767,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7662,7 +7780,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -7739,7 +7857,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7751,7 +7869,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7764,7 +7882,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -7807,7 +7925,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7819,7 +7937,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7832,7 +7950,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -7887,7 +8005,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7899,7 +8017,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7912,7 +8030,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -7983,7 +8101,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7995,7 +8113,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8008,7 +8126,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -8030,7 +8148,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8042,7 +8160,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8055,7 +8173,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -8093,11 +8211,309 @@ func (x *ActivationGradient) GetAttempt() uint32 {
 	return 0
 }
 
+// ReduceRequest is a frame to the same stage of another replica.
+type ReduceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*ReduceRequest_Open
+	//	*ReduceRequest_Gradient
+	Frame         isReduceRequest_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReduceRequest) Reset() {
+	*x = ReduceRequest{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReduceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReduceRequest) ProtoMessage() {}
+
+func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReduceRequest.ProtoReflect.Descriptor instead.
+func (*ReduceRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *ReduceRequest) GetFrame() isReduceRequest_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *ReduceRequest) GetOpen() *ReduceOpen {
+	if x != nil {
+		if x, ok := x.Frame.(*ReduceRequest_Open); ok {
+			return x.Open
+		}
+	}
+	return nil
+}
+
+func (x *ReduceRequest) GetGradient() *v11.Gradient {
+	if x != nil {
+		if x, ok := x.Frame.(*ReduceRequest_Gradient); ok {
+			return x.Gradient
+		}
+	}
+	return nil
+}
+
+type isReduceRequest_Frame interface {
+	isReduceRequest_Frame()
+}
+
+type ReduceRequest_Open struct {
+	// First frame, once.
+	Open *ReduceOpen `protobuf:"bytes,1,opt,name=open,proto3,oneof"`
+}
+
+type ReduceRequest_Gradient struct {
+	// A chunk of a node's gradient.
+	Gradient *v11.Gradient `protobuf:"bytes,2,opt,name=gradient,proto3,oneof"`
+}
+
+func (*ReduceRequest_Open) isReduceRequest_Frame() {}
+
+func (*ReduceRequest_Gradient) isReduceRequest_Frame() {}
+
+// ReduceOpen binds a Reduce to a stage.
+type ReduceOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The callee's chain, as in TrainOpen.
+	Chain []byte `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
+	// The stage.
+	Stage uint32 `protobuf:"varint,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// The caller's chain.
+	From          []byte `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReduceOpen) Reset() {
+	*x = ReduceOpen{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReduceOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReduceOpen) ProtoMessage() {}
+
+func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReduceOpen.ProtoReflect.Descriptor instead.
+func (*ReduceOpen) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *ReduceOpen) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *ReduceOpen) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *ReduceOpen) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+// ReduceResponse says that the callee is ready.
+type ReduceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReduceResponse) Reset() {
+	*x = ReduceResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReduceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReduceResponse) ProtoMessage() {}
+
+func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReduceResponse.ProtoReflect.Descriptor instead.
+func (*ReduceResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
+}
+
+// LinkBroken says that a stage cannot exchange gradients over Reduce with another replica.
+type LinkBroken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt.
+	Attempt uint32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The other replica, as in TrainOpen.
+	Replica uint32 `protobuf:"varint,3,opt,name=replica,proto3" json:"replica,omitempty"`
+	// What went wrong.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkBroken) Reset() {
+	*x = LinkBroken{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkBroken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkBroken) ProtoMessage() {}
+
+func (x *LinkBroken) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkBroken.ProtoReflect.Descriptor instead.
+func (*LinkBroken) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *LinkBroken) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *LinkBroken) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *LinkBroken) GetReplica() uint32 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *LinkBroken) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// Leaving says that a stage is to end soon.
+type Leaving struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leaving) Reset() {
+	*x = Leaving{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leaving) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leaving) ProtoMessage() {}
+
+func (x *Leaving) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
+func (*Leaving) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
+}
+
 var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
 
 const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
-	"\x1blamina/shard/v1/shard.proto\x12\x0flamina.shard.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"i\n" +
+	"\x1blamina/shard/v1/shard.proto\x12\x0flamina.shard.v1\x1a\x1blamina/event/v1/event.proto\x1a\x1dlamina/tensor/v1/tensor.proto\"i\n" +
 	"\aPooling\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.lamina.shard.v1.PoolKindR\x04kind\x12!\n" +
 	"\tnormalize\x18\x02 \x01(\bH\x00R\tnormalize\x88\x01\x01B\f\n" +
@@ -8410,11 +8826,16 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04kind\"7\n" +
 	"\x03DPO\x12\x12\n" +
 	"\x04beta\x18\x01 \x01(\x01R\x04beta\x12\x1c\n" +
-	"\tsmoothing\x18\x02 \x01(\x01R\tsmoothing\"B\n" +
+	"\tsmoothing\x18\x02 \x01(\x01R\tsmoothing\"\x88\x01\n" +
 	"\x06Member\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\rR\areplica\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
-	"\x02hi\x18\x03 \x01(\rR\x02hi\"\x8b\x01\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x14\n" +
+	"\x05chain\x18P \x01(\fR\x05chain\x12.\n" +
+	"\x06places\x18Q \x03(\v2\x16.lamina.shard.v1.PlaceR\x06places\"5\n" +
+	"\x05Place\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\rR\x04host\"\x8b\x01\n" +
 	"\fTrainAdapter\x12\x1f\n" +
 	"\vconfig_json\x18\x01 \x01(\fR\n" +
 	"configJson\x129\n" +
@@ -8531,7 +8952,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"averageAll\x12\x18\n" +
 	"\aattempt\x18\x17 \x01(\rR\aattempt\x12\x14\n" +
 	"\x05epoch\x18\x18 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04skip\x18\x19 \x01(\bR\x04skip\"\xf1\x03\n" +
+	"\x04skip\x18\x19 \x01(\bR\x04skip\"\xe7\x04\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
@@ -8541,7 +8962,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06picked\x18\x1c \x01(\v2\x17.lamina.shard.v1.PickedH\x00R\x06picked\x124\n" +
 	"\aaborted\x18$ \x01(\v2\x18.lamina.shard.v1.AbortedH\x00R\aaborted\x127\n" +
 	"\brejected\x18% \x01(\v2\x19.lamina.shard.v1.RejectedH\x00R\brejected\x12.\n" +
-	"\x05alive\x18& \x01(\v2\x16.lamina.shard.v1.AliveH\x00R\x05aliveB\a\n" +
+	"\x05alive\x18& \x01(\v2\x16.lamina.shard.v1.AliveH\x00R\x05alive\x12>\n" +
+	"\vlink_broken\x18P \x01(\v2\x1b.lamina.shard.v1.LinkBrokenH\x00R\n" +
+	"linkBroken\x124\n" +
+	"\aleaving\x18Q \x01(\v2\x18.lamina.shard.v1.LeavingH\x00R\aleavingB\a\n" +
 	"\x05frameJ\x04\b\x06\x10\n" +
 	"\"5\n" +
 	"\x05Abort\x12\x12\n" +
@@ -8597,7 +9021,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06Picked\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
-	"\x03ids\x18\x03 \x03(\rR\x03ids\"\xfa\x02\n" +
+	"\x03ids\x18\x03 \x03(\rR\x03ids\"\x9d\x03\n" +
 	"\x06Folded\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12+\n" +
 	"\x05norms\x18\x02 \x03(\v2\x15.lamina.shard.v1.NormR\x05norms\x12\x1d\n" +
@@ -8615,7 +9039,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"bytes_full\x18\x11 \x01(\x04R\tbytesFull\x12#\n" +
 	"\rerror_squares\x18\x12 \x01(\x01R\ferrorSquares\x12!\n" +
 	"\fnode_squares\x18\x13 \x01(\x01R\vnodeSquares\x12\x18\n" +
-	"\aattempt\x18\x17 \x01(\rR\aattempt\";\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt\x12!\n" +
+	"\fbytes_direct\x18P \x01(\x04R\vbytesDirect\";\n" +
 	"\x04Norm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsum_squares\x18\x02 \x01(\x01R\n" +
@@ -8685,7 +9110,24 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\x12\x12\n" +
 	"\x04span\x18\x04 \x01(\rR\x04span\x12\x18\n" +
-	"\aattempt\x18\x17 \x01(\rR\aattempt*b\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt\"\x84\x01\n" +
+	"\rReduceRequest\x121\n" +
+	"\x04open\x18\x01 \x01(\v2\x1b.lamina.shard.v1.ReduceOpenH\x00R\x04open\x127\n" +
+	"\bgradient\x18\x02 \x01(\v2\x19.lamina.event.v1.GradientH\x00R\bgradientB\a\n" +
+	"\x05frame\"L\n" +
+	"\n" +
+	"ReduceOpen\x12\x14\n" +
+	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\rR\x05stage\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\fR\x04from\"\x10\n" +
+	"\x0eReduceResponse\"n\n" +
+	"\n" +
+	"LinkBroken\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x18\n" +
+	"\areplica\x18\x03 \x01(\rR\areplica\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\t\n" +
+	"\aLeaving*b\n" +
 	"\bPoolKind\x12\x19\n" +
 	"\x15POOL_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePOOL_KIND_MEAN\x10\x01\x12\x13\n" +
@@ -8710,12 +9152,13 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x16\n" +
 	"\x12REJECT_REASON_HUGE\x10\x02\x12\x17\n" +
 	"\x13REJECT_REASON_STALE\x10\x03\x12\x1b\n" +
-	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xde\a\n" +
+	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xad\b\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
 	"\x05Train\x12\x1d.lamina.shard.v1.TrainRequest\x1a\x1e.lamina.shard.v1.TrainResponse(\x010\x01\x12S\n" +
-	"\bExchange\x12 .lamina.shard.v1.ExchangeRequest\x1a!.lamina.shard.v1.ExchangeResponse(\x010\x01\x12T\n" +
+	"\bExchange\x12 .lamina.shard.v1.ExchangeRequest\x1a!.lamina.shard.v1.ExchangeResponse(\x010\x01\x12M\n" +
+	"\x06Reduce\x12\x1e.lamina.shard.v1.ReduceRequest\x1a\x1f.lamina.shard.v1.ReduceResponse(\x010\x01\x12T\n" +
 	"\tSaveState\x12!.lamina.shard.v1.SaveStateRequest\x1a\".lamina.shard.v1.SaveStateResponse0\x01\x12J\n" +
 	"\x05Embed\x12\x1d.lamina.shard.v1.EmbedRequest\x1a\x1e.lamina.shard.v1.EmbedResponse(\x010\x01\x12\\\n" +
 	"\vLoadAdapter\x12#.lamina.shard.v1.LoadAdapterRequest\x1a$.lamina.shard.v1.LoadAdapterResponse(\x010\x01\x12^\n" +
@@ -8738,7 +9181,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 96)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -8790,62 +9233,69 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Objective)(nil),             // 47: lamina.shard.v1.Objective
 	(*DPO)(nil),                   // 48: lamina.shard.v1.DPO
 	(*Member)(nil),                // 49: lamina.shard.v1.Member
-	(*TrainAdapter)(nil),          // 50: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 51: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 52: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 53: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 54: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 55: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 56: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 57: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 58: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 59: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 60: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 61: lamina.shard.v1.State
-	(*Load)(nil),                  // 62: lamina.shard.v1.Load
-	(*Save)(nil),                  // 63: lamina.shard.v1.Save
-	(*Step)(nil),                  // 64: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 65: lamina.shard.v1.Microbatch
-	(*Pair)(nil),                  // 66: lamina.shard.v1.Pair
-	(*Pick)(nil),                  // 67: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 68: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 69: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 70: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 71: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 72: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 73: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 74: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 75: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 76: lamina.shard.v1.Loss
-	(*PairLoss)(nil),              // 77: lamina.shard.v1.PairLoss
-	(*Picked)(nil),                // 78: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 79: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 80: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 81: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 82: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 83: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 84: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 85: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 86: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 87: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 88: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 89: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 90: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 91: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 92: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 93: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),              // 94: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 95: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 96: lamina.tensor.v1.ElementType
+	(*Place)(nil),                 // 50: lamina.shard.v1.Place
+	(*TrainAdapter)(nil),          // 51: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 52: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 53: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 54: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 55: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 56: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 57: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 58: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 59: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 60: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 61: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 62: lamina.shard.v1.State
+	(*Load)(nil),                  // 63: lamina.shard.v1.Load
+	(*Save)(nil),                  // 64: lamina.shard.v1.Save
+	(*Step)(nil),                  // 65: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 66: lamina.shard.v1.Microbatch
+	(*Pair)(nil),                  // 67: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 68: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 69: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 70: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 71: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 72: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 73: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 74: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 75: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 76: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 77: lamina.shard.v1.Loss
+	(*PairLoss)(nil),              // 78: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 79: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 80: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 81: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 82: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 83: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 84: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 85: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 86: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 87: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 88: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 89: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 90: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 91: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 92: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 93: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 94: lamina.shard.v1.ActivationGradient
+	(*ReduceRequest)(nil),         // 95: lamina.shard.v1.ReduceRequest
+	(*ReduceOpen)(nil),            // 96: lamina.shard.v1.ReduceOpen
+	(*ReduceResponse)(nil),        // 97: lamina.shard.v1.ReduceResponse
+	(*LinkBroken)(nil),            // 98: lamina.shard.v1.LinkBroken
+	(*Leaving)(nil),               // 99: lamina.shard.v1.Leaving
+	(*v1.Chunk)(nil),              // 100: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 101: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 102: lamina.tensor.v1.ElementType
+	(*v11.Gradient)(nil),          // 103: lamina.event.v1.Gradient
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,   // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,   // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	94,  // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	95,  // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	100, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	101, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,   // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	95,  // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	94,  // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	101, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	100, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
 	23,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	10,  // 8: lamina.shard.v1.DescribeResponse.inventory:type_name -> lamina.shard.v1.Inventory
 	11,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
@@ -8858,19 +9308,19 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	33,  // 16: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	24,  // 17: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
 	26,  // 18: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	95,  // 19: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	94,  // 20: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	101, // 19: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	100, // 20: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	27,  // 21: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
 	29,  // 22: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
 	30,  // 23: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
 	36,  // 24: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	37,  // 25: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	94,  // 26: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	100, // 26: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	39,  // 27: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	34,  // 28: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	96,  // 29: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	102, // 29: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	38,  // 30: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	95,  // 31: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	101, // 31: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	41,  // 32: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	43,  // 33: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	44,  // 34: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -8878,89 +9328,96 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	41,  // 36: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	23,  // 37: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	46,  // 38: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	61,  // 39: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	94,  // 40: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	62,  // 41: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	64,  // 42: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	65,  // 43: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	68,  // 44: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	63,  // 45: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	70,  // 46: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	55,  // 47: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	56,  // 48: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	62,  // 39: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	100, // 40: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	63,  // 41: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	65,  // 42: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	66,  // 43: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	69,  // 44: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	64,  // 45: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	71,  // 46: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	56,  // 47: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	57,  // 48: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	1,   // 49: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	54,  // 50: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	53,  // 51: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	51,  // 52: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	52,  // 53: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	50,  // 54: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	55,  // 50: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	54,  // 51: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	52,  // 52: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	53,  // 53: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	51,  // 54: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
 	1,   // 55: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
 	47,  // 56: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
 	48,  // 57: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	54,  // 58: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	57,  // 59: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	58,  // 60: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	59,  // 61: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	60,  // 62: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,   // 63: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	95,  // 64: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	49,  // 65: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	67,  // 66: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	66,  // 67: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	74,  // 68: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	75,  // 69: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	76,  // 70: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	79,  // 71: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	81,  // 72: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	78,  // 73: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	71,  // 74: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	72,  // 75: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	73,  // 76: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	3,   // 77: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	77,  // 78: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	80,  // 79: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	84,  // 80: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	86,  // 81: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	85,  // 82: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	86,  // 83: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	87,  // 84: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	89,  // 85: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	90,  // 86: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	94,  // 87: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	95,  // 88: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	92,  // 89: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	93,  // 90: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	94,  // 91: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	95,  // 92: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	8,   // 93: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	35,  // 94: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	45,  // 95: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	88,  // 96: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	82,  // 97: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,   // 98: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	25,  // 99: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	31,  // 100: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	14,  // 101: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
-	16,  // 102: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
-	18,  // 103: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
-	20,  // 104: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
-	9,   // 105: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	40,  // 106: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	69,  // 107: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	91,  // 108: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	83,  // 109: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,   // 110: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	28,  // 111: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	32,  // 112: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	15,  // 113: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
-	17,  // 114: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
-	19,  // 115: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
-	21,  // 116: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
-	105, // [105:117] is the sub-list for method output_type
-	93,  // [93:105] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	50,  // 58: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
+	55,  // 59: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	58,  // 60: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	59,  // 61: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	60,  // 62: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	61,  // 63: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 64: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	101, // 65: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	49,  // 66: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	68,  // 67: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	67,  // 68: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	75,  // 69: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	76,  // 70: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	77,  // 71: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	80,  // 72: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	82,  // 73: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	79,  // 74: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	72,  // 75: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	73,  // 76: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	74,  // 77: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	98,  // 78: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
+	99,  // 79: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
+	3,   // 80: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	78,  // 81: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	81,  // 82: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	85,  // 83: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	87,  // 84: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	86,  // 85: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	87,  // 86: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	88,  // 87: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	90,  // 88: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	91,  // 89: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	100, // 90: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	101, // 91: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	93,  // 92: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	94,  // 93: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	100, // 94: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	101, // 95: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	96,  // 96: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
+	103, // 97: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
+	8,   // 98: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	35,  // 99: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	45,  // 100: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	89,  // 101: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	95,  // 102: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
+	83,  // 103: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 104: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	25,  // 105: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	31,  // 106: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	14,  // 107: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	16,  // 108: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	18,  // 109: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	20,  // 110: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 111: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	40,  // 112: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	70,  // 113: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	92,  // 114: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	97,  // 115: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
+	84,  // 116: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 117: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	28,  // 118: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	32,  // 119: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	15,  // 120: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	17,  // 121: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	19,  // 122: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	21,  // 123: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	111, // [111:124] is the sub-list for method output_type
+	98,  // [98:111] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -9017,9 +9474,9 @@ func file_lamina_shard_v1_shard_proto_init() {
 	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
 		(*Objective_Dpo)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[56].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[59].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[65].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[57].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[60].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[66].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -9029,22 +9486,28 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Aborted)(nil),
 		(*TrainResponse_Rejected)(nil),
 		(*TrainResponse_Alive)(nil),
+		(*TrainResponse_LinkBroken)(nil),
+		(*TrainResponse_Leaving)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[79].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[80].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[84].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[85].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[87].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[88].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[91].OneofWrappers = []any{
+		(*ReduceRequest_Open)(nil),
+		(*ReduceRequest_Gradient)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -9052,7 +9515,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   90,
+			NumMessages:   96,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	ShardService_Infer_FullMethodName         = "/lamina.shard.v1.ShardService/Infer"
 	ShardService_Train_FullMethodName         = "/lamina.shard.v1.ShardService/Train"
 	ShardService_Exchange_FullMethodName      = "/lamina.shard.v1.ShardService/Exchange"
+	ShardService_Reduce_FullMethodName        = "/lamina.shard.v1.ShardService/Reduce"
 	ShardService_SaveState_FullMethodName     = "/lamina.shard.v1.ShardService/SaveState"
 	ShardService_Embed_FullMethodName         = "/lamina.shard.v1.ShardService/Embed"
 	ShardService_LoadAdapter_FullMethodName   = "/lamina.shard.v1.ShardService/LoadAdapter"
@@ -227,7 +228,8 @@ const (
 //     If a `microbatch` has `picks`, the last stage answers `picked` in place of `loss`.
 //  4. While its slots are computed the stage publishes its folds of them as gradient
 //     events. Then it waits for the other replicas', folds all slots over the one
-//     fixed tree and answers `folded`.
+//     fixed tree and answers `folded`. Replicas on one machine (`places`) first sum their slots
+//     among themselves over Reduce, and only the sums of machines are events.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
 //     `abort` may come at any time between `step` and `apply`, because a replica was lost or its
@@ -236,7 +238,7 @@ const (
 //     attempt at the step with the replicas that are left. What is late of an aborted
 //     attempt (events, activations, frames) is known by its number and dropped.
 //     A gradient that is not finite, huge, stale or misshapen is reported by `rejected`,
-//     with its replica; the stage then waits for `abort`.
+//     with its replica; the stage then waits for `abort`. So it does after `link_broken`.
 //  6. `save` takes a snapshot of the stage's state, and obliges no reply: SaveState writes
 //     it while the next steps run.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
@@ -246,6 +248,15 @@ const (
 // at the step; without any, or if the lost one had state that no other has (residuals,
 // DiLoCo's workers), the trainer restarts from the last committed checkpoint. Inference and
 // other runs on the shard go on.
+//
+// # Reduce: replicas on one machine
+//
+// A stage calls Reduce on the same stage of another replica when it has the first gradient for
+// it, and sends `open` and then gradients, which have the form of the events on NATS. The
+// callee answers once, to `open`. Flow control of the stream bounds the bytes in flight: the
+// callee reads the gradients of an attempt when it has begun the attempt. The caller closes its
+// side to end it. A call that breaks ends the attempt: both stages report `link_broken`, unless
+// the trainer has aborted the attempt already because one of them is lost.
 //
 // # SaveState: checkpoints
 //
@@ -297,6 +308,8 @@ type ShardServiceClient interface {
 	// sends `open` and then activations; the callee sends gradients back. The
 	// caller closes its side to end it.
 	Exchange(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExchangeRequest, ExchangeResponse], error)
+	// Reduce carries gradients from one stage to the same stage of another replica on its machine.
+	Reduce(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReduceRequest, ReduceResponse], error)
 	// SaveState writes a snapshot of a stage that trains to the files of a checkpoint.
 	SaveState(ctx context.Context, in *SaveStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveStateResponse], error)
 	// Embed runs whole texts through the layers of one stage, without a session: the KV cache that
@@ -377,9 +390,22 @@ func (c *shardServiceClient) Exchange(ctx context.Context, opts ...grpc.CallOpti
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, ExchangeResponse]
 
+func (c *shardServiceClient) Reduce(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReduceRequest, ReduceResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[3], ShardService_Reduce_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReduceRequest, ReduceResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_ReduceClient = grpc.BidiStreamingClient[ReduceRequest, ReduceResponse]
+
 func (c *shardServiceClient) SaveState(ctx context.Context, in *SaveStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveStateResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[3], ShardService_SaveState_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[4], ShardService_SaveState_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -398,7 +424,7 @@ type ShardService_SaveStateClient = grpc.ServerStreamingClient[SaveStateResponse
 
 func (c *shardServiceClient) Embed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EmbedRequest, EmbedResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[4], ShardService_Embed_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[5], ShardService_Embed_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -411,7 +437,7 @@ type ShardService_EmbedClient = grpc.BidiStreamingClient[EmbedRequest, EmbedResp
 
 func (c *shardServiceClient) LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[5], ShardService_LoadAdapter_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[6], ShardService_LoadAdapter_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -434,7 +460,7 @@ func (c *shardServiceClient) UnloadAdapter(ctx context.Context, in *UnloadAdapte
 
 func (c *shardServiceClient) Assign(ctx context.Context, in *AssignRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AssignResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[6], ShardService_Assign_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[7], ShardService_Assign_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -453,7 +479,7 @@ type ShardService_AssignClient = grpc.ServerStreamingClient[AssignResponse]
 
 func (c *shardServiceClient) Unload(ctx context.Context, in *UnloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnloadResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[7], ShardService_Unload_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[8], ShardService_Unload_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -472,7 +498,7 @@ type ShardService_UnloadClient = grpc.ServerStreamingClient[UnloadResponse]
 
 func (c *shardServiceClient) Prefetch(ctx context.Context, in *PrefetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PrefetchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[8], ShardService_Prefetch_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[9], ShardService_Prefetch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -690,7 +716,8 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //     If a `microbatch` has `picks`, the last stage answers `picked` in place of `loss`.
 //  4. While its slots are computed the stage publishes its folds of them as gradient
 //     events. Then it waits for the other replicas', folds all slots over the one
-//     fixed tree and answers `folded`.
+//     fixed tree and answers `folded`. Replicas on one machine (`places`) first sum their slots
+//     among themselves over Reduce, and only the sums of machines are events.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
 //     `abort` may come at any time between `step` and `apply`, because a replica was lost or its
@@ -699,7 +726,7 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //     attempt at the step with the replicas that are left. What is late of an aborted
 //     attempt (events, activations, frames) is known by its number and dropped.
 //     A gradient that is not finite, huge, stale or misshapen is reported by `rejected`,
-//     with its replica; the stage then waits for `abort`.
+//     with its replica; the stage then waits for `abort`. So it does after `link_broken`.
 //  6. `save` takes a snapshot of the stage's state, and obliges no reply: SaveState writes
 //     it while the next steps run.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
@@ -709,6 +736,15 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 // at the step; without any, or if the lost one had state that no other has (residuals,
 // DiLoCo's workers), the trainer restarts from the last committed checkpoint. Inference and
 // other runs on the shard go on.
+//
+// # Reduce: replicas on one machine
+//
+// A stage calls Reduce on the same stage of another replica when it has the first gradient for
+// it, and sends `open` and then gradients, which have the form of the events on NATS. The
+// callee answers once, to `open`. Flow control of the stream bounds the bytes in flight: the
+// callee reads the gradients of an attempt when it has begun the attempt. The caller closes its
+// side to end it. A call that breaks ends the attempt: both stages report `link_broken`, unless
+// the trainer has aborted the attempt already because one of them is lost.
 //
 // # SaveState: checkpoints
 //
@@ -760,6 +796,8 @@ type ShardServiceServer interface {
 	// sends `open` and then activations; the callee sends gradients back. The
 	// caller closes its side to end it.
 	Exchange(grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]) error
+	// Reduce carries gradients from one stage to the same stage of another replica on its machine.
+	Reduce(grpc.BidiStreamingServer[ReduceRequest, ReduceResponse]) error
 	// SaveState writes a snapshot of a stage that trains to the files of a checkpoint.
 	SaveState(*SaveStateRequest, grpc.ServerStreamingServer[SaveStateResponse]) error
 	// Embed runs whole texts through the layers of one stage, without a session: the KV cache that
@@ -802,6 +840,9 @@ func (UnimplementedShardServiceServer) Train(grpc.BidiStreamingServer[TrainReque
 }
 func (UnimplementedShardServiceServer) Exchange(grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]) error {
 	return status.Error(codes.Unimplemented, "method Exchange not implemented")
+}
+func (UnimplementedShardServiceServer) Reduce(grpc.BidiStreamingServer[ReduceRequest, ReduceResponse]) error {
+	return status.Error(codes.Unimplemented, "method Reduce not implemented")
 }
 func (UnimplementedShardServiceServer) SaveState(*SaveStateRequest, grpc.ServerStreamingServer[SaveStateResponse]) error {
 	return status.Error(codes.Unimplemented, "method SaveState not implemented")
@@ -886,6 +927,13 @@ func _ShardService_Exchange_Handler(srv interface{}, stream grpc.ServerStream) e
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_ExchangeServer = grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]
+
+func _ShardService_Reduce_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ShardServiceServer).Reduce(&grpc.GenericServerStream[ReduceRequest, ReduceResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_ReduceServer = grpc.BidiStreamingServer[ReduceRequest, ReduceResponse]
 
 func _ShardService_SaveState_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(SaveStateRequest)
@@ -1017,6 +1065,12 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Exchange",
 			Handler:       _ShardService_Exchange_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Reduce",
+			Handler:       _ShardService_Reduce_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -408,7 +408,13 @@ type Run struct {
 	// Share of the last step's pairs with a positive margin.
 	Accuracy float64 `protobuf:"fixed64,76,opt,name=accuracy,proto3" json:"accuracy,omitempty"`
 	// The mean margin of the last step's pairs.
-	Margin        float64 `protobuf:"fixed64,77,opt,name=margin,proto3" json:"margin,omitempty"`
+	Margin float64 `protobuf:"fixed64,77,opt,name=margin,proto3" json:"margin,omitempty"`
+	// Bytes of gradients that stages sent in the last step to replicas on their own machine, without NATS.
+	StepDirectBytes uint64 `protobuf:"varint,80,opt,name=step_direct_bytes,json=stepDirectBytes,proto3" json:"step_direct_bytes,omitempty"`
+	// Replicas that have left since the run was started or resumed, because a shard was about to stop.
+	Left uint64 `protobuf:"varint,81,opt,name=left,proto3" json:"left,omitempty"`
+	// What has happened to the replicas and the steps of the run, the newest 100.
+	Events        []*RunEvent `protobuf:"bytes,82,rep,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -744,6 +750,119 @@ func (x *Run) GetMargin() float64 {
 	return 0
 }
 
+func (x *Run) GetStepDirectBytes() uint64 {
+	if x != nil {
+		return x.StepDirectBytes
+	}
+	return 0
+}
+
+func (x *Run) GetLeft() uint64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *Run) GetEvents() []*RunEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// RunEvent is something that has happened in a run besides its steps.
+type RunEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step that was being made, or the last one.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// What: "lost", "left", "joined", "quarantined" and "cleared" of a replica; "skip" and "rollback" of a step with a
+	// spike; "restart" from the last checkpoint; "bus only", after replicas of one machine did not reach each other.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The replica's number, if it is about one.
+	Replica *uint32 `protobuf:"varint,3,opt,name=replica,proto3,oneof" json:"replica,omitempty"`
+	// Where the replica's stages listen, or the one that it is about.
+	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	// The reason, for people.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// When, in milliseconds since 1970.
+	TimeMs        int64 `protobuf:"varint,6,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent) Reset() {
+	*x = RunEvent{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent) ProtoMessage() {}
+
+func (x *RunEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
+func (*RunEvent) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RunEvent) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *RunEvent) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RunEvent) GetReplica() uint32 {
+	if x != nil && x.Replica != nil {
+		return *x.Replica
+	}
+	return 0
+}
+
+func (x *RunEvent) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *RunEvent) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RunEvent) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
 // Quarantined is a replica that takes no more part in the run, because its gradient must not be used.
 type Quarantined struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -767,7 +886,7 @@ type Quarantined struct {
 
 func (x *Quarantined) Reset() {
 	*x = Quarantined{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +898,7 @@ func (x *Quarantined) String() string {
 func (*Quarantined) ProtoMessage() {}
 
 func (x *Quarantined) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +911,7 @@ func (x *Quarantined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
 func (*Quarantined) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{5}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Quarantined) GetStep() uint64 {
@@ -865,7 +984,7 @@ type Spike struct {
 
 func (x *Spike) Reset() {
 	*x = Spike{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +996,7 @@ func (x *Spike) String() string {
 func (*Spike) ProtoMessage() {}
 
 func (x *Spike) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1009,7 @@ func (x *Spike) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spike.ProtoReflect.Descriptor instead.
 func (*Spike) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Spike) GetStep() uint64 {
@@ -950,7 +1069,7 @@ type SampleText struct {
 
 func (x *SampleText) Reset() {
 	*x = SampleText{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1081,7 @@ func (x *SampleText) String() string {
 func (*SampleText) ProtoMessage() {}
 
 func (x *SampleText) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1094,7 @@ func (x *SampleText) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleText.ProtoReflect.Descriptor instead.
 func (*SampleText) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SampleText) GetStep() uint64 {
@@ -1008,7 +1127,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1139,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1152,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
 }
 
 // ListRunsResponse lists the runs.
@@ -1047,7 +1166,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1178,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1191,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -1093,7 +1212,7 @@ type StopRunRequest struct {
 
 func (x *StopRunRequest) Reset() {
 	*x = StopRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1224,7 @@ func (x *StopRunRequest) String() string {
 func (*StopRunRequest) ProtoMessage() {}
 
 func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1237,7 @@ func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunRequest.ProtoReflect.Descriptor instead.
 func (*StopRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StopRunRequest) GetRun() string {
@@ -1139,7 +1258,7 @@ type StopRunResponse struct {
 
 func (x *StopRunResponse) Reset() {
 	*x = StopRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1270,7 @@ func (x *StopRunResponse) String() string {
 func (*StopRunResponse) ProtoMessage() {}
 
 func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1283,7 @@ func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunResponse.ProtoReflect.Descriptor instead.
 func (*StopRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopRunResponse) GetRun() *Run {
@@ -1185,7 +1304,7 @@ type PauseRunRequest struct {
 
 func (x *PauseRunRequest) Reset() {
 	*x = PauseRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1316,7 @@ func (x *PauseRunRequest) String() string {
 func (*PauseRunRequest) ProtoMessage() {}
 
 func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1329,7 @@ func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRunRequest.ProtoReflect.Descriptor instead.
 func (*PauseRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PauseRunRequest) GetRun() string {
@@ -1231,7 +1350,7 @@ type PauseRunResponse struct {
 
 func (x *PauseRunResponse) Reset() {
 	*x = PauseRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1362,7 @@ func (x *PauseRunResponse) String() string {
 func (*PauseRunResponse) ProtoMessage() {}
 
 func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1375,7 @@ func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRunResponse.ProtoReflect.Descriptor instead.
 func (*PauseRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PauseRunResponse) GetRun() *Run {
@@ -1281,7 +1400,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1412,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1425,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResumeRunRequest) GetRun() string {
@@ -1341,7 +1460,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1472,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1485,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -1387,7 +1506,7 @@ type DeleteRunRequest struct {
 
 func (x *DeleteRunRequest) Reset() {
 	*x = DeleteRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1518,7 @@ func (x *DeleteRunRequest) String() string {
 func (*DeleteRunRequest) ProtoMessage() {}
 
 func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1531,7 @@ func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRunRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteRunRequest) GetRun() string {
@@ -1433,7 +1552,7 @@ type DeleteRunResponse struct {
 
 func (x *DeleteRunResponse) Reset() {
 	*x = DeleteRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1564,7 @@ func (x *DeleteRunResponse) String() string {
 func (*DeleteRunResponse) ProtoMessage() {}
 
 func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1577,7 @@ func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRunResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteRunResponse) GetKept() string {
@@ -1479,7 +1598,7 @@ type ListArtifactsRequest struct {
 
 func (x *ListArtifactsRequest) Reset() {
 	*x = ListArtifactsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1610,7 @@ func (x *ListArtifactsRequest) String() string {
 func (*ListArtifactsRequest) ProtoMessage() {}
 
 func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1623,7 @@ func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsRequest.ProtoReflect.Descriptor instead.
 func (*ListArtifactsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListArtifactsRequest) GetRun() string {
@@ -1525,7 +1644,7 @@ type ListArtifactsResponse struct {
 
 func (x *ListArtifactsResponse) Reset() {
 	*x = ListArtifactsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1656,7 @@ func (x *ListArtifactsResponse) String() string {
 func (*ListArtifactsResponse) ProtoMessage() {}
 
 func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1669,7 @@ func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsResponse.ProtoReflect.Descriptor instead.
 func (*ListArtifactsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListArtifactsResponse) GetArtifacts() []*Artifact {
@@ -1575,7 +1694,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1706,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1719,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Artifact) GetName() string {
@@ -1639,7 +1758,7 @@ type FetchArtifactRequest struct {
 
 func (x *FetchArtifactRequest) Reset() {
 	*x = FetchArtifactRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1770,7 @@ func (x *FetchArtifactRequest) String() string {
 func (*FetchArtifactRequest) ProtoMessage() {}
 
 func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1783,7 @@ func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchArtifactRequest.ProtoReflect.Descriptor instead.
 func (*FetchArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{21}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FetchArtifactRequest) GetRun() string {
@@ -1701,7 +1820,7 @@ type FetchArtifactResponse struct {
 
 func (x *FetchArtifactResponse) Reset() {
 	*x = FetchArtifactResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1832,7 @@ func (x *FetchArtifactResponse) String() string {
 func (*FetchArtifactResponse) ProtoMessage() {}
 
 func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1845,7 @@ func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchArtifactResponse.ProtoReflect.Descriptor instead.
 func (*FetchArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{22}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FetchArtifactResponse) GetArtifact() *Artifact {
@@ -1759,7 +1878,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xaa\v\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x9f\f\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -1810,7 +1929,19 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\fseconds_left\x18J \x01(\x01R\vsecondsLeft\x12\x1c\n" +
 	"\tobjective\x18K \x01(\tR\tobjective\x12\x1a\n" +
 	"\baccuracy\x18L \x01(\x01R\baccuracy\x12\x16\n" +
-	"\x06margin\x18M \x01(\x01R\x06margin\"\xb7\x01\n" +
+	"\x06margin\x18M \x01(\x01R\x06margin\x12*\n" +
+	"\x11step_direct_bytes\x18P \x01(\x04R\x0fstepDirectBytes\x12\x12\n" +
+	"\x04left\x18Q \x01(\x04R\x04left\x123\n" +
+	"\x06events\x18R \x03(\v2\x1b.lamina.trainer.v1.RunEventR\x06events\"\xaa\x01\n" +
+	"\bRunEvent\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1d\n" +
+	"\areplica\x18\x03 \x01(\rH\x00R\areplica\x88\x01\x01\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x17\n" +
+	"\atime_ms\x18\x06 \x01(\x03R\x06timeMsB\n" +
+	"\n" +
+	"\b_replica\"\xb7\x01\n" +
 	"\vQuarantined\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\rR\areplica\x12\x18\n" +
@@ -1901,7 +2032,7 @@ func file_lamina_trainer_v1_trainer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_trainer_v1_trainer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(RunState)(0),                 // 0: lamina.trainer.v1.RunState
 	(*StartRunRequest)(nil),       // 1: lamina.trainer.v1.StartRunRequest
@@ -1909,60 +2040,62 @@ var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(*WatchRunRequest)(nil),       // 3: lamina.trainer.v1.WatchRunRequest
 	(*WatchRunResponse)(nil),      // 4: lamina.trainer.v1.WatchRunResponse
 	(*Run)(nil),                   // 5: lamina.trainer.v1.Run
-	(*Quarantined)(nil),           // 6: lamina.trainer.v1.Quarantined
-	(*Spike)(nil),                 // 7: lamina.trainer.v1.Spike
-	(*SampleText)(nil),            // 8: lamina.trainer.v1.SampleText
-	(*ListRunsRequest)(nil),       // 9: lamina.trainer.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 10: lamina.trainer.v1.ListRunsResponse
-	(*StopRunRequest)(nil),        // 11: lamina.trainer.v1.StopRunRequest
-	(*StopRunResponse)(nil),       // 12: lamina.trainer.v1.StopRunResponse
-	(*PauseRunRequest)(nil),       // 13: lamina.trainer.v1.PauseRunRequest
-	(*PauseRunResponse)(nil),      // 14: lamina.trainer.v1.PauseRunResponse
-	(*ResumeRunRequest)(nil),      // 15: lamina.trainer.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 16: lamina.trainer.v1.ResumeRunResponse
-	(*DeleteRunRequest)(nil),      // 17: lamina.trainer.v1.DeleteRunRequest
-	(*DeleteRunResponse)(nil),     // 18: lamina.trainer.v1.DeleteRunResponse
-	(*ListArtifactsRequest)(nil),  // 19: lamina.trainer.v1.ListArtifactsRequest
-	(*ListArtifactsResponse)(nil), // 20: lamina.trainer.v1.ListArtifactsResponse
-	(*Artifact)(nil),              // 21: lamina.trainer.v1.Artifact
-	(*FetchArtifactRequest)(nil),  // 22: lamina.trainer.v1.FetchArtifactRequest
-	(*FetchArtifactResponse)(nil), // 23: lamina.trainer.v1.FetchArtifactResponse
+	(*RunEvent)(nil),              // 6: lamina.trainer.v1.RunEvent
+	(*Quarantined)(nil),           // 7: lamina.trainer.v1.Quarantined
+	(*Spike)(nil),                 // 8: lamina.trainer.v1.Spike
+	(*SampleText)(nil),            // 9: lamina.trainer.v1.SampleText
+	(*ListRunsRequest)(nil),       // 10: lamina.trainer.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 11: lamina.trainer.v1.ListRunsResponse
+	(*StopRunRequest)(nil),        // 12: lamina.trainer.v1.StopRunRequest
+	(*StopRunResponse)(nil),       // 13: lamina.trainer.v1.StopRunResponse
+	(*PauseRunRequest)(nil),       // 14: lamina.trainer.v1.PauseRunRequest
+	(*PauseRunResponse)(nil),      // 15: lamina.trainer.v1.PauseRunResponse
+	(*ResumeRunRequest)(nil),      // 16: lamina.trainer.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 17: lamina.trainer.v1.ResumeRunResponse
+	(*DeleteRunRequest)(nil),      // 18: lamina.trainer.v1.DeleteRunRequest
+	(*DeleteRunResponse)(nil),     // 19: lamina.trainer.v1.DeleteRunResponse
+	(*ListArtifactsRequest)(nil),  // 20: lamina.trainer.v1.ListArtifactsRequest
+	(*ListArtifactsResponse)(nil), // 21: lamina.trainer.v1.ListArtifactsResponse
+	(*Artifact)(nil),              // 22: lamina.trainer.v1.Artifact
+	(*FetchArtifactRequest)(nil),  // 23: lamina.trainer.v1.FetchArtifactRequest
+	(*FetchArtifactResponse)(nil), // 24: lamina.trainer.v1.FetchArtifactResponse
 }
 var file_lamina_trainer_v1_trainer_proto_depIdxs = []int32{
 	5,  // 0: lamina.trainer.v1.WatchRunResponse.run:type_name -> lamina.trainer.v1.Run
 	0,  // 1: lamina.trainer.v1.Run.state:type_name -> lamina.trainer.v1.RunState
-	8,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
-	6,  // 3: lamina.trainer.v1.Run.quarantined:type_name -> lamina.trainer.v1.Quarantined
-	7,  // 4: lamina.trainer.v1.Run.spikes:type_name -> lamina.trainer.v1.Spike
-	5,  // 5: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
-	5,  // 6: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
-	5,  // 7: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
-	5,  // 8: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
-	21, // 9: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
-	21, // 10: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
-	1,  // 11: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
-	3,  // 12: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
-	9,  // 13: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
-	11, // 14: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
-	13, // 15: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
-	15, // 16: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
-	17, // 17: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
-	19, // 18: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
-	22, // 19: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
-	2,  // 20: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
-	4,  // 21: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
-	10, // 22: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
-	12, // 23: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
-	14, // 24: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
-	16, // 25: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
-	18, // 26: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
-	20, // 27: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
-	23, // 28: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
-	20, // [20:29] is the sub-list for method output_type
-	11, // [11:20] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	9,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
+	7,  // 3: lamina.trainer.v1.Run.quarantined:type_name -> lamina.trainer.v1.Quarantined
+	8,  // 4: lamina.trainer.v1.Run.spikes:type_name -> lamina.trainer.v1.Spike
+	6,  // 5: lamina.trainer.v1.Run.events:type_name -> lamina.trainer.v1.RunEvent
+	5,  // 6: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
+	5,  // 7: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 8: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 9: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
+	22, // 10: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
+	22, // 11: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
+	1,  // 12: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
+	3,  // 13: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
+	10, // 14: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
+	12, // 15: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
+	14, // 16: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
+	16, // 17: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
+	18, // 18: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
+	20, // 19: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
+	23, // 20: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
+	2,  // 21: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
+	4,  // 22: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
+	11, // 23: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
+	13, // 24: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
+	15, // 25: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
+	17, // 26: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
+	19, // 27: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
+	21, // 28: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
+	24, // 29: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_lamina_trainer_v1_trainer_proto_init() }
@@ -1970,13 +2103,14 @@ func file_lamina_trainer_v1_trainer_proto_init() {
 	if File_lamina_trainer_v1_trainer_proto != nil {
 		return
 	}
+	file_lamina_trainer_v1_trainer_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_trainer_v1_trainer_proto_rawDesc), len(file_lamina_trainer_v1_trainer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
