@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -100,12 +102,36 @@ func (p *progress) note(before, r *trainerv1.Run) {
 				text.GetText()))
 		}
 	}
+	for _, e := range newEvents(before, r) {
+		line := fmt.Sprintf("event    step %d: %s", e.GetStep(), e.GetKind())
+		if e.Replica != nil {
+			line += fmt.Sprintf(" replica %d at %s", e.GetReplica(), e.GetAddress())
+		}
+		if e.GetMessage() != "" {
+			line += ": " + e.GetMessage()
+		}
+		lines = append(lines, line)
+	}
 	for _, line := range lines {
 		if p.drawn {
 			line = "\r" + line + "\x1b[K"
 		}
 		fmt.Fprintln(p.out, line)
 	}
+}
+
+// newEvents returns the events that came since an earlier state.
+func newEvents(before, r *trainerv1.Run) []*trainerv1.RunEvent {
+	all := r.GetEvents()
+	if n := len(before.GetEvents()); n > 0 {
+		last := before.GetEvents()[n-1]
+		for i, e := range all {
+			if proto.Equal(e, last) {
+				return all[i+1:]
+			}
+		}
+	}
+	return all
 }
 
 // end ends the line of the bar.
@@ -153,6 +179,9 @@ func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
 	}
 	if r.GetStages() > 1 {
 		fmt.Fprintf(&b, "  bubble %.0f %%", 100*r.GetBubble())
+	}
+	if n := r.GetStepDirectBytes(); n > 0 {
+		fmt.Fprintf(&b, "  %s a step direct", byteCount(n))
 	}
 	if n := r.GetStepGradientBytes(); n > 0 {
 		fmt.Fprintf(&b, "  %s a step", byteCount(n))

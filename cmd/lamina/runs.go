@@ -19,6 +19,7 @@ import (
 // runsGroup is the table of commands for the runs of a trainer.
 type runsGroup struct {
 	List   runsListCmd   `cmd:"" help:"List the runs of a trainer."`
+	Show   runsShowCmd   `cmd:"" help:"Show a run: its state, replicas that were lost, have joined or are in quarantine, and spikes."`
 	Watch  runsWatchCmd  `cmd:"" help:"Show the progress of a run until it ends."`
 	Pause  runsPauseCmd  `cmd:"" help:"Pause a run after its current step, with a checkpoint."`
 	Resume runsResumeCmd `cmd:"" help:"Continue a run that is paused, stopped, interrupted or failed."`
@@ -81,14 +82,70 @@ func (c *runsListCmd) Run(e *verb.Env) error {
 			return printProto(e, resp)
 		}
 		w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "RUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tPARAMETERS\tLAYOUT\tSTARTED\tERROR")
+		fmt.Fprintln(w, "RUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tPARAMETERS\tLAYOUT\tMEMBERS\tQUARANTINED\tSPIKES\tSTARTED\tERROR")
 		for _, r := range resp.GetRuns() {
-			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%d\t%dx%d\t%s\t%s\n", r.GetName(), stateName(r.GetState()),
+			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%d\t%dx%d\t%d\t%d\t%d\t%s\t%s\n", r.GetName(), stateName(r.GetState()),
 				r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetParameters(), r.GetStages(),
-				r.GetReplicas(), time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
+				r.GetReplicas(), r.GetMembers(), len(r.GetQuarantined()), len(r.GetSpikes()), time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
 		}
 		return w.Flush()
 	})
+}
+
+type runsShowCmd struct {
+	trainerFlags
+	Name string `arg:"" help:"Name of the run."`
+}
+
+// Run shows a run.
+func (c *runsShowCmd) Run(e *verb.Env) error {
+	return c.call(e, askTimeout, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		resp, err := client.ListRuns(ctx, &trainerv1.ListRunsRequest{})
+		if err != nil {
+			return err
+		}
+		for _, r := range resp.GetRuns() {
+			if r.GetName() != c.Name {
+				continue
+			}
+			if c.Format == "json" {
+				return printProto(e, r)
+			}
+			return showRun(e.Stdout, r)
+		}
+		return fault.New(fault.NotFound, "run %s: no such run", c.Name)
+	})
+}
+
+// showRun prints a run and what has happened in it.
+func showRun(out io.Writer, r *trainerv1.Run) error {
+	fmt.Fprintln(out, runLine(r, 0, 0))
+	if r.GetError() != "" {
+		fmt.Fprintf(out, "error        %s\n", r.GetError())
+	}
+	if r.GetCheckpointError() != "" {
+		fmt.Fprintf(out, "checkpoint   %s\n", r.GetCheckpointError())
+	}
+	fmt.Fprintf(out, "replicas     %d of %d (%d stages each): %d lost, %d left, %d joined, %d attempts repeated\n",
+		r.GetMembers(), r.GetReplicas(), r.GetStages(), r.GetLost(), r.GetLeft(), r.GetJoined(), r.GetAborted())
+	for _, q := range r.GetQuarantined() {
+		fmt.Fprintf(out, "quarantine   step %d: replica %d at %s: %s: %s (%s)\n", q.GetStep(), q.GetReplica(),
+			q.GetAddress(), q.GetReason(), q.GetMessage(), q.GetEvidence())
+	}
+	if len(r.GetEvents()) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "TIME\tSTEP\tEVENT\tREPLICA\tADDRESS\tMESSAGE")
+	for _, e := range r.GetEvents() {
+		replica := ""
+		if e.Replica != nil {
+			replica = fmt.Sprint(e.GetReplica())
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", time.UnixMilli(e.GetTimeMs()).Format(time.DateTime), e.GetStep(),
+			e.GetKind(), replica, e.GetAddress(), e.GetMessage())
+	}
+	return w.Flush()
 }
 
 type runsWatchCmd struct {

@@ -75,16 +75,18 @@ type shardCmd struct {
 	serviceFlags
 	verb.KernelFlags
 	autoFlags
-	Auto        bool   `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
-	ModelDir    string `help:"Folder of GGUF files and model folders, for --auto."`
-	Listen      string `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
-	Model       string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m"`
-	Name        string `help:"Name of the model. Default: the name of its file or folder."`
-	Layers      string `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
-	KVPositions int    `help:"Number of positions in the KV cache."                                                                                                default:"16384"                           name:"kv-positions"`
-	Train       bool   `help:"Take part in training runs. This needs NATS."`
-	Runs        string `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
-	NATS        string `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
+	Auto        bool          `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
+	ModelDir    string        `help:"Folder of GGUF files and model folders, for --auto."`
+	Listen      string        `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
+	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m"`
+	Name        string        `help:"Name of the model. Default: the name of its file or folder."`
+	Layers      string        `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
+	KVPositions int           `help:"Number of positions in the KV cache."                                                                                                default:"16384"                           name:"kv-positions"`
+	Train       bool          `help:"Take part in training runs. This needs NATS."`
+	Runs        string        `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
+	Host        string        `help:"Name of this machine: replicas on shards with the same name exchange gradients directly, without NATS. Default: a name that all processes of a machine find."`
+	Drain       time.Duration `help:"When the shard is stopped, how long the current steps of training runs may still take."   default:"20s"`
+	NATS        string        `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
 	natsFlags
 	adapterMemoryFlags
 }
@@ -139,7 +141,7 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	return app.Shard(e.Ctx, c.serviceFlags.config(e, c.Listen), app.ShardConfig{
 		Auto:    auto,
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
-		NATS: c.natsFlags.config(c.NATS), RunsDir: c.Runs,
+		NATS: c.natsFlags.config(c.NATS), RunsDir: c.Runs, Host: c.Host, Drain: c.Drain,
 		AdapterBytes: adapterBytes,
 	})
 }

@@ -44,6 +44,20 @@ func (r *Run) median(field string) (float64, bool) {
 	return all[len(all)/2], true
 }
 
+// events returns the number of events of a kind; empty for none.
+func (r *Run) events(kind string) string {
+	n := 0
+	for _, e := range r.Events {
+		if e.Kind == kind {
+			n++
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
 // figure is a row of the table of figures: a value for each run.
 type figure struct {
 	Name   string
@@ -86,6 +100,13 @@ func figures(runs []*Run) []figure {
 		{"median bytes of gradients a step", middle("gradient_bytes", "%.0f", 1)},
 		{"of what float32 would send, one in", middle("gradient_ratio", "%.2f", 1)},
 		{"median error of the wire type", middle("gradient_error", "%.3g", 1)},
+		{"median bytes of gradients between replicas of a machine", middle("direct_bytes", "%.0f", 1)},
+		{"replicas lost", func(r *Run) string { return r.events("lost") }},
+		{"replicas left", func(r *Run) string { return r.events("left") }},
+		{"replicas joined", func(r *Run) string { return r.events("joined") }},
+		{"replicas quarantined", func(r *Run) string { return r.events("quarantined") }},
+		{"steps skipped", func(r *Run) string { return r.events("skip") }},
+		{"steps rolled back", func(r *Run) string { return r.events("rollback") }},
 		{"SHA-256 of the manifest", func(r *Run) string { return r.Digest }},
 	} {
 		f := figure{Name: row.name}

@@ -22,6 +22,7 @@ type pageRun struct {
 	Name    string
 	Color   template.CSS
 	Samples []Sample
+	Events  []Event
 }
 
 // WriteHTML writes a page about one run, or a comparison of several.
@@ -32,7 +33,7 @@ func WriteHTML(w io.Writer, runs []*Run) error {
 		samples := slices.Clone(r.Samples)
 		slices.Reverse(samples)
 		color := template.CSS(colors()[i%len(colors())]) //nolint:gosec // a constant
-		p.Runs = append(p.Runs, pageRun{r.Name, color, samples})
+		p.Runs = append(p.Runs, pageRun{r.Name, color, samples, r.Events})
 		names = append(names, r.Name)
 	}
 	p.Title = strings.Join(names, ", ")
@@ -80,6 +81,11 @@ small { color: var(--soft) }
 {{if .Settings}}<table><thead><tr><th></th>{{range .Runs}}<th>{{.Name}}</th>{{end}}</tr></thead>
 <tbody>{{range .Settings}}<tr><th>{{.Name}}</th>{{range .Values}}<td>{{.}}</td>{{end}}</tr>
 {{end}}</tbody></table>{{else}}<p>None.</p>{{end}}
+{{range .Runs}}{{if .Events}}<h2>Events{{if $.Several}} of {{.Name}}{{end}}</h2>
+<table><thead><tr><th>Step</th><th>Event</th><th>Replica</th><th>Address</th><th>Message</th><th>Time</th></tr></thead>
+<tbody>{{range .Events}}<tr><td>{{.Step}}</td><td>{{.Kind}}</td><td>{{if .Replica}}{{.Replica}}{{end}}</td>
+<td>{{.Address}}</td><td>{{.Message}}</td><td>{{.Time}}</td></tr>
+{{end}}</tbody></table>{{end}}{{end}}
 {{range .Runs}}{{if .Samples}}<h2>Sample texts{{if $.Several}} of {{.Name}}{{end}}</h2>
 {{range .Samples}}<blockquote><small>step {{.Step}}</small>
 <b>{{.Prompt}}</b>{{.Text}}</blockquote>

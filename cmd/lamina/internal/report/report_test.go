@@ -54,8 +54,10 @@ func metrics(n int) string {
 func TestWriteHTML_OnePageThatLoadsNothing(t *testing.T) {
 	hostile := `<script src="https://example.org/x.js"></script>`
 	a, err := report.Read(folder(t, map[string]string{
-		"manifest.json":       `{"name":"first","seed":1,"model":{"layers":2}}`,
-		"metrics.jsonl":       metrics(2000),
+		"manifest.json": `{"name":"first","seed":1,"model":{"layers":2}}`,
+		"metrics.jsonl": metrics(2000),
+		"events.jsonl": `{"step":7,"kind":"quarantined","replica":0,"address":"host:1","message":"not <b>finite"}` + "\n" +
+			`{"step":9,"kind":"rollback","message":"a loss of 7 is above 5; back to step 8"}` + "\n",
 		"model/training.json": `{"weights_sha256":"abc"}`,
 		"samples.jsonl": `{"step":5,"prompt":"Once","text":"` + strings.ReplaceAll(
 			hostile,
@@ -80,6 +82,7 @@ func TestWriteHTML_OnePageThatLoadsNothing(t *testing.T) {
 	page := out.String()
 	for _, want := range []string{
 		"first", "&lt;b&gt;second", "abc", "&lt;script", "seed", "0.0020 (step 2000)", "1.3333 (step 3)",
+		"<td>quarantined</td><td>0</td>", "not &lt;b&gt;finite", "back to step 8", "<th>steps rolled back</th><td>1</td>",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)

@@ -24,6 +24,7 @@ const (
 	maxFile    = 256 << 20 // bytes of a file
 	maxLine    = 1 << 20   // bytes of a line
 	maxSamples = 200       // sample texts in a report: the last ones
+	maxEvents  = 1000      // events in a report: the last ones
 )
 
 // Run is what a run's folder says.
@@ -34,6 +35,17 @@ type Run struct {
 	Digest   string            // SHA-256 of the manifest
 	Final    map[string]string // training.json of a run that is done
 	Samples  []Sample
+	Events   []Event // membership changes, quarantines and spikes
+}
+
+// Event is something that has happened besides the steps.
+type Event struct {
+	Step    uint64  `json:"step"`
+	Time    string  `json:"time"`
+	Kind    string  `json:"kind"`
+	Replica *uint32 `json:"replica"`
+	Address string  `json:"address"`
+	Message string  `json:"message"`
 }
 
 // Step is a step of a run: the fields of its line in metrics.jsonl that are numbers.
@@ -69,6 +81,9 @@ func Read(dir string) (*Run, error) {
 		return nil, fault.New(fault.NotFound, "read %s: the run has no steps yet", dir)
 	}
 	if err := r.readSamples(filepath.Join(dir, "samples.jsonl")); err != nil {
+		return nil, err
+	}
+	if err := r.readEvents(filepath.Join(dir, "events.jsonl")); err != nil {
 		return nil, err
 	}
 	final, err := readFile(filepath.Join(dir, "model", "training.json"))
@@ -170,6 +185,19 @@ func (r *Run) readSamples(path string) error {
 		}
 		if r.Samples = append(r.Samples, s); len(r.Samples) > maxSamples {
 			r.Samples = r.Samples[1:]
+		}
+		return nil
+	})
+}
+
+func (r *Run) readEvents(path string) error {
+	return lines(path, func(line []byte) error {
+		var e Event
+		if err := json.Unmarshal(line, &e); err != nil {
+			return err
+		}
+		if r.Events = append(r.Events, e); len(r.Events) > maxEvents {
+			r.Events = r.Events[1:]
 		}
 		return nil
 	})
