@@ -17,11 +17,22 @@ func TestPlanted_PromisesAreSeenToBreak(t *testing.T) {
 	if only == "" && !slow() {
 		t.Skip("set LAMINA_SLOW=1: every bug is a build of its own")
 	}
-	for _, bug := range []struct{ name, test, why string }{
-		{"s3-history-as-prompt", "TestPromise_S3_SamplerDies", "differ from the undisturbed ones"},
-		{"s4-cut-looks-finished", "TestPromise_S4_LostStageIsTold", "looks finished"},
-		{"s10-never-cut", "TestPromise_S10_BurstOfStalledReadersIsCut", "stalled readers still hold sessions"},
-		{"s10-patient-outbox", "TestPromise_S10_StalledStreamsAreCut", "stalled streams still hold sessions"},
+	const here, app, shards, checkpoints = "tests/integration", "cmd/lamina/app", "services/shard", "pkg/checkpoint"
+	for _, bug := range []struct{ name, folder, test, why string }{
+		{"s3-history-as-prompt", here, "TestPromise_S3_SamplerDies", "differ from the undisturbed ones"},
+		{"s4-cut-looks-finished", here, "TestPromise_S4_LostStageIsTold", "looks finished"},
+		{"s10-never-cut", here, "TestPromise_S10_BurstOfStalledReadersIsCut", "stalled readers still hold sessions"},
+		{"s10-patient-outbox", here, "TestPromise_S10_StalledStreamsAreCut", "stalled streams still hold sessions"},
+		{"t1-residuals-of-the-aborted", shards, "TestTrain_AbortedAttemptLeavesNoTrace", "undisturbed"},
+		{"t2-forgotten-once-stored", app, "TestTrain_AnyWireTypeIsExactOverLayoutsAndFaults/^f32$", "DeadlineExceeded"},
+		{"t2-flipped-bits-used", shards, "TestTrain_BadGradientsAreRejectedAndNeverApplied", "the gradient is used"},
+		{"t3-history-forgotten", app, "TestTrain_SpikesAreHandledTheSameOnEveryLayout", "resumed"},
+		{"t4-unsynced", checkpoints, "TestStore_PowerLossLeavesAWholeCheckpoint", "was durable"},
+		{"t4-digests-unread", checkpoints, "TestStore_FlippedBitsAreDetected", "want"},
+		{"t5-ledger-not-cut", app, "TestTrain_EverySampleCountsOnce", "of the ledger"},
+		{"t6-unchecked", shards, "TestTrain_BadGradientsAreRejectedAndNeverApplied", "want replica 1"},
+		{"t8-not-repeated", app, "TestTrain_ALostReplicaCostsOneStep", "the run went back"},
+		{"t9-claim-stays", checkpoints, "TestStore_ADeposedHolderChangesNothing", "suspended at operation"},
 	} {
 		if only != "" && bug.name != only {
 			continue
@@ -32,7 +43,9 @@ func TestPlanted_PromisesAreSeenToBreak(t *testing.T) {
 				t.Fatal(err)
 			}
 			overlay := planted.Overlay(t, root(t), file)
-			cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-timeout=20m", ".", "-run", "^"+bug.test+"$")
+			cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-timeout=20m", ".", "-run",
+				"^"+strings.TrimSuffix(bug.test, "$")+"$")
+			cmd.Dir = filepath.Join(root(t), filepath.FromSlash(bug.folder))
 			// The test builds the program, which is to have the bug as well.
 			flags := strings.TrimSpace(os.Getenv("GOFLAGS") + " -overlay=" + overlay)
 			cmd.Env = append(os.Environ(), "GOFLAGS="+flags, "LAMINA_BINARY=", "LAMINA_PLANTED=", "LAMINA_SLOW=")
