@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -56,6 +57,33 @@ func (s *Stage[F]) adaptedRows(t int) []adapted[F] {
 		return nil
 	}
 	return []adapted[F]{{s.adapter, 0, t}}
+}
+
+// adaptBatch adds the parts of all adapters of the batch to the outputs of products of x. Those without magnitudes are
+// computed together.
+func (s *Stage[F]) adaptBatch(x kernel.Buffer[F], products []output[F]) {
+	s.low.reset()
+	s.lows = s.lows[:0]
+	for _, r := range s.adapted {
+		for _, o := range products {
+			p := r.adapter.at(o.l)
+			if p == nil {
+				continue
+			}
+			t, in, out := r.hi-r.lo, p.a.Cols, p.b.Rows
+			part := kernel.LowRank[F]{Y: o.y[r.lo*out : r.hi*out], X: x[r.lo*in : r.hi*in], U: s.low.take(t * p.a.Rows),
+				V: s.low.take(t * out), A: &p.a, B: &p.b, Scale: p.scale, Rows: t}
+			if p.magnitude == nil {
+				s.lows = append(s.lows, part)
+				continue
+			}
+			s.set.MatMul(part.U, part.X, part.A, nil, t)
+			s.set.Scale(part.U, part.Scale)
+			s.set.MatMul(part.V, part.U, part.B, nil, t)
+			s.magnify(p, part.Y, part.V, t)
+		}
+	}
+	kernel.AddLowRanks(s.set, s.lows)
 }
 
 // ServeAdapter is NewAdapter for entries of batches: everything that does not depend on the rows is computed here

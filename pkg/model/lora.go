@@ -350,11 +350,14 @@ func (ad *Adapter[F]) at(l *linear[F]) *lora[F] {
 
 // adapt adds the adapters' parts to the outputs of products of x[T,I].
 func (s *Stage[F]) adapt(x kernel.Buffer[F], t int, products ...output[F]) {
+	if s.batching {
+		s.adaptBatch(x, products)
+		return
+	}
 	for _, r := range s.adaptedRows(t) {
 		for _, o := range products {
 			if p := r.adapter.at(o.l); p != nil {
-				in, out := p.a.Cols, p.b.Rows
-				s.addLow(p, o.y[r.lo*out:r.hi*out], x[r.lo*in:r.hi*in], r.hi-r.lo)
+				s.addLow(p, o.y, x, t)
 			}
 		}
 	}

@@ -44,6 +44,7 @@ type Stage[F tensor.Float] struct {
 	adapter, trained *Adapter[F]  // the one that passes use; the one that is trained; see lora.go
 	low              scratch[F]   // of one product's adapter
 	adapted          []adapted[F] // rows of the batch that runs, while batching; see batchadapters.go
+	lows             []kernel.LowRank[F]
 	batching         bool
 	dropping         Dropout // of the pass that runs, for adapters
 }

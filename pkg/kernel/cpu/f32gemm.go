@@ -80,6 +80,7 @@ type gemmCall struct {
 	near    bool        // a is in the cache and read in place
 	m, n, k int
 	then    *gemmCall // a product of other operands that is added to the same c
+	sum     []float32 // unless nil, the finished c is added to it; it has the shape of c
 }
 
 // gemmScratch is the scratch of one worker.
@@ -121,7 +122,22 @@ func (s *Set) multiply(o *gemmOps, groups ...[]gemmCall) {
 		w := s.multiplier()
 		defer s.multiplying.Put(w)
 		works[i].run(o, w)
+		works[i].addSums(s)
 	})
+}
+
+// addSums adds the results of the piece to what they are for.
+func (work *gemmWork) addSums(s *Set) {
+	for _, seg := range work.segments {
+		g := seg.call
+		if g.sum == nil {
+			continue
+		}
+		for i := work.lo; i < work.hi; i++ {
+			at := i*g.ldc + seg.from
+			s.add(&g.sum[at], &g.c[at], seg.to-seg.from)
+		}
+	}
 }
 
 // multiplier returns the scratch of a worker.

@@ -1,0 +1,34 @@
+package kernel
+
+import "github.com/lamina-mesh/lamina/pkg/tensor"
+
+// LowRank is what a low-rank adapter adds to the product of a matrix for some rows: y[T,N] += (s·(x[T,I]·Aᵀ))·Bᵀ.
+// A step over many adapters has one for every run of rows and every matrix.
+type LowRank[F tensor.Float] struct {
+	Y, X  Buffer[F]  // [T,N], [T,I]
+	U, V  Buffer[F]  // scratch [T,r], [T,N], not shared with other products of a call
+	A, B  *Matrix[F] // [r,I], [N,r]; dense
+	Scale float64    // s
+	Rows  int        // T
+}
+
+// LowRanks is implemented by sets that compute many low-rank products faster together than one after another. The
+// products of a call have different y. The bits are those of MatMul(U, X, A), Scale(U), MatMul(V, U, B) and Add(Y, V).
+type LowRanks[F tensor.Float] interface {
+	LowRanks(products []LowRank[F])
+}
+
+// AddLowRanks computes low-rank products with a set.
+func AddLowRanks[F tensor.Float](set Set[F], products []LowRank[F]) {
+	if together, ok := set.(LowRanks[F]); ok {
+		together.LowRanks(products)
+		return
+	}
+	for i := range products {
+		p := &products[i]
+		set.MatMul(p.U, p.X, p.A, nil, p.Rows)
+		set.Scale(p.U, p.Scale)
+		set.MatMul(p.V, p.U, p.B, nil, p.Rows)
+		set.Add(p.Y, p.V)
+	}
+}
