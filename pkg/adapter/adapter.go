@@ -9,9 +9,11 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
@@ -72,6 +74,32 @@ type Adapter struct {
 	Config
 	Modules []Module // by name
 	Saved   []Saved  // by name
+
+	// BaseDigest is the digest of the base model that it was trained on, "sha256:…"; empty if that is not known.
+	BaseDigest string
+}
+
+// baseKey is the key of BaseDigest in the metadata of the file of tensors, which PEFT does not look at.
+const baseKey = "lamina.base"
+
+// CheckBase reports an adapter that was trained on another base than the model with a digest. Shapes do not tell:
+// models of one architecture have the same. An adapter that does not say what its base is passes.
+func (a *Adapter) CheckBase(model string) error {
+	if a.BaseDigest == "" || a.BaseDigest == model {
+		return nil
+	}
+	return fault.New(fault.FailedPrecondition, "it was trained on the base %.19s…, and this model is %.19s…", a.BaseDigest,
+		model)
+}
+
+var names = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+// CheckName reports a name for an adapter that cannot stand behind a colon in a model's name.
+func CheckName(name string) error {
+	if !names.MatchString(name) {
+		return fault.Field("name", "want 1 to 64 letters, digits and -_., got %.80q", name)
+	}
+	return nil
 }
 
 // Module returns the adapter of a module.
@@ -120,10 +148,26 @@ func Open(dir string) (a *Adapter, err error) {
 		return nil, fmt.Errorf("open adapter %s: %w", dir, err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if a, err = Parse(c, f); err != nil {
+	if a, err = Parse(c, f); err == nil {
+		a.BaseDigest, err = parseBase(f.Metadata())
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open adapter %s: %w", dir, err)
 	}
 	return a, nil
+}
+
+// parseBase returns the digest of the base that a file's metadata has, or an empty string.
+func parseBase(metadata map[string]string) (string, error) {
+	text, ok := metadata[baseKey]
+	if !ok {
+		return "", nil
+	}
+	digest, ok := ParseSum(text)
+	if !ok {
+		return "", wrong(baseKey, "want sha256: and 64 hexadecimal digits, got %.80q", text)
+	}
+	return digest.String(), nil
 }
 
 func readConfig(path string) ([]byte, error) {
@@ -318,8 +362,14 @@ func Write(dir string, a *Adapter) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := weights.WriteSafetensors(filepath.Join(dir, WeightsFile), all,
-		map[string]string{"format": "pt"}); err != nil {
+	metadata := map[string]string{"format": "pt"}
+	if a.BaseDigest != "" {
+		metadata[baseKey] = a.BaseDigest
+		if _, err := parseBase(metadata); err != nil {
+			return err
+		}
+	}
+	if err := weights.WriteSafetensors(filepath.Join(dir, WeightsFile), all, metadata); err != nil {
 		return err
 	}
 	return weights.WriteFile(filepath.Join(dir, ConfigFile), func(w io.Writer) error {

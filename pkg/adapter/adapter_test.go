@@ -220,6 +220,69 @@ func TestSplit_PartsOfNames(t *testing.T) {
 	}
 }
 
+// TestOpen_KnowsTheBase writes the digest of the base and reads it again. It is no part of the adapter's own digest,
+// and PEFT's folders do not have it.
+func TestOpen_KnowsTheBase(t *testing.T) {
+	base, other := "sha256:"+strings.Repeat("5a", 32), "sha256:"+strings.Repeat("a5", 32)
+	plain, known := t.TempDir(), t.TempDir()
+	a := sample()
+	if err := adapter.Write(plain, a); err != nil {
+		t.Fatal(err)
+	}
+	a.BaseDigest = base
+	if err := adapter.Write(known, a); err != nil {
+		t.Fatal(err)
+	}
+	var digests []string
+	for _, tc := range []struct{ dir, base string }{{plain, ""}, {known, base}} {
+		got, err := adapter.Open(tc.dir)
+		if err != nil || got.BaseDigest != tc.base {
+			t.Fatalf("base %q, %v, want %q", got.BaseDigest, err, tc.base)
+		}
+		if err := got.CheckBase(base); err != nil {
+			t.Error(err)
+		}
+		err = got.CheckBase(other)
+		if (err != nil) != (tc.base != "") || err != nil && (fault.CodeOf(err) != fault.FailedPrecondition ||
+			!strings.Contains(err.Error(), base[:19]) || !strings.Contains(err.Error(), other[:19])) {
+			t.Errorf("another base than %q: %v", tc.base, err)
+		}
+		digests = append(digests, got.Outline().Digest().String())
+	}
+	if digests[0] != digests[1] {
+		t.Errorf("the digests are %v", digests)
+	}
+	a.BaseDigest = "sha256:5a"
+	if err := adapter.Write(t.TempDir(), a); err == nil || !strings.Contains(err.Error(), "lamina.base") {
+		t.Errorf("a digest that is none: %v", err)
+	}
+	file := filepath.Join(known, adapter.WeightsFile)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := strings.Replace(string(text), base, base[:len(base)-2]+"xx", 1)
+	if err := os.WriteFile(file, []byte(damaged), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adapter.Open(known); fault.CodeOf(err) != fault.DataLoss || !strings.Contains(err.Error(), "lamina.base") {
+		t.Errorf("a damaged digest: %v", err)
+	}
+}
+
+// FuzzParseSum reads any text as a digest. What is read is written the same way, but for the case of its digits.
+func FuzzParseSum(f *testing.F) {
+	f.Add(adapter.SumOf([]float32{1, 2}).String())
+	f.Add("sha256:")
+	f.Add("sha256:" + strings.Repeat("g", 64))
+	f.Fuzz(func(t *testing.T, text string) {
+		sum, ok := adapter.ParseSum(text)
+		if ok && sum.String() != "sha256:"+strings.ToLower(strings.TrimPrefix(text, "sha256:")) {
+			t.Errorf("%q is read as %s", text, sum)
+		}
+	})
+}
+
 // FuzzParse reads arbitrary configs and files. They give an adapter that can be written and read again, or an
 // error.
 func FuzzParse(f *testing.F) {
