@@ -2865,7 +2865,10 @@ type Adapter struct {
 	// digest.
 	Earlier []string `protobuf:"bytes,11,rep,name=earlier,proto3" json:"earlier,omitempty"`
 	// When the name got this digest, in Unix milliseconds.
-	LoadedMs      int64 `protobuf:"varint,12,opt,name=loaded_ms,json=loadedMs,proto3" json:"loaded_ms,omitempty"`
+	LoadedMs int64 `protobuf:"varint,12,opt,name=loaded_ms,json=loadedMs,proto3" json:"loaded_ms,omitempty"`
+	// The digest of the base that it was trained on; empty if its files do not say. It differs from
+	// `model_digest` only if the adapter was loaded with `any_base`.
+	Base          string `protobuf:"bytes,60,opt,name=base,proto3" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2984,6 +2987,13 @@ func (x *Adapter) GetLoadedMs() int64 {
 	return 0
 }
 
+func (x *Adapter) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
 // LoadAdapterRequest is a frame from the client.
 type LoadAdapterRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3084,7 +3094,10 @@ type LoadAdapterOpen struct {
 	Size uint64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	// In place of config and size: the digest, or a unique beginning of one, of an adapter
 	// that the router has; `previous` for the last one of `earlier`.
-	Digest        string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Accept an adapter that was trained on another base than the model, such as the same weights
+	// in another element type. Without it that is FAILED_PRECONDITION.
+	AnyBase       bool `protobuf:"varint,60,opt,name=any_base,json=anyBase,proto3" json:"any_base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3152,6 +3165,13 @@ func (x *LoadAdapterOpen) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *LoadAdapterOpen) GetAnyBase() bool {
+	if x != nil {
+		return x.AnyBase
+	}
+	return false
 }
 
 // LoadAdapterResponse says that the adapter is loaded.
@@ -3569,7 +3589,9 @@ type Mesh struct {
 	// What the router may still spend on computing again what was lost.
 	Replays *ReplayBudget `protobuf:"bytes,3,opt,name=replays,proto3" json:"replays,omitempty"`
 	// The plan, if there are shards that take assignments.
-	Placement     *Placement `protobuf:"bytes,40,opt,name=placement,proto3" json:"placement,omitempty"`
+	Placement *Placement `protobuf:"bytes,40,opt,name=placement,proto3" json:"placement,omitempty"`
+	// The adapters that requests may name, by model and name.
+	Adapters      []*Adapter `protobuf:"bytes,60,rep,name=adapters,proto3" json:"adapters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3628,6 +3650,13 @@ func (x *Mesh) GetReplays() *ReplayBudget {
 func (x *Mesh) GetPlacement() *Placement {
 	if x != nil {
 		return x.Placement
+	}
+	return nil
+}
+
+func (x *Mesh) GetAdapters() []*Adapter {
+	if x != nil {
+		return x.Adapters
 	}
 	return nil
 }
@@ -4532,7 +4561,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x06format\x18d \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x18\n" +
 	"\aencoder\x18e \x01(\bR\aencoder\x12!\n" +
 	"\fembed_tokens\x18f \x01(\rR\vembedTokens\x125\n" +
-	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\xb9\x02\n" +
+	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\xcd\x02\n" +
 	"\aAdapter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -4546,17 +4575,19 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x05error\x18\n" +
 	" \x01(\tR\x05error\x12\x18\n" +
 	"\aearlier\x18\v \x03(\tR\aearlier\x12\x1b\n" +
-	"\tloaded_ms\x18\f \x01(\x03R\bloadedMs\"l\n" +
+	"\tloaded_ms\x18\f \x01(\x03R\bloadedMs\x12\x12\n" +
+	"\x04base\x18< \x01(\tR\x04base\"l\n" +
 	"\x12LoadAdapterRequest\x127\n" +
 	"\x04open\x18\x01 \x01(\v2!.lamina.router.v1.LoadAdapterOpenH\x00R\x04open\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\a\n" +
-	"\x05frame\"\x7f\n" +
+	"\x05frame\"\x9a\x01\n" +
 	"\x0fLoadAdapterOpen\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06config\x18\x03 \x01(\fR\x06config\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n" +
-	"\x06digest\x18\x05 \x01(\tR\x06digest\"f\n" +
+	"\x06digest\x18\x05 \x01(\tR\x06digest\x12\x19\n" +
+	"\bany_base\x18< \x01(\bR\aanyBase\"f\n" +
 	"\x13LoadAdapterResponse\x123\n" +
 	"\aadapter\x18\x01 \x01(\v2\x19.lamina.router.v1.AdapterR\aadapter\x12\x1a\n" +
 	"\breplaced\x18\x02 \x01(\tR\breplaced\"@\n" +
@@ -4573,12 +4604,13 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
 	"\x14WatchTopologyRequest\"C\n" +
 	"\x15WatchTopologyResponse\x12*\n" +
-	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xe9\x01\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xa0\x02\n" +
 	"\x04Mesh\x122\n" +
 	"\amembers\x18\x01 \x03(\v2\x18.lamina.router.v1.MemberR\amembers\x128\n" +
 	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\x128\n" +
 	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\x129\n" +
-	"\tplacement\x18( \x01(\v2\x1b.lamina.router.v1.PlacementR\tplacement\"\x9a\x02\n" +
+	"\tplacement\x18( \x01(\v2\x1b.lamina.router.v1.PlacementR\tplacement\x125\n" +
+	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\x9a\x02\n" +
 	"\tPlacement\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
@@ -4797,38 +4829,39 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	49, // 50: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
 	47, // 51: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
 	44, // 52: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
-	45, // 53: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
-	45, // 54: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
-	58, // 55: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	59, // 56: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	46, // 57: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
-	4,  // 58: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 59: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 60: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 61: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 62: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	32, // 63: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
-	35, // 64: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
-	37, // 65: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
-	28, // 66: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	39, // 67: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	41, // 68: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 69: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 70: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 71: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 72: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	26, // 73: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	34, // 74: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
-	36, // 75: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
-	38, // 76: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
-	29, // 77: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	40, // 78: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	42, // 79: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	69, // [69:80] is the sub-list for method output_type
-	58, // [58:69] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	31, // 53: lamina.router.v1.Mesh.adapters:type_name -> lamina.router.v1.Adapter
+	45, // 54: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
+	45, // 55: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
+	58, // 56: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	59, // 57: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	46, // 58: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
+	4,  // 59: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 60: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 61: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 62: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 63: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	32, // 64: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	35, // 65: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	37, // 66: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	28, // 67: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	39, // 68: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	41, // 69: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 70: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 71: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 72: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 73: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	26, // 74: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	34, // 75: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	36, // 76: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	38, // 77: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	29, // 78: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	40, // 79: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	42, // 80: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	70, // [70:81] is the sub-list for method output_type
+	59, // [59:70] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }

@@ -100,8 +100,9 @@ type RouterServiceClient interface {
 	// use it; those that run keep the one that they have begun with, also when they move.
 	//
 	// What is wrong with the adapter is DATA_LOSS or UNIMPLEMENTED and names the file and the
-	// tensor or field. An adapter that the stages have no memory for is RESOURCE_EXHAUSTED.
-	// Then nothing has changed. FAILED_PRECONDITION: the router has no folder for adapters.
+	// tensor or field. An adapter that the stages have no memory for, or the router's folder no
+	// room, is RESOURCE_EXHAUSTED. FAILED_PRECONDITION: it was trained on another base, or the router
+	// has no folder for adapters. In all of these cases nothing has changed.
 	LoadAdapter(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LoadAdapterRequest, LoadAdapterResponse], error)
 	// UnloadAdapter removes an adapter's name: requests that name it are NOT_FOUND. Stages
 	// free the memory when the last request with the adapter has ended.
@@ -339,8 +340,9 @@ type RouterServiceServer interface {
 	// use it; those that run keep the one that they have begun with, also when they move.
 	//
 	// What is wrong with the adapter is DATA_LOSS or UNIMPLEMENTED and names the file and the
-	// tensor or field. An adapter that the stages have no memory for is RESOURCE_EXHAUSTED.
-	// Then nothing has changed. FAILED_PRECONDITION: the router has no folder for adapters.
+	// tensor or field. An adapter that the stages have no memory for, or the router's folder no
+	// room, is RESOURCE_EXHAUSTED. FAILED_PRECONDITION: it was trained on another base, or the router
+	// has no folder for adapters. In all of these cases nothing has changed.
 	LoadAdapter(grpc.ClientStreamingServer[LoadAdapterRequest, LoadAdapterResponse]) error
 	// UnloadAdapter removes an adapter's name: requests that name it are NOT_FOUND. Stages
 	// free the memory when the last request with the adapter has ended.

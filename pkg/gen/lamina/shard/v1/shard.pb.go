@@ -2087,7 +2087,9 @@ type HeldAdapter struct {
 	// Bytes that its part of the range takes.
 	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Sessions that use it.
-	Sessions      uint32 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Sessions uint32 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// The digest of the base that it was trained on; empty if its files do not say.
+	Base          string `protobuf:"bytes,60,opt,name=base,proto3" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2148,6 +2150,13 @@ func (x *HeldAdapter) GetSessions() uint32 {
 		return x.Sessions
 	}
 	return 0
+}
+
+func (x *HeldAdapter) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
 }
 
 // LoadAdapterRequest is a frame from the router.
@@ -2268,7 +2277,10 @@ type LoadAdapterOpen struct {
 	// Its name, for people.
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	// All modules of the adapter, by name.
-	Modules       []*AdapterModule `protobuf:"bytes,6,rep,name=modules,proto3" json:"modules,omitempty"`
+	Modules []*AdapterModule `protobuf:"bytes,6,rep,name=modules,proto3" json:"modules,omitempty"`
+	// The digest of the base that it was trained on; empty if its files do not say. The router has
+	// decided whether another one than the model's is accepted.
+	Base          string `protobuf:"bytes,60,opt,name=base,proto3" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2343,6 +2355,13 @@ func (x *LoadAdapterOpen) GetModules() []*AdapterModule {
 		return x.Modules
 	}
 	return nil
+}
+
+func (x *LoadAdapterOpen) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
 }
 
 // AdapterModule describes the adapter of one module: scale * B[outputs,rank] * A[rank,inputs],
@@ -8660,24 +8679,26 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\badapters\x18< \x03(\v2\x1c.lamina.shard.v1.HeldAdapterR\badapters\x12#\n" +
 	"\radapter_bytes\x18= \x01(\x04R\fadapterBytes\x12#\n" +
 	"\radapter_limit\x18> \x01(\x04R\fadapterLimitB\b\n" +
-	"\x06_lease\"k\n" +
+	"\x06_lease\"\x7f\n" +
 	"\vHeldAdapter\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x1a\n" +
-	"\bsessions\x18\x04 \x01(\rR\bsessions\"\xba\x01\n" +
+	"\bsessions\x18\x04 \x01(\rR\bsessions\x12\x12\n" +
+	"\x04base\x18< \x01(\tR\x04base\"\xba\x01\n" +
 	"\x12LoadAdapterRequest\x126\n" +
 	"\x04open\x18\x01 \x01(\v2 .lamina.shard.v1.LoadAdapterOpenH\x00R\x04open\x122\n" +
 	"\x06tensor\x18\x02 \x01(\v2\x18.lamina.tensor.v1.TensorH\x00R\x06tensor\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
-	"\x05frame\"\xb1\x01\n" +
+	"\x05frame\"\xc5\x01\n" +
 	"\x0fLoadAdapterOpen\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x18\n" +
 	"\aadapter\x18\x04 \x01(\fR\aadapter\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x128\n" +
-	"\amodules\x18\x06 \x03(\v2\x1e.lamina.shard.v1.AdapterModuleR\amodules\"\xf8\x01\n" +
+	"\amodules\x18\x06 \x03(\v2\x1e.lamina.shard.v1.AdapterModuleR\amodules\x12\x12\n" +
+	"\x04base\x18< \x01(\tR\x04base\"\xf8\x01\n" +
 	"\rAdapterModule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04rank\x18\x02 \x01(\rR\x04rank\x12\x14\n" +

@@ -395,6 +395,10 @@ type Run struct {
 	Spikes []*Spike `protobuf:"bytes,65,rep,name=spikes,proto3" json:"spikes,omitempty"`
 	// Numbers the trainers that have led the run.
 	Epoch uint64 `protobuf:"varint,66,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The routers that the run's adapter was sent to when the run was done, because its manifest has
+	// `publish`. One that could not be reached, or refused the adapter, has an error; the run is done
+	// nevertheless.
+	Published []*Published `protobuf:"bytes,67,rep,name=published,proto3" json:"published,omitempty"`
 	// Floating-point operations a second of the last step: of matrices and attention, as nanoGPT counts them.
 	Flops float64 `protobuf:"fixed64,70,opt,name=flops,proto3" json:"flops,omitempty"`
 	// Those that the machines of all stages reach in large matrix products, as measured when they were opened.
@@ -701,6 +705,13 @@ func (x *Run) GetEpoch() uint64 {
 	return 0
 }
 
+func (x *Run) GetPublished() []*Published {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
 func (x *Run) GetFlops() float64 {
 	if x != nil {
 		return x.Flops
@@ -863,6 +874,97 @@ func (x *RunEvent) GetTimeMs() int64 {
 	return 0
 }
 
+// Published says what has become of an adapter on a router.
+type Published struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The router's address; empty if no router was found.
+	Router string `protobuf:"bytes,1,opt,name=router,proto3" json:"router,omitempty"`
+	// The adapter's name there.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The name of the model.
+	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	// The adapter's digest.
+	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The digest that the name had before; empty if it is new.
+	Replaced string `protobuf:"bytes,5,opt,name=replaced,proto3" json:"replaced,omitempty"`
+	// Why the router does not offer the adapter; empty if it does.
+	Error         string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Published) Reset() {
+	*x = Published{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Published) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Published) ProtoMessage() {}
+
+func (x *Published) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Published.ProtoReflect.Descriptor instead.
+func (*Published) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Published) GetRouter() string {
+	if x != nil {
+		return x.Router
+	}
+	return ""
+}
+
+func (x *Published) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Published) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Published) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Published) GetReplaced() string {
+	if x != nil {
+		return x.Replaced
+	}
+	return ""
+}
+
+func (x *Published) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // Quarantined is a replica that takes no more part in the run, because its gradient must not be used.
 type Quarantined struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -886,7 +988,7 @@ type Quarantined struct {
 
 func (x *Quarantined) Reset() {
 	*x = Quarantined{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1000,7 @@ func (x *Quarantined) String() string {
 func (*Quarantined) ProtoMessage() {}
 
 func (x *Quarantined) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1013,7 @@ func (x *Quarantined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
 func (*Quarantined) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Quarantined) GetStep() uint64 {
@@ -984,7 +1086,7 @@ type Spike struct {
 
 func (x *Spike) Reset() {
 	*x = Spike{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1098,7 @@ func (x *Spike) String() string {
 func (*Spike) ProtoMessage() {}
 
 func (x *Spike) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1111,7 @@ func (x *Spike) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spike.ProtoReflect.Descriptor instead.
 func (*Spike) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Spike) GetStep() uint64 {
@@ -1069,7 +1171,7 @@ type SampleText struct {
 
 func (x *SampleText) Reset() {
 	*x = SampleText{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1183,7 @@ func (x *SampleText) String() string {
 func (*SampleText) ProtoMessage() {}
 
 func (x *SampleText) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1196,7 @@ func (x *SampleText) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleText.ProtoReflect.Descriptor instead.
 func (*SampleText) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SampleText) GetStep() uint64 {
@@ -1127,7 +1229,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1241,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1254,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
 }
 
 // ListRunsResponse lists the runs.
@@ -1166,7 +1268,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1280,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1293,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -1212,7 +1314,7 @@ type StopRunRequest struct {
 
 func (x *StopRunRequest) Reset() {
 	*x = StopRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1326,7 @@ func (x *StopRunRequest) String() string {
 func (*StopRunRequest) ProtoMessage() {}
 
 func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1339,7 @@ func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunRequest.ProtoReflect.Descriptor instead.
 func (*StopRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopRunRequest) GetRun() string {
@@ -1258,7 +1360,7 @@ type StopRunResponse struct {
 
 func (x *StopRunResponse) Reset() {
 	*x = StopRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1372,7 @@ func (x *StopRunResponse) String() string {
 func (*StopRunResponse) ProtoMessage() {}
 
 func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1385,7 @@ func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunResponse.ProtoReflect.Descriptor instead.
 func (*StopRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StopRunResponse) GetRun() *Run {
@@ -1304,7 +1406,7 @@ type PauseRunRequest struct {
 
 func (x *PauseRunRequest) Reset() {
 	*x = PauseRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1418,7 @@ func (x *PauseRunRequest) String() string {
 func (*PauseRunRequest) ProtoMessage() {}
 
 func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1431,7 @@ func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRunRequest.ProtoReflect.Descriptor instead.
 func (*PauseRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PauseRunRequest) GetRun() string {
@@ -1350,7 +1452,7 @@ type PauseRunResponse struct {
 
 func (x *PauseRunResponse) Reset() {
 	*x = PauseRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1464,7 @@ func (x *PauseRunResponse) String() string {
 func (*PauseRunResponse) ProtoMessage() {}
 
 func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1477,7 @@ func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRunResponse.ProtoReflect.Descriptor instead.
 func (*PauseRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PauseRunResponse) GetRun() *Run {
@@ -1400,7 +1502,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1514,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1527,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResumeRunRequest) GetRun() string {
@@ -1460,7 +1562,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1574,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1587,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -1506,7 +1608,7 @@ type DeleteRunRequest struct {
 
 func (x *DeleteRunRequest) Reset() {
 	*x = DeleteRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1620,7 @@ func (x *DeleteRunRequest) String() string {
 func (*DeleteRunRequest) ProtoMessage() {}
 
 func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1633,7 @@ func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRunRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteRunRequest) GetRun() string {
@@ -1552,7 +1654,7 @@ type DeleteRunResponse struct {
 
 func (x *DeleteRunResponse) Reset() {
 	*x = DeleteRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1666,7 @@ func (x *DeleteRunResponse) String() string {
 func (*DeleteRunResponse) ProtoMessage() {}
 
 func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1679,7 @@ func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRunResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteRunResponse) GetKept() string {
@@ -1598,7 +1700,7 @@ type ListArtifactsRequest struct {
 
 func (x *ListArtifactsRequest) Reset() {
 	*x = ListArtifactsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1712,7 @@ func (x *ListArtifactsRequest) String() string {
 func (*ListArtifactsRequest) ProtoMessage() {}
 
 func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1725,7 @@ func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsRequest.ProtoReflect.Descriptor instead.
 func (*ListArtifactsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListArtifactsRequest) GetRun() string {
@@ -1644,7 +1746,7 @@ type ListArtifactsResponse struct {
 
 func (x *ListArtifactsResponse) Reset() {
 	*x = ListArtifactsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1758,7 @@ func (x *ListArtifactsResponse) String() string {
 func (*ListArtifactsResponse) ProtoMessage() {}
 
 func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1771,7 @@ func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsResponse.ProtoReflect.Descriptor instead.
 func (*ListArtifactsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListArtifactsResponse) GetArtifacts() []*Artifact {
@@ -1694,7 +1796,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1808,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1821,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{21}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Artifact) GetName() string {
@@ -1758,7 +1860,7 @@ type FetchArtifactRequest struct {
 
 func (x *FetchArtifactRequest) Reset() {
 	*x = FetchArtifactRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1872,7 @@ func (x *FetchArtifactRequest) String() string {
 func (*FetchArtifactRequest) ProtoMessage() {}
 
 func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1885,7 @@ func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchArtifactRequest.ProtoReflect.Descriptor instead.
 func (*FetchArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{22}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FetchArtifactRequest) GetRun() string {
@@ -1820,7 +1922,7 @@ type FetchArtifactResponse struct {
 
 func (x *FetchArtifactResponse) Reset() {
 	*x = FetchArtifactResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[23]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +1934,7 @@ func (x *FetchArtifactResponse) String() string {
 func (*FetchArtifactResponse) ProtoMessage() {}
 
 func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[23]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +1947,7 @@ func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchArtifactResponse.ProtoReflect.Descriptor instead.
 func (*FetchArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{23}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FetchArtifactResponse) GetArtifact() *Artifact {
@@ -1878,7 +1980,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x9f\f\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xdb\f\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -1921,7 +2023,8 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\aaborted\x18? \x01(\x04R\aaborted\x12@\n" +
 	"\vquarantined\x18@ \x03(\v2\x1e.lamina.trainer.v1.QuarantinedR\vquarantined\x120\n" +
 	"\x06spikes\x18A \x03(\v2\x18.lamina.trainer.v1.SpikeR\x06spikes\x12\x14\n" +
-	"\x05epoch\x18B \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05epoch\x18B \x01(\x04R\x05epoch\x12:\n" +
+	"\tpublished\x18C \x03(\v2\x1c.lamina.trainer.v1.PublishedR\tpublished\x12\x14\n" +
 	"\x05flops\x18F \x01(\x01R\x05flops\x12\x1d\n" +
 	"\n" +
 	"peak_flops\x18G \x01(\x01R\tpeakFlops\x12.\n" +
@@ -1941,7 +2044,14 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x17\n" +
 	"\atime_ms\x18\x06 \x01(\x03R\x06timeMsB\n" +
 	"\n" +
-	"\b_replica\"\xb7\x01\n" +
+	"\b_replica\"\x97\x01\n" +
+	"\tPublished\x12\x16\n" +
+	"\x06router\x18\x01 \x01(\tR\x06router\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x03 \x01(\tR\x05model\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1a\n" +
+	"\breplaced\x18\x05 \x01(\tR\breplaced\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xb7\x01\n" +
 	"\vQuarantined\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\rR\areplica\x12\x18\n" +
@@ -2032,7 +2142,7 @@ func file_lamina_trainer_v1_trainer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_trainer_v1_trainer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(RunState)(0),                 // 0: lamina.trainer.v1.RunState
 	(*StartRunRequest)(nil),       // 1: lamina.trainer.v1.StartRunRequest
@@ -2041,61 +2151,63 @@ var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(*WatchRunResponse)(nil),      // 4: lamina.trainer.v1.WatchRunResponse
 	(*Run)(nil),                   // 5: lamina.trainer.v1.Run
 	(*RunEvent)(nil),              // 6: lamina.trainer.v1.RunEvent
-	(*Quarantined)(nil),           // 7: lamina.trainer.v1.Quarantined
-	(*Spike)(nil),                 // 8: lamina.trainer.v1.Spike
-	(*SampleText)(nil),            // 9: lamina.trainer.v1.SampleText
-	(*ListRunsRequest)(nil),       // 10: lamina.trainer.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 11: lamina.trainer.v1.ListRunsResponse
-	(*StopRunRequest)(nil),        // 12: lamina.trainer.v1.StopRunRequest
-	(*StopRunResponse)(nil),       // 13: lamina.trainer.v1.StopRunResponse
-	(*PauseRunRequest)(nil),       // 14: lamina.trainer.v1.PauseRunRequest
-	(*PauseRunResponse)(nil),      // 15: lamina.trainer.v1.PauseRunResponse
-	(*ResumeRunRequest)(nil),      // 16: lamina.trainer.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 17: lamina.trainer.v1.ResumeRunResponse
-	(*DeleteRunRequest)(nil),      // 18: lamina.trainer.v1.DeleteRunRequest
-	(*DeleteRunResponse)(nil),     // 19: lamina.trainer.v1.DeleteRunResponse
-	(*ListArtifactsRequest)(nil),  // 20: lamina.trainer.v1.ListArtifactsRequest
-	(*ListArtifactsResponse)(nil), // 21: lamina.trainer.v1.ListArtifactsResponse
-	(*Artifact)(nil),              // 22: lamina.trainer.v1.Artifact
-	(*FetchArtifactRequest)(nil),  // 23: lamina.trainer.v1.FetchArtifactRequest
-	(*FetchArtifactResponse)(nil), // 24: lamina.trainer.v1.FetchArtifactResponse
+	(*Published)(nil),             // 7: lamina.trainer.v1.Published
+	(*Quarantined)(nil),           // 8: lamina.trainer.v1.Quarantined
+	(*Spike)(nil),                 // 9: lamina.trainer.v1.Spike
+	(*SampleText)(nil),            // 10: lamina.trainer.v1.SampleText
+	(*ListRunsRequest)(nil),       // 11: lamina.trainer.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 12: lamina.trainer.v1.ListRunsResponse
+	(*StopRunRequest)(nil),        // 13: lamina.trainer.v1.StopRunRequest
+	(*StopRunResponse)(nil),       // 14: lamina.trainer.v1.StopRunResponse
+	(*PauseRunRequest)(nil),       // 15: lamina.trainer.v1.PauseRunRequest
+	(*PauseRunResponse)(nil),      // 16: lamina.trainer.v1.PauseRunResponse
+	(*ResumeRunRequest)(nil),      // 17: lamina.trainer.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 18: lamina.trainer.v1.ResumeRunResponse
+	(*DeleteRunRequest)(nil),      // 19: lamina.trainer.v1.DeleteRunRequest
+	(*DeleteRunResponse)(nil),     // 20: lamina.trainer.v1.DeleteRunResponse
+	(*ListArtifactsRequest)(nil),  // 21: lamina.trainer.v1.ListArtifactsRequest
+	(*ListArtifactsResponse)(nil), // 22: lamina.trainer.v1.ListArtifactsResponse
+	(*Artifact)(nil),              // 23: lamina.trainer.v1.Artifact
+	(*FetchArtifactRequest)(nil),  // 24: lamina.trainer.v1.FetchArtifactRequest
+	(*FetchArtifactResponse)(nil), // 25: lamina.trainer.v1.FetchArtifactResponse
 }
 var file_lamina_trainer_v1_trainer_proto_depIdxs = []int32{
 	5,  // 0: lamina.trainer.v1.WatchRunResponse.run:type_name -> lamina.trainer.v1.Run
 	0,  // 1: lamina.trainer.v1.Run.state:type_name -> lamina.trainer.v1.RunState
-	9,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
-	7,  // 3: lamina.trainer.v1.Run.quarantined:type_name -> lamina.trainer.v1.Quarantined
-	8,  // 4: lamina.trainer.v1.Run.spikes:type_name -> lamina.trainer.v1.Spike
-	6,  // 5: lamina.trainer.v1.Run.events:type_name -> lamina.trainer.v1.RunEvent
-	5,  // 6: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
-	5,  // 7: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
-	5,  // 8: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
-	5,  // 9: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
-	22, // 10: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
-	22, // 11: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
-	1,  // 12: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
-	3,  // 13: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
-	10, // 14: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
-	12, // 15: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
-	14, // 16: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
-	16, // 17: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
-	18, // 18: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
-	20, // 19: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
-	23, // 20: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
-	2,  // 21: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
-	4,  // 22: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
-	11, // 23: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
-	13, // 24: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
-	15, // 25: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
-	17, // 26: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
-	19, // 27: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
-	21, // 28: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
-	24, // 29: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	10, // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
+	8,  // 3: lamina.trainer.v1.Run.quarantined:type_name -> lamina.trainer.v1.Quarantined
+	9,  // 4: lamina.trainer.v1.Run.spikes:type_name -> lamina.trainer.v1.Spike
+	7,  // 5: lamina.trainer.v1.Run.published:type_name -> lamina.trainer.v1.Published
+	6,  // 6: lamina.trainer.v1.Run.events:type_name -> lamina.trainer.v1.RunEvent
+	5,  // 7: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
+	5,  // 8: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 9: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 10: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
+	23, // 11: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
+	23, // 12: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
+	1,  // 13: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
+	3,  // 14: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
+	11, // 15: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
+	13, // 16: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
+	15, // 17: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
+	17, // 18: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
+	19, // 19: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
+	21, // 20: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
+	24, // 21: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
+	2,  // 22: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
+	4,  // 23: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
+	12, // 24: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
+	14, // 25: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
+	16, // 26: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
+	18, // 27: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
+	20, // 28: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
+	22, // 29: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
+	25, // 30: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
+	22, // [22:31] is the sub-list for method output_type
+	13, // [13:22] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_lamina_trainer_v1_trainer_proto_init() }
@@ -2110,7 +2222,7 @@ func file_lamina_trainer_v1_trainer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_trainer_v1_trainer_proto_rawDesc), len(file_lamina_trainer_v1_trainer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
