@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -20,16 +19,6 @@ import (
 
 // loadTime bounds LoadAdapter, from its first frame to its answer.
 const loadTime = 10 * time.Minute
-
-var adapterNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
-
-// CheckAdapterName reports a name of an adapter that cannot stand behind a colon in a model's name.
-func CheckAdapterName(name string) error {
-	if !adapterNames.MatchString(name) {
-		return fault.Field("name", "want 1 to 64 letters, digits and -_., got %.80q", name)
-	}
-	return nil
-}
 
 // LoadAdapter adds an adapter, or points a name to another one.
 func (s *Service) LoadAdapter(
@@ -83,15 +72,18 @@ func (s *Service) loadAdapter(
 	if open == nil {
 		return nil, fault.Field("open", "the first frame must name the adapter")
 	}
-	if err := CheckAdapterName(open.GetName()); err != nil {
+	if err := adapter.CheckName(open.GetName()); err != nil {
 		return nil, err
 	}
 	p, err := s.await(ctx, open.GetModel(), defaultWait)
 	if err != nil {
 		return nil, err
 	}
+	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
+		return nil, err
+	}
 	name := adapterName{p.digest, open.GetName()}
-	a, err := s.storeAdapter(open, name, next)
+	a, err := s.storeAdapter(open, name, p.model(), next)
 	if err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
 	}
@@ -115,23 +107,30 @@ func (s *Service) loadAdapter(
 
 // storeAdapter receives the files of an adapter, or finds one by its digest, and keeps it until release.
 func (s *Service) storeAdapter(
-	open *routerv1.LoadAdapterOpen, name adapterName, next func() (*routerv1.LoadAdapterRequest, error),
-) (*servedAdapter, error) {
+	open *routerv1.LoadAdapterOpen, name adapterName, model string, next func() (*routerv1.LoadAdapterRequest, error),
+) (a *servedAdapter, err error) {
 	if open.GetDigest() != "" {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		v, err := s.adapters.earlier(name, open.GetDigest())
-		if err != nil {
-			return nil, err
-		}
-		a := s.adapters.add(name.model, v)
-		a.users++
-		return a, nil
+		return s.findAdapter(open, name)
 	}
 	if s.adapters.store.dir == "" {
 		return nil, fault.New(fault.FailedPrecondition, "this router has no folder for adapters")
 	}
-	v, outline, err := s.adapters.store.receive(open.GetConfig(), open.GetSize(), func() ([]byte, error) {
+	if n := open.GetSize(); n == 0 || n > maxAdapterFile {
+		return nil, fault.Field("open.size", "want 1..%d bytes, got %d", int64(maxAdapterFile), n)
+	}
+	size := int64(open.GetSize()) + int64(len(open.GetConfig()))
+	s.mu.Lock()
+	err = s.adapters.reserve(size)
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		s.mu.Lock()
+		s.adapters.arriving, s.adapters.arrivingBytes = s.adapters.arriving-1, s.adapters.arrivingBytes-size
+		s.mu.Unlock()
+	}()
+	err = s.adapters.store.receive(open.GetConfig(), open.GetSize(), func() ([]byte, error) {
 		req, err := next()
 		if err != nil {
 			return nil, err
@@ -140,15 +139,42 @@ func (s *Service) storeAdapter(
 			return nil, fault.Field("frame", "want data, got %T", req.GetFrame())
 		}
 		return req.GetData(), nil
+	}, func(dir string, values *adapter.Adapter, outline *adapter.Outline) error {
+		if err := checkBase(values, name.model, open.GetAnyBase()); err != nil {
+			return err
+		}
+		s.tellBase(name.name, model, name.model, values)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		v, err := s.adapters.store.commit(dir, outline.Digest())
+		if err != nil {
+			return err
+		}
+		v.anyBase = open.GetAnyBase()
+		a = s.adapters.add(name.model, v)
+		a.measure(values, outline)
+		a.users++
+		return nil
 	})
+	return a, err
+}
+
+// findAdapter finds an adapter that the router has the files of, and keeps it until release.
+func (s *Service) findAdapter(open *routerv1.LoadAdapterOpen, name adapterName) (*servedAdapter, error) {
+	s.mu.Lock()
+	v, err := s.adapters.earlier(name, open.GetDigest())
 	if err != nil {
+		s.mu.Unlock()
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	v.anyBase = v.anyBase || open.GetAnyBase()
 	a := s.adapters.add(name.model, v)
-	a.measure(outline)
 	a.users++
+	s.mu.Unlock()
+	if _, _, err := s.read(a); err != nil {
+		s.release(a)
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -228,7 +254,7 @@ func (s *Service) awaitAdapter(ctx context.Context, model string, a *servedAdapt
 func (s *Service) UnloadAdapter(
 	ctx context.Context, r *routerv1.UnloadAdapterRequest,
 ) (*routerv1.UnloadAdapterResponse, error) {
-	if err := CheckAdapterName(r.GetName()); err != nil {
+	if err := adapter.CheckName(r.GetName()); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -246,7 +272,10 @@ func (s *Service) UnloadAdapter(
 	case len(found) > 1:
 		return nil, fault.Field("model", "several models have an adapter %q: name one", r.GetName())
 	}
-	a := s.adapters.remove(found[0])
+	if err := auth.CheckModel(ctx, s.adapters.names[found[0]].model, found[0].model); err != nil {
+		return nil, err
+	}
+	a := s.adapters.remove(found[0], time.Now())
 	s.log.InfoContext(ctx, "unload adapter", "name", r.GetName(), "digest", a.digest.String(), "requests", a.users)
 	s.notifyChange()
 	s.poke()

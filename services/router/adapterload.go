@@ -83,6 +83,7 @@ func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify f
 	}
 	for key, a := range l.all {
 		if !a.wanted() && !l.held(key) {
+			l.store.touch(a.dir, now)
 			delete(l.all, key)
 		}
 	}
@@ -189,10 +190,16 @@ func (l *adapters) record(pl place, a *servedAdapter, err error) *adapterFailed 
 	return f
 }
 
-// read reads the files of an adapter and checks that they are still those of its digest.
+// read reads the files of an adapter and checks that they are still those of its digest, and for its model.
 func (s *Service) read(a *servedAdapter) (*adapter.Adapter, *adapter.Outline, error) {
 	values, err := adapter.Open(a.dir)
 	if err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	anyBase := a.anyBase
+	s.mu.Unlock()
+	if err := checkBase(values, a.model, anyBase); err != nil {
 		return nil, nil, err
 	}
 	outline := values.Outline()
@@ -201,14 +208,22 @@ func (s *Service) read(a *servedAdapter) (*adapter.Adapter, *adapter.Outline, er
 			a.dir, got, a.digest)
 	}
 	s.mu.Lock()
-	a.measure(outline)
+	a.measure(values, outline)
 	s.mu.Unlock()
 	return values, outline, nil
 }
 
-// measure notes the sizes of the adapter. The caller holds mu.
-func (a *servedAdapter) measure(o *adapter.Outline) {
-	a.rank, a.modules, a.bytes = 0, len(o.Modules), 0
+// checkBase reports an adapter that was trained on another base than a model, unless any is accepted.
+func checkBase(values *adapter.Adapter, model string, anyBase bool) error {
+	if anyBase {
+		return nil
+	}
+	return values.CheckBase(model)
+}
+
+// measure notes what the files of the adapter say of it. The caller holds mu.
+func (a *servedAdapter) measure(values *adapter.Adapter, o *adapter.Outline) {
+	a.base, a.rank, a.modules, a.bytes = values.BaseDigest, 0, len(o.Modules), 0
 	for i := range o.Modules {
 		a.rank, a.bytes = max(a.rank, o.Modules[i].Rank), a.bytes+o.Modules[i].Bytes()
 	}
@@ -240,7 +255,7 @@ func (s *Service) loadAt(ctx context.Context, pl place, a *servedAdapter) error 
 	}
 	if err := send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: &shardv1.LoadAdapterOpen{
 		Digest: pl.digest, Lo: uint32(pl.lo), Hi: uint32(pl.hi), Adapter: a.wire(), Name: s.nameOf(a),
-		Modules: wire.Modules(outline),
+		Modules: wire.Modules(outline), Base: values.BaseDigest,
 	}}}); err != nil {
 		return err
 	}
@@ -389,15 +404,31 @@ func (s *Service) bindSource(src AdapterSource, digest, model string) error {
 	if err == nil {
 		err = values.CheckServed()
 	}
+	if err == nil {
+		err = checkBase(values, digest, src.AnyBase)
+	}
 	if err != nil {
 		return err
 	}
+	s.tellBase(src.Name, model, digest, values)
 	outline := values.Outline()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.adapters.add(digest, adapterVersion{outline.Digest(), src.Dir})
-	a.measure(outline)
+	a := s.adapters.add(digest, adapterVersion{outline.Digest(), src.Dir, src.AnyBase})
+	a.measure(values, outline)
 	s.adapters.point(adapterName{digest, src.Name}, model, a, time.Now())
 	s.notifyChange()
 	return nil
+}
+
+// tellBase logs what is not known, or has been accepted, of the base of an adapter.
+func (s *Service) tellBase(name, model, digest string, values *adapter.Adapter) {
+	switch values.BaseDigest {
+	case digest:
+	case "":
+		s.log.Info("the adapter does not say which base it was trained on", "adapter", name, "model", model)
+	default:
+		s.log.Warn("the adapter was trained on another base", "adapter", name, "base", values.BaseDigest, "model", model,
+			"digest", digest)
+	}
 }

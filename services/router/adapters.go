@@ -25,6 +25,8 @@ type AdapterSource struct {
 	Model string // name or digest of the base model; empty for the only one
 	Name  string
 	Dir   string // in PEFT's layout
+	// AnyBase accepts an adapter that was trained on another base than the model.
+	AnyBase bool
 }
 
 // servedAdapter is an adapter of a model.
@@ -34,11 +36,16 @@ type servedAdapter struct {
 	dir    string // its files
 
 	// Guarded by Service.mu.
-	rank, modules int // 0 until the files were read
+	anyBase       bool // it may have been trained on another base
+	rank, modules int  // 0 until the files were read
 	bytes         int64
-	names         int // that point to it
-	users         int // requests, and loads that wait for it
+	base          string // that it was trained on; empty if its files do not say
+	names         int    // that point to it
+	users         int    // requests, and loads that wait for it
 }
+
+// version returns what names remember of the adapter.
+func (a *servedAdapter) version() adapterVersion { return adapterVersion{a.digest, a.dir, a.anyBase} }
 
 // wanted reports whether shards have to hold the adapter.
 func (a *servedAdapter) wanted() bool { return a.names+a.users > 0 }
@@ -64,8 +71,9 @@ type adapterName struct{ model, name string } // model is a digest
 
 // adapterVersion is what a name points to, or has pointed to.
 type adapterVersion struct {
-	digest adapter.Sum
-	dir    string
+	digest  adapter.Sum
+	dir     string
+	anyBase bool
 }
 
 // namedAdapter is what a name points to.
@@ -99,11 +107,14 @@ type adapters struct {
 	at      map[place]map[adapter.Sum]bool           // what shards hold
 	failed  map[place]map[adapter.Sum]*adapterFailed // why they do not
 	working map[place]bool
+
+	arriving      int   // adapters that are being received
+	arrivingBytes int64 // of their files
 }
 
 func newAdapters(c Config) *adapters {
 	return &adapters{
-		store: adapterStore{c.AdapterDir}, sources: c.Adapters, names: map[adapterName]*namedAdapter{},
+		store: adapterStore{c.AdapterDir, cmp.Or(c.AdapterDisk, defaultAdapterDisk)}, sources: c.Adapters, names: map[adapterName]*namedAdapter{},
 		all: map[adapterKey]*servedAdapter{}, at: map[place]map[adapter.Sum]bool{},
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
 		restored: map[adapterName]bool{},
@@ -116,6 +127,7 @@ func (l *adapters) add(model string, v adapterVersion) *servedAdapter {
 	if l.all[key] == nil {
 		l.all[key] = &servedAdapter{model: model, digest: v.digest, dir: v.dir}
 	}
+	l.all[key].anyBase = l.all[key].anyBase || v.anyBase
 	return l.all[key]
 }
 
@@ -132,11 +144,13 @@ func (l *adapters) point(name adapterName, model string, a *servedAdapter, now t
 	}
 	if former != nil {
 		former.names--
-		n.remember(adapterVersion{former.digest, former.dir})
+		n.remember(former.version())
+		l.store.touch(former.dir, now)
 	}
 	n.forget(a.digest)
 	a.names++
 	n.current, n.since = a, now
+	l.store.touch(a.dir, now)
 	return former
 }
 
@@ -152,13 +166,14 @@ func (n *namedAdapter) forget(digest adapter.Sum) {
 }
 
 // remove removes a name.
-func (l *adapters) remove(name adapterName) *servedAdapter {
+func (l *adapters) remove(name adapterName, now time.Time) *servedAdapter {
 	n := l.names[name]
 	if n == nil {
 		return nil
 	}
 	delete(l.names, name)
 	n.current.names--
+	l.store.touch(n.current.dir, now)
 	return n.current
 }
 
@@ -232,7 +247,7 @@ func (s *Service) acquireDigest(model, digest string) (*servedAdapter, error) {
 func (l *adapters) version(model string, is func(adapter.Sum) bool) (adapterVersion, bool) {
 	for key, a := range l.all {
 		if key.model == model && is(key.digest) {
-			return adapterVersion{a.digest, a.dir}, true
+			return a.version(), true
 		}
 	}
 	for key, n := range l.names {
@@ -244,7 +259,7 @@ func (l *adapters) version(model string, is func(adapter.Sum) bool) (adapterVers
 	}
 	for _, v := range l.store.list() {
 		if is(v.digest) {
-			return v, true
+			return v.adapterVersion, true
 		}
 	}
 	return adapterVersion{}, false
@@ -367,6 +382,7 @@ func (s *Service) describeAdapter(key adapterName, n *namedAdapter) *routerv1.Ad
 	out := &routerv1.Adapter{
 		Name: key.name, Model: n.model, ModelDigest: key.model, Digest: a.digest.String(), Rank: uint32(a.rank),
 		Modules: uint32(a.modules), Bytes: uint64(a.bytes), Requests: uint32(a.users), LoadedMs: n.since.UnixMilli(),
+		Base: a.base,
 	}
 	for _, v := range n.earlier {
 		out.Earlier = append(out.Earlier, v.digest.String())

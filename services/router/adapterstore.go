@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -20,14 +21,29 @@ import (
 
 // adapterStore is the folder in which a router keeps the adapters that it was sent: a folder for each, named by the
 // hexadecimal digits of its digest, in PEFT's layout, and an index of names. An empty dir stands for no store.
-type adapterStore struct{ dir string }
+//
+// The store is bounded. When there is no room for an adapter, those that have not been used for the longest time
+// are removed, but never one that a name points to or a request uses, and not the one before of a name. When an
+// adapter was last used is the time of its config file.
+type adapterStore struct {
+	dir   string
+	limit int64 // bytes of all files
+}
 
 const (
-	adapterIndex    = "adapters.json"
-	maxAdapterFile  = 4 << 30
-	maxAdapterIndex = 4 << 20
-	maxKept         = 256 // adapters in the store
+	adapterIndex       = "adapters.json"
+	maxAdapterFile     = 4 << 30
+	maxAdapterIndex    = 4 << 20
+	maxKept            = 256     // adapters in the store
+	defaultAdapterDisk = 8 << 30 // bytes
 )
+
+// storedAdapter is an adapter in the store.
+type storedAdapter struct {
+	adapterVersion
+	bytes int64
+	used  time.Time
+}
 
 // indexedName is a name in the index.
 type indexedName struct {
@@ -38,8 +54,9 @@ type indexedName struct {
 }
 
 type indexedFolder struct {
-	Digest string `json:"digest"`
-	Dir    string `json:"dir,omitempty"` // outside of the store
+	Digest  string `json:"digest"`
+	Dir     string `json:"dir,omitempty"`      // outside of the store
+	AnyBase bool   `json:"any_base,omitempty"` // it may have been trained on another base
 }
 
 // path returns the folder of an adapter in the store.
@@ -48,7 +65,7 @@ func (st adapterStore) path(digest adapter.Sum) string {
 }
 
 // list lists the adapters in the store.
-func (st adapterStore) list() []adapterVersion {
+func (st adapterStore) list() []storedAdapter {
 	if st.dir == "" {
 		return nil
 	}
@@ -56,41 +73,150 @@ func (st adapterStore) list() []adapterVersion {
 	if err != nil {
 		return nil // nothing was stored yet
 	}
-	var out []adapterVersion
+	var out []storedAdapter
 	for _, e := range entries {
-		if digest, ok := adapter.ParseSum("sha256:" + e.Name()); ok {
-			out = append(out, adapterVersion{digest, st.path(digest)})
+		digest, ok := adapter.ParseSum("sha256:" + e.Name())
+		if !ok {
+			continue
+		}
+		v := storedAdapter{adapterVersion: adapterVersion{digest: digest, dir: st.path(digest)}}
+		for _, name := range []string{adapter.WeightsFile, adapter.ConfigFile} {
+			if info, err := os.Stat(filepath.Join(v.dir, name)); err == nil {
+				v.bytes, v.used = v.bytes+info.Size(), info.ModTime()
+			}
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// touch notes that an adapter was used, if it is in the store.
+func (st adapterStore) touch(dir string, now time.Time) {
+	if st.dir != "" && filepath.Dir(dir) == filepath.Clean(st.dir) {
+		_ = os.Chtimes(filepath.Join(dir, adapter.ConfigFile), now, now) // it only makes it go earlier
+	}
+}
+
+// needed returns the adapters that must stay in the store.
+func (l *adapters) needed() map[adapter.Sum]bool {
+	out := map[adapter.Sum]bool{}
+	for key, a := range l.all {
+		if a.wanted() {
+			out[key.digest] = true
+		}
+	}
+	for _, n := range l.names {
+		out[n.current.digest] = true
+		if len(n.earlier) > 0 {
+			out[n.earlier[0].digest] = true
+		}
+	}
+	for _, in := range l.waiting() { // for their model
+		for _, v := range in.Versions[:min(len(in.Versions), 2)] {
+			sum, _ := adapter.ParseSum(v.Digest) // parseIndex has checked it
+			out[sum] = true
 		}
 	}
 	return out
 }
 
-// receive stores an adapter of which data returns the bytes of the tensors' file, piece by piece.
+// waiting lists the names of the index whose models have not been seen yet.
+func (l *adapters) waiting() []indexedName {
+	var out []indexedName
+	for _, in := range l.indexed {
+		if !l.restored[adapterName{in.Model, in.Name}] {
+			out = append(out, in)
+		}
+	}
+	return out
+}
+
+// reserve makes room in the store for an adapter of a size, which is then counted as arriving. It removes nothing if
+// that would not be enough.
+func (l *adapters) reserve(size int64) error {
+	all, needed := l.store.list(), l.needed()
+	count, bytes := len(all)+l.arriving, l.arrivingBytes
+	for _, v := range all {
+		bytes += v.bytes
+	}
+	slices.SortFunc(all, func(a, b storedAdapter) int {
+		return cmp.Or(a.used.Compare(b.used), slices.Compare(a.digest[:], b.digest[:]))
+	})
+	var old []storedAdapter
+	for _, v := range all {
+		if count < maxKept && bytes+size <= l.store.limit {
+			break
+		}
+		if !needed[v.digest] && l.damaged == nil { // a damaged index does not say what is needed
+			old = append(old, v)
+			count, bytes = count-1, bytes-v.bytes
+		}
+	}
+	switch {
+	case count >= maxKept:
+		return fault.New(fault.Exhausted,
+			"the folder of adapters has %d of at most %d, and all of them are in use or the last version of a name: unload some",
+			count, maxKept)
+	case bytes+size > l.store.limit:
+		return fault.New(fault.Exhausted, "its files have %d bytes, and those in use in the folder of adapters %d of %d already",
+			size, bytes, l.store.limit)
+	}
+	for _, v := range old {
+		if err := os.RemoveAll(v.dir); err != nil {
+			return storeError(err)
+		}
+		for _, n := range l.names {
+			n.earlier = slices.DeleteFunc(n.earlier, func(e adapterVersion) bool { return e.dir == v.dir })
+		}
+	}
+	l.arriving, l.arrivingBytes = l.arriving+1, l.arrivingBytes+size
+	if len(old) > 0 {
+		return l.save()
+	}
+	return nil
+}
+
+// commit moves the files of an adapter from a folder to their place in the store.
+func (st adapterStore) commit(dir string, digest adapter.Sum) (adapterVersion, error) {
+	v := adapterVersion{digest: digest, dir: st.path(digest)}
+	if !adapter.Is(v.dir) {
+		if err := os.Rename(dir, v.dir); err != nil {
+			return v, storeError(err)
+		}
+		return v, nil
+	}
+	// The values are there already, and may be being read. The new files replace the old ones, because of what else
+	// they say, such as the base. One old and one new file have the same digest, too.
+	for _, name := range []string{adapter.WeightsFile, adapter.ConfigFile} {
+		if err := os.Rename(filepath.Join(dir, name), filepath.Join(v.dir, name)); err != nil {
+			return v, storeError(err)
+		}
+	}
+	return v, nil
+}
+
+// receive receives an adapter of which data returns the bytes of the tensors' file, piece by piece. It checks the
+// adapter and calls accept, which may take the folder with its files.
 func (st adapterStore) receive(
 	config []byte, size uint64, data func() ([]byte, error),
-) (v adapterVersion, o *adapter.Outline, err error) {
-	if size == 0 || size > maxAdapterFile {
-		return v, nil, fault.Field("open.size", "want 1..%d bytes, got %d", int64(maxAdapterFile), size)
-	}
+	accept func(dir string, values *adapter.Adapter, outline *adapter.Outline) error,
+) (err error) {
 	if _, err := adapter.ParseConfig(config); err != nil {
-		return v, nil, err
-	}
-	if n := len(st.list()); n >= maxKept {
-		return v, nil, fault.New(fault.Exhausted, "the folder of adapters has %d already; remove some", n)
+		return err
 	}
 	if err := os.MkdirAll(st.dir, 0o755); err != nil {
-		return v, nil, storeError(err)
+		return storeError(err)
 	}
 	tmp, err := os.MkdirTemp(st.dir, ".receive-")
 	if err != nil {
-		return v, nil, storeError(err)
+		return storeError(err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	if err := weights.WriteFile(filepath.Join(tmp, adapter.ConfigFile), func(w io.Writer) error {
 		_, err := w.Write(config)
 		return err
 	}); err != nil {
-		return v, nil, storeError(err)
+		return storeError(err)
 	}
 	if err := weights.WriteFile(filepath.Join(tmp, adapter.WeightsFile), func(w io.Writer) error {
 		for left := size; left > 0; {
@@ -108,24 +234,20 @@ func (st adapterStore) receive(
 		}
 		return nil
 	}); err != nil {
-		return v, nil, err
+		return err
 	}
 	a, err := adapter.Open(tmp)
 	if err == nil {
 		err = a.CheckServed()
 	}
-	if err == nil {
-		o = a.Outline()
-		err = o.Check()
-	}
 	if err != nil {
-		return v, nil, withoutPath(err, tmp)
+		return withoutPath(err, tmp)
 	}
-	v = adapterVersion{o.Digest(), st.path(o.Digest())}
-	if err := os.Rename(tmp, v.dir); err != nil && !adapter.Is(v.dir) { // the same one may be there already
-		return v, nil, storeError(err)
+	o := a.Outline()
+	if err := o.Check(); err != nil {
+		return err
 	}
-	return v, o, nil
+	return accept(tmp, a, o)
 }
 
 // withoutPath returns an error without the temporary folder in its text.
@@ -146,11 +268,11 @@ func (l *adapters) save() error {
 	if l.damaged != nil {
 		return l.damaged
 	}
-	var list []indexedName
+	list := l.waiting()
 	for key, n := range l.names {
 		in := indexedName{Model: key.model, Name: key.name, Since: n.since}
-		for _, v := range slices.Insert(slices.Clone(n.earlier), 0, adapterVersion{n.current.digest, n.current.dir}) {
-			f := indexedFolder{Digest: v.digest.String(), Dir: v.dir}
+		for _, v := range slices.Insert(slices.Clone(n.earlier), 0, n.current.version()) {
+			f := indexedFolder{Digest: v.digest.String(), Dir: v.dir, AnyBase: v.anyBase}
 			if v.dir == l.store.path(v.digest) {
 				f.Dir = ""
 			}
@@ -221,7 +343,7 @@ func parseIndex(text []byte) ([]indexedName, error) {
 		return nil, bad("%v", err)
 	}
 	for i, n := range list {
-		if err := CheckAdapterName(n.Name); err != nil || len(n.Versions) == 0 || len(n.Versions) > maxEarlier+1 {
+		if err := adapter.CheckName(n.Name); err != nil || len(n.Versions) == 0 || len(n.Versions) > maxEarlier+1 {
 			return nil, bad("entry %d: name %q with %d versions", i, n.Name, len(n.Versions))
 		}
 		for _, v := range n.Versions {
@@ -249,7 +371,7 @@ func (l *adapters) restore(digest, model string) {
 			if dir == "" {
 				dir = l.store.path(sum)
 			}
-			versions = append(versions, adapterVersion{sum, dir})
+			versions = append(versions, adapterVersion{sum, dir, v.AnyBase})
 		}
 		if n == nil {
 			l.point(key, model, l.add(digest, versions[0]), in.Since)

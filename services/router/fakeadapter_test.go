@@ -166,11 +166,15 @@ func (p *fakePipeline) withAdapters(b *shardv1.Batch, ids []uint32) (*shardv1.Ba
 }
 
 // adapterFolder writes an adapter that a number distinguishes, and returns its folder and digest.
-func adapterFolder(t *testing.T, n int) (dir string, digest []byte) {
+func adapterFolder(t *testing.T, n int) (dir string, digest []byte) { return adapterOf(t, n, "") }
+
+// adapterOf is adapterFolder for an adapter that says which base it was trained on.
+func adapterOf(t *testing.T, n int, base string) (dir string, digest []byte) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), fmt.Sprint("adapter-", n))
 	a := &adapter.Adapter{
-		Config: adapter.Config{Base: "fake", Rank: 1, Alpha: 1, Targets: adapter.Pattern{Names: []string{"q_proj"}}},
+		BaseDigest: base,
+		Config:     adapter.Config{Base: "fake", Rank: 1, Alpha: 1, Targets: adapter.Pattern{Names: []string{"q_proj"}}},
 		Modules: []adapter.Module{{Name: "model.layers.0.self_attn.q_proj", Rank: 1, Scale: 1, In: 2, Out: 1,
 			A: []float32{1, float32(n)}, B: []float32{1}}},
 	}

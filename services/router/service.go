@@ -93,6 +93,9 @@ type Config struct {
 	// sent; empty means that it takes none.
 	Adapters   []AdapterSource
 	AdapterDir string
+	// AdapterDisk bounds the bytes of the files in AdapterDir; 0 means 8 GiB. The least recently used adapters make
+	// room for new ones, but not those that are in use, nor the one before of each name.
+	AdapterDisk int64
 	// Grace is how long a resumable request runs without a reader, and how long it is kept after its
 	// end; 0 means one minute.
 	Grace time.Duration

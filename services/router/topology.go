@@ -145,6 +145,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		out.Pipelines = append(out.Pipelines, p.describe())
 		chains[p.id] = p.hops()
 	}
+	out.Adapters = s.describeAdapters("")
 	s.mu.Unlock()
 	s.hops.refresh(ctx, s, slices.Collect(maps.Values(chains)))
 	var wg sync.WaitGroup

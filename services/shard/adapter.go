@@ -22,6 +22,7 @@ import (
 type loaded struct {
 	digest   adapter.Sum
 	name     string // for people
+	base     string // that it was trained on; empty if that is not known
 	weights  *model.Adapter[float32]
 	bytes    int64 // that were reserved for it
 	sessions int   // that use it
@@ -130,9 +131,10 @@ func (l *adapterLoad) run() error {
 		l.service.reserved.Add(-bytes)
 		return err
 	}
-	h.install(&loaded{digest: l.digest, name: l.open.GetName(), weights: weights, bytes: bytes})
+	h.install(&loaded{digest: l.digest, name: l.open.GetName(), base: l.open.GetBase(), weights: weights, bytes: bytes})
 	l.service.log.Info("load adapter", "adapter", l.open.GetName(), "model", h.name, "layers", h.stage.Range.String(),
-		"digest", l.digest.String(), "modules", len(wanted), "bytes", bytes)
+		"digest", l.digest.String(), "base", cmp.Or(l.open.GetBase(), "not recorded"), "modules", len(wanted),
+		"bytes", bytes)
 	return l.loaded(bytes)
 }
 
@@ -354,7 +356,7 @@ func (h *held) describeAdapters(out *shardv1.Held) {
 		out.AdapterBytes += uint64(a.bytes)
 		if !a.leaving {
 			out.Adapters = append(out.Adapters, &shardv1.HeldAdapter{
-				Digest: a.digest[:], Name: a.name, Bytes: uint64(a.bytes), Sessions: uint32(a.sessions),
+				Digest: a.digest[:], Name: a.name, Bytes: uint64(a.bytes), Sessions: uint32(a.sessions), Base: a.base,
 			})
 		}
 	}

@@ -14,6 +14,8 @@ type Adapter struct {
 	Model string // name or digest of the base model; empty for the only one
 	Name  string
 	Dir   string
+	// AnyBase accepts an adapter that was trained on another base than the model.
+	AnyBase bool
 }
 
 // ParseAdapter reads NAME=DIR or MODEL:NAME=DIR.
@@ -33,7 +35,7 @@ func ParseAdapter(text string) (Adapter, error) {
 func (p *process) adapterSources() ([]router.AdapterSource, error) {
 	var out []router.AdapterSource
 	for _, a := range p.set.router.Adapters {
-		if err := router.CheckAdapterName(a.Name); err != nil {
+		if err := adapter.CheckName(a.Name); err != nil {
 			return nil, err
 		}
 		values, err := adapter.Open(a.Dir)
@@ -45,11 +47,14 @@ func (p *process) adapterSources() ([]router.AdapterSource, error) {
 			if served, err = p.open(p.set.tokenizer.Model, p.set.tokenizer.Name); err == nil {
 				err = served.files.Spec.CheckAdapter(values)
 			}
+			if err == nil && !a.AnyBase {
+				err = values.CheckBase(served.digest)
+			}
 		}
 		if err != nil {
 			return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", a.Name)
 		}
-		out = append(out, router.AdapterSource{Model: a.Model, Name: a.Name, Dir: a.Dir})
+		out = append(out, router.AdapterSource{Model: a.Model, Name: a.Name, Dir: a.Dir, AnyBase: a.AnyBase})
 	}
 	return out, nil
 }
