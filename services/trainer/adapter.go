@@ -189,11 +189,14 @@ func (l *lowRank) open() (*shardv1.TrainAdapter, error) {
 	return out, nil
 }
 
+// adapterDir is the folder of the trained adapter in the folder of the run.
+const adapterDir = "adapter"
+
 // exportAdapter writes the adapter of the last checkpoint as a folder in PEFT's layout.
 func (t *training) exportAdapter() error {
 	l := t.run.plan.lowRank
-	dir := filepath.Join(t.run.dir, "adapter")
-	out := &adapter.Adapter{Config: *l.config}
+	dir := filepath.Join(t.run.dir, adapterDir)
+	out := &adapter.Adapter{Config: *l.config, BaseDigest: t.initial.GetDigest()}
 	modules := map[string]*adapter.Module{}
 	for _, f := range t.last.Files {
 		if f.Kind != checkpoint.Weight {

@@ -25,7 +25,7 @@ const (
 // runFiles lists what a run writes into its folder: files, and folders with all that is in them.
 func runFiles() []string {
 	return []string{"manifest.json", "metrics.jsonl", "ledger.jsonl", "samples.jsonl", eventsName, "checkpoints",
-		"model", quarantineDir}
+		"model", adapterDir, quarantineDir}
 }
 
 // ListArtifacts lists a run's files.

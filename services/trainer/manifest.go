@@ -56,6 +56,8 @@ type Manifest struct {
 
 	// Adapter makes the run train a low-rank adapter; absent for all parameters.
 	Adapter *Adapter `json:"adapter,omitempty"`
+	// Publish makes the routers offer the adapter when the run is done; absent for not.
+	Publish *Publish `json:"publish,omitempty"`
 
 	// Dropout has the rates of dropout, as GPT-2 and nanoGPT have it; none when absent. What is dropped depends on
 	// the seed, the step, the slot, the layer and the position only. Evaluation drops nothing.
@@ -388,6 +390,9 @@ func (m *Manifest) check() error {
 		return err
 	}
 	if err := m.checkAdapter(); err != nil {
+		return err
+	}
+	if err := m.checkPublish(); err != nil {
 		return err
 	}
 	return m.checkModel()

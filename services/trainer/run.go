@@ -87,7 +87,7 @@ func (r *run) launch(ctx context.Context, b *blueprint, l layout, resume bool, l
 	r.update(func(s *trainerv1.Run) {
 		s.State, s.Error = trainerv1.RunState_RUN_STATE_STARTING, ""
 		s.Stages, s.Replicas = uint32(l.stages), uint32(l.replicas)
-		s.ModelPath, s.WeightsDigest = "", ""
+		s.ModelPath, s.WeightsDigest, s.Published = "", "", nil
 	})
 	if err := r.record(); err != nil {
 		r.mu.Lock()
@@ -129,6 +129,9 @@ func (r *run) main(ctx context.Context, a *activity) {
 	defer close(a.done)
 	stopped, release, err := r.lead(ctx, a)
 	defer release()
+	if err == nil && !stopped {
+		err = r.publish(ctx)
+	}
 	r.update(func(s *trainerv1.Run) {
 		r.active = nil // whoever sees the new state may start the run again
 		switch {
