@@ -22,9 +22,11 @@ import (
 
 // adaptersGroup are the commands for the adapters of a router.
 type adaptersGroup struct {
-	List   adaptersListCmd   `cmd:"" help:"List the adapters."`
-	Load   adaptersLoadCmd   `cmd:"" help:"Send an adapter to the router, or let a name point to another adapter. Requests that run keep theirs."`
-	Unload adaptersUnloadCmd `cmd:"" help:"Remove an adapter's name. Its memory is freed when the last request with it has ended."`
+	List     adaptersListCmd     `cmd:"" help:"List the adapters."`
+	Load     adaptersLoadCmd     `cmd:"" help:"Send an adapter to the router, or let a name point to another adapter. Requests that run keep theirs."`
+	Publish  adaptersPublishCmd  `cmd:"" help:"Send the adapter of a training run to the router, when the run is done."`
+	Rollback adaptersRollbackCmd `cmd:"" help:"Let a name point to the adapter that it had before."`
+	Unload   adaptersUnloadCmd   `cmd:"" help:"Remove an adapter's name. Its memory is freed when the last request with it has ended."`
 }
 
 // adapterRouterFlags name the router.
@@ -65,31 +67,37 @@ func (c *adaptersListCmd) Run(e *verb.Env) error {
 			return printProto(e, resp)
 		}
 		w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "ADAPTER\tMODEL\tRANK\tMODULES\tBYTES\tREQUESTS\tPIPELINES\tLOADED\tDIGEST\tEARLIER")
-		for _, a := range resp.GetAdapters() {
-			var earlier []string
-			for _, d := range a.GetEarlier() {
-				earlier = append(earlier, fmt.Sprintf("%.19s", d))
-			}
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%.19s\t%s\n", a.GetName(), a.GetModel(), a.GetRank(),
-				a.GetModules(), a.GetBytes(), a.GetRequests(), a.GetPipelines(),
-				time.UnixMilli(a.GetLoadedMs()).Format(time.DateTime), a.GetDigest(), strings.Join(earlier, " "))
-		}
-		if err := w.Flush(); err != nil {
-			return err
-		}
-		for _, a := range resp.GetAdapters() {
-			if a.GetError() != "" {
-				fmt.Fprintf(e.Stdout, "%s: %s\n", a.GetName(), a.GetError())
-			}
-		}
-		return nil
+		listAdapters(w, resp.GetAdapters())
+		return w.Flush()
 	})
+}
+
+// listAdapters writes a table of adapters.
+func listAdapters(w io.Writer, list []*routerv1.Adapter) {
+	fmt.Fprintln(w, "ADAPTER\tRANK\tMODULES\tBYTES\tREQUESTS\tPIPELINES\tLOADED\tBASE\tDIGEST\tEARLIER\tERROR")
+	for _, a := range list {
+		var earlier []string
+		for _, d := range a.GetEarlier() {
+			earlier = append(earlier, fmt.Sprintf("%.13s", strings.TrimPrefix(d, "sha256:")))
+		}
+		base := "another"
+		switch a.GetBase() {
+		case a.GetModelDigest():
+			base = "this"
+		case "":
+			base = "not recorded"
+		}
+		fmt.Fprintf(w, "%s:%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%.20s\t%s\t%s\n", a.GetModel(), a.GetName(), a.GetRank(),
+			a.GetModules(), a.GetBytes(), a.GetRequests(), a.GetPipelines(),
+			time.UnixMilli(a.GetLoadedMs()).Format(time.DateTime), base, a.GetDigest(), strings.Join(earlier, " "),
+			a.GetError())
+	}
 }
 
 type adaptersLoadCmd struct {
 	adapterRouterFlags
-	Source string `arg:"" name:"adapter" help:"NAME=DIR or MODEL:NAME=DIR with a folder in PEFT's layout. To roll back: NAME=previous, or NAME=DIGEST for any earlier digest of the name (its first digits will do)."`
+	AnyBase bool   `help:"Accept an adapter that was trained on another base, such as the same weights in another element type."`
+	Source  string `arg:"" name:"adapter" help:"NAME=DIR or MODEL:NAME=DIR with a folder in PEFT's layout. To roll back: NAME=previous, or NAME=DIGEST for any earlier digest of the name (its first digits will do)."`
 }
 
 // loadLimit is how long loading an adapter may take.
@@ -101,14 +109,27 @@ func (c *adaptersLoadCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
-	open := &routerv1.LoadAdapterOpen{Model: a.Model, Name: a.Name, Digest: a.Dir}
-	var content io.Reader // nil for an adapter that the router has
+	open := &routerv1.LoadAdapterOpen{Model: a.Model, Name: a.Name, AnyBase: c.AnyBase}
 	if adapter.Is(a.Dir) {
-		open.Digest = ""
-		if open.Config, err = os.ReadFile(filepath.Join(a.Dir, adapter.ConfigFile)); err != nil {
+		return c.send(e, open, a.Dir)
+	}
+	if a.Dir != "previous" && strings.Trim(strings.TrimPrefix(a.Dir, "sha256:"), "0123456789abcdef") != "" {
+		return fault.New(fault.NotFound, "load adapter: %s has no %s, and is no digest", a.Dir, adapter.ConfigFile)
+	}
+	open.Digest = a.Dir
+	return c.send(e, open, "")
+}
+
+// send sends the adapter in a folder to the router, or for an empty dir the digest that open has, and says what the
+// router has made of it.
+func (f *adapterRouterFlags) send(e *verb.Env, open *routerv1.LoadAdapterOpen, dir string) error {
+	var content io.Reader // nil for an adapter that the router has
+	if dir != "" {
+		var err error
+		if open.Config, err = os.ReadFile(filepath.Join(dir, adapter.ConfigFile)); err != nil {
 			return fault.Wrap(fault.NotFound, err, "read adapter")
 		}
-		file, err := os.Open(filepath.Join(a.Dir, adapter.WeightsFile))
+		file, err := os.Open(filepath.Join(dir, adapter.WeightsFile))
 		if err != nil {
 			return fault.Wrap(fault.NotFound, err, "read adapter")
 		}
@@ -119,26 +140,44 @@ func (c *adaptersLoadCmd) Run(e *verb.Env) error {
 			return fault.Wrap(fault.NotFound, err, "read adapter")
 		}
 		open.Size = uint64(info.Size())
-	} else if a.Dir != "previous" && strings.Trim(strings.TrimPrefix(a.Dir, "sha256:"), "0123456789abcdef") != "" {
-		return fault.New(fault.NotFound, "load adapter: %s has no %s, and is no digest", a.Dir, adapter.ConfigFile)
 	}
-	return c.call(e, loadLimit, func(ctx context.Context, r routerv1.RouterServiceClient) error {
+	return f.call(e, loadLimit, func(ctx context.Context, r routerv1.RouterServiceClient) error {
 		resp, err := sendAdapter(ctx, r, open, content)
 		if err != nil {
 			return err
 		}
-		if c.Format == "json" {
+		if f.Format == "json" {
 			return printProto(e, resp)
 		}
 		now := resp.GetAdapter()
 		fmt.Fprintf(e.Stdout, "%s:%s is %s", now.GetModel(), now.GetName(), now.GetDigest())
 		if resp.GetReplaced() != "" {
-			fmt.Fprintf(e.Stdout, ", it was %.19s (lamina adapters load %s=previous goes back)", resp.GetReplaced(),
+			fmt.Fprintf(e.Stdout, ", it was %.20s (lamina adapters rollback %s goes back)", resp.GetReplaced(),
 				now.GetName())
 		}
 		fmt.Fprintln(e.Stdout)
 		return nil
 	})
+}
+
+type adaptersRollbackCmd struct {
+	adapterRouterFlags
+	Name string `arg:"" help:"NAME or MODEL:NAME."`
+}
+
+// Run points a name to the adapter that it had before.
+func (c *adaptersRollbackCmd) Run(e *verb.Env) error {
+	open := &routerv1.LoadAdapterOpen{Digest: "previous"}
+	open.Model, open.Name = splitAdapter(c.Name)
+	return c.send(e, open, "")
+}
+
+// splitAdapter reads NAME or MODEL:NAME.
+func splitAdapter(text string) (model, name string) {
+	if at := strings.LastIndexByte(text, ':'); at >= 0 {
+		return text[:at], text[at+1:]
+	}
+	return "", text
 }
 
 // sendAdapter sends the frames of LoadAdapter. content is the file of the tensors, or nil.
@@ -175,10 +214,8 @@ type adaptersUnloadCmd struct {
 
 // Run removes a name.
 func (c *adaptersUnloadCmd) Run(e *verb.Env) error {
-	req := &routerv1.UnloadAdapterRequest{Name: c.Name}
-	if at := strings.LastIndexByte(c.Name, ':'); at >= 0 {
-		req.Model, req.Name = c.Name[:at], c.Name[at+1:]
-	}
+	req := &routerv1.UnloadAdapterRequest{}
+	req.Model, req.Name = splitAdapter(c.Name)
 	return c.call(e, askTimeout, func(ctx context.Context, r routerv1.RouterServiceClient) error {
 		resp, err := r.UnloadAdapter(ctx, req)
 		if err != nil {

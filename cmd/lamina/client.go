@@ -56,6 +56,10 @@ func (c *modelsCmd) Run(e *verb.Env) error {
 	for _, m := range resp.GetModels() {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%v\t%d\t%.19s\n", m.GetName(), m.GetArchitecture(), m.GetLayers(),
 			m.GetContext(), m.GetVocab(), m.GetChat(), m.GetPipelines(), m.GetDigest())
+		for _, a := range m.GetAdapters() {
+			fmt.Fprintf(w, "%s:%s\t%s\t%d\t%d\t%d\t%v\t%d\t%.19s\n", m.GetName(), a.GetName(), m.GetArchitecture(),
+				m.GetLayers(), m.GetContext(), m.GetVocab(), m.GetChat(), a.GetPipelines(), a.GetDigest())
+		}
 	}
 	return w.Flush()
 }
@@ -158,6 +162,10 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 		)
 	}
 	printPlacement(w, mesh)
+	if len(mesh.GetAdapters()) > 0 {
+		fmt.Fprintln(w)
+		listAdapters(w, mesh.GetAdapters())
+	}
 	if b := mesh.GetReplays(); b != nil {
 		fmt.Fprintln(w, "\nREPLAYED TOKENS\tMORE ALLOWED NOW\tBURST\tSHARE OF WORK\tWAITING\tOVER BUDGET")
 		fmt.Fprintf(w, "%d\t%d\t%d\t%.0f %%\t%d\t%d\n", b.GetSpent(), b.GetAvailable(), b.GetBurst(), 100*b.GetShare(),

@@ -172,7 +172,7 @@ func (c *runsWatchCmd) Run(e *verb.Env) error {
 		if c.Format == "json" {
 			return errors.Join(printProto(e, last), runError(last))
 		}
-		return runError(last)
+		return errors.Join(printPublished(e, last), runError(last))
 	})
 }
 

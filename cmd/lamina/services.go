@@ -106,18 +106,24 @@ func (f adapterMemoryFlags) bytes() (int64, error) {
 
 // adapterFlags name the adapters of a router.
 type adapterFlags struct {
-	Adapter    []string `help:"Adapter (LoRA) to offer beside its model: NAME=DIR or MODEL:NAME=DIR, a folder in PEFT's layout. Can be repeated. Requests name it as MODEL:NAME." placeholder:"NAME=DIR" sep:"none"`
-	AdapterDir string   `help:"Folder in which the router keeps the adapters that it is sent (lamina adapters load)." default:"adapters"`
+	Adapter     []string `help:"Adapter (LoRA) to offer beside its model: NAME=DIR or MODEL:NAME=DIR, a folder in PEFT's layout. Can be repeated. Requests name it as MODEL:NAME." placeholder:"NAME=DIR" sep:"none"`
+	AnyBase     bool     `help:"Accept adapters of --adapter that were trained on another base than their model, such as the same weights in another element type."`
+	AdapterDir  string   `help:"Folder in which the router keeps the adapters that it is sent (lamina adapters load)." default:"adapters"`
+	AdapterDisk int64    `help:"Room for the files in --adapter-dir, in MiB. The least recently used adapters make room for new ones, but not those in use." default:"8192"`
 }
 
 // adapters returns the adapters that the flags name.
 func (f adapterFlags) adapters() ([]app.Adapter, error) {
+	if f.AdapterDisk < 1 || f.AdapterDisk > 1<<30 {
+		return nil, fault.Field("adapter-disk", "want 1 to %d MiB, got %d", 1<<30, f.AdapterDisk)
+	}
 	var out []app.Adapter
 	for _, text := range f.Adapter {
 		a, err := app.ParseAdapter(text)
 		if err != nil {
 			return nil, err
 		}
+		a.AnyBase = f.AnyBase
 		out = append(out, a)
 	}
 	return out, nil
@@ -252,7 +258,7 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	return app.Router(e.Ctx, c.serviceFlags.config(e, c.Listen), app.RouterConfig{
 		Placing: placing,
 		HTTP:    c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
-		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir,
+		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk << 20,
 		NATS:  c.natsFlags.config(c.NATS),
 		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})

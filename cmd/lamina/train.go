@@ -87,7 +87,7 @@ func (c *trainCmd) start(
 	return runError(last)
 }
 
-// printTrained says where the result of a run is and how it is served. An adapter is merged into its base.
+// printTrained says where the result of a run is and how it is served.
 func printTrained(e *verb.Env, last *trainerv1.Run) error {
 	path := last.GetModelPath()
 	if !adapter.Is(path) {
@@ -99,19 +99,25 @@ func printTrained(e *verb.Env, last *trainerv1.Run) error {
 	if err != nil {
 		return err
 	}
-	merged := filepath.Join(filepath.Dir(path), "merged")
-	_, err = fmt.Fprintf(
-		e.Stdout,
-		"adapter  %s\nweights  sha256:%s\nserve it with: lamina merge -m %s --adapter %s %s && "+
-			"lamina up --model %s\n",
-		path,
-		last.GetWeightsDigest(),
-		a.Base,
-		path,
-		merged,
-		merged,
-	)
-	return err
+	if _, err := fmt.Fprintf(e.Stdout, "adapter  %s\nweights  sha256:%s\nserve it with: lamina up --model %s --adapter %s=%s\n",
+		path, last.GetWeightsDigest(), a.Base, last.GetName(), path); err != nil {
+		return err
+	}
+	return printPublished(e, last)
+}
+
+// printPublished says which routers offer the adapter of a run.
+func printPublished(e *verb.Env, last *trainerv1.Run) error {
+	for _, p := range last.GetPublished() {
+		text := fmt.Sprintf("as %s:%s, %s", p.GetModel(), p.GetName(), p.GetDigest())
+		if p.GetError() != "" {
+			text = "failed: " + p.GetError()
+		}
+		if _, err := fmt.Fprintf(e.Stdout, "publish  on router %s %s\n", p.GetRouter(), text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // follow shows the progress of a run until it ends. The first interrupt stops the run after its current step,

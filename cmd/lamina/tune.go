@@ -24,6 +24,7 @@ import (
 
 type tuneCmd struct {
 	verb.KernelFlags
+	connectFlags
 	rendererFlags
 	Objective      string  `help:"What is trained: sft, the assistant's turns of conversations; or dpo, the preferred one of two answers (direct preference optimization)." default:"sft" enum:"sft,dpo"`
 	Model          string  `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
@@ -49,6 +50,8 @@ type tuneCmd struct {
 	LabelSmoothing float64 `help:"Probability that the answers of a pair are the wrong way round, for dpo." default:"0"`
 	Seed           uint64  `help:"Seed of the adapter's initial values and the order of the data." default:"1"`
 	Show           int     `help:"Number of samples to show before the first step: trained text is green, its context dim." default:"2"`
+	Publish        string  `help:"Address of a router that offers the adapter as soon as the run is done. Its requests that run then go on as before."`
+	PublishAs      string  `help:"Name of the adapter there: NAME or MODEL:NAME. Default: the name of the run, for the model that it was trained on."`
 	DryRun         bool    `help:"Encode the data, print the manifest, and train nothing."`
 }
 
@@ -337,26 +340,32 @@ func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.follow(ctx, e, client, manifest), done())
+	last, err := c.follow(ctx, e, client, manifest)
+	if err = errors.Join(err, done()); err != nil || last == nil || c.Publish == "" {
+		return err
+	}
+	router := adapterRouterFlags{connectFlags: c.connectFlags, Router: c.Publish}
+	return router.publish(e, last.GetModelPath(), last.GetName(), c.PublishAs, false)
 }
 
+// follow starts the run and shows its progress. It returns the run if it is done, or nil if it was stopped.
 func (c *tuneCmd) follow(ctx context.Context, e *verb.Env, client trainerv1.TrainerServiceClient,
-	manifest []byte) error {
+	manifest []byte) (*trainerv1.Run, error) {
 	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: uint32(c.Stages),
 		Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out})
 	if err != nil {
-		return rpc.FromStatus(err)
+		return nil, rpc.FromStatus(err)
 	}
 	last, err := follow(ctx, e, client, resp.GetRun(), true)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := runError(last); err != nil {
-		return err
+		return nil, err
 	}
 	if last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
 		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
-		return nil
+		return nil, nil
 	}
-	return printTrained(e, last)
+	return last, printTrained(e, last)
 }

@@ -89,7 +89,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
-		Adapters: adapters, AdapterDir: c.AdapterDir, AdapterBytes: adapterBytes,
+		Adapters: adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk << 20, AdapterBytes: adapterBytes,
 		Auto:        shards,
 		Placing:     app.Placing{Replicas: c.Replicas},
 		Log:         e.Log,

@@ -29,6 +29,25 @@ import (
 // writeAdapters writes adapters of a model with random values and returns their folders. Ranks and modules differ.
 func writeAdapters(t testing.TB, file string, n int) []app.Adapter {
 	t.Helper()
+	return writeConfigs(t, file, n, func(i int) adapter.Config {
+		c := adapter.Config{Rank: []int{8, 16, 4, 32}[i%4], Alpha: 16, Targets: adapter.Pattern{Regexp: adapter.AllLinear}}
+		if i%2 == 1 {
+			c.Targets = adapter.Pattern{Names: []string{"q_proj", "v_proj"}}
+		}
+		return c
+	})
+}
+
+// writeRanks writes adapters of all matrices.
+func writeRanks(t testing.TB, file string, ranks ...int) []app.Adapter {
+	t.Helper()
+	return writeConfigs(t, file, len(ranks), func(i int) adapter.Config {
+		return adapter.Config{Rank: ranks[i], Alpha: 16, Targets: adapter.Pattern{Regexp: adapter.AllLinear}}
+	})
+}
+
+func writeConfigs(t testing.TB, file string, n int, config func(i int) adapter.Config) []app.Adapter {
+	t.Helper()
 	files, err := model.Open(file)
 	if err != nil {
 		t.Fatal(err)
@@ -36,11 +55,8 @@ func writeAdapters(t testing.TB, file string, n int) []app.Adapter {
 	defer files.Close()
 	var out []app.Adapter
 	for i := range n {
-		c := adapter.Config{Base: file, Rank: []int{8, 16, 4, 32}[i%4], Alpha: 16,
-			Targets: adapter.Pattern{Regexp: adapter.AllLinear}}
-		if i%2 == 1 {
-			c.Targets = adapter.Pattern{Names: []string{"q_proj", "v_proj"}}
-		}
+		c := config(i)
+		c.Base = file
 		a, err := files.Spec.NewAdapterFor(c, uint64(i))
 		if err != nil {
 			t.Fatal(err)
@@ -182,30 +198,7 @@ func TestMesh_AdaptersAreLoadedLive(t *testing.T) {
 		Kernels: app.Kernels{Set: set, Threads: 2},
 	})
 	load := func(open *routerv1.LoadAdapterOpen, dir string) (*routerv1.LoadAdapterResponse, error) {
-		stream, err := router.LoadAdapter(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var data []byte
-		if dir != "" {
-			if open.Config, err = os.ReadFile(filepath.Join(dir, adapter.ConfigFile)); err != nil {
-				t.Fatal(err)
-			}
-			if data, err = os.ReadFile(filepath.Join(dir, adapter.WeightsFile)); err != nil {
-				t.Fatal(err)
-			}
-			open.Size = uint64(len(data))
-		}
-		frames := []*routerv1.LoadAdapterRequest{{Frame: &routerv1.LoadAdapterRequest_Open{Open: open}}}
-		if dir != "" {
-			frames = append(frames, &routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Data{Data: data}})
-		}
-		for _, f := range frames {
-			if stream.Send(f) != nil {
-				break
-			}
-		}
-		return stream.CloseAndRecv()
+		return sendFolder(t, ctx, router, open, dir)
 	}
 	post := func(name string) (int, string) {
 		t.Helper()
@@ -329,7 +322,7 @@ func TestStart_RefusesAdaptersThatDoNotFit(t *testing.T) {
 			t.Errorf("%q is %v", text, a)
 		}
 	}
-	if a, err := app.ParseAdapter("qwen2.5:0.5b:x=a=b"); err != nil || a != (app.Adapter{"qwen2.5:0.5b", "x", "a=b"}) {
+	if a, err := app.ParseAdapter("qwen2.5:0.5b:x=a=b"); err != nil || a != (app.Adapter{Model: "qwen2.5:0.5b", Name: "x", Dir: "a=b"}) {
 		t.Errorf("got %v, %v", a, err)
 	}
 }

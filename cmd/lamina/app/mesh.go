@@ -36,9 +36,11 @@ type MeshConfig struct {
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
 	// Adapters are offered from the start on. AdapterDir is where the router keeps adapters that it is sent; empty
-	// means that it takes none. AdapterBytes bounds the memory of adapters on each shard; 0 means 1 GiB.
+	// means that it takes none. AdapterDisk bounds the bytes of its files; 0 means 8 GiB. AdapterBytes bounds the
+	// memory of adapters on each shard; 0 means 1 GiB.
 	Adapters     []Adapter
 	AdapterDir   string
+	AdapterDisk  int64
 	AdapterBytes int64
 	Train        bool          // run NATS and the trainer, and let the shards train
 	Trainers     int           // number of shards without a model, for training only
@@ -125,7 +127,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		train:        c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
-			Adapters: c.Adapters, AdapterDir: c.AdapterDir},
+			Adapters: c.Adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
 	p.set.router.Placing.Silent = cmp.Or(c.Placing.Silent, meshSilent)

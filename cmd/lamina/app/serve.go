@@ -172,9 +172,10 @@ type RouterConfig struct {
 	NATS  nats.Config
 	Drain time.Duration // how long requests may still run after a stop; 0 means 20 s
 	// Adapters are offered from the start on. AdapterDir is where the router keeps adapters that it is sent; empty
-	// means that it takes none.
-	Adapters   []Adapter
-	AdapterDir string
+	// means that it takes none. AdapterDisk bounds the bytes of its files; 0 means 8 GiB.
+	Adapters    []Adapter
+	AdapterDir  string
+	AdapterDisk int64
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

@@ -316,7 +316,7 @@ func (p *process) buildRouter() error {
 		return err
 	}
 	c := p.set.router.config()
-	c.Adapters, c.AdapterDir = adapters, p.set.router.AdapterDir
+	c.Adapters, c.AdapterDir, c.AdapterDisk = adapters, p.set.router.AdapterDir, p.set.router.AdapterDisk
 	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
 	c.Placement = p.set.router.Placing.placement(p)
 	p.router = router.New(c)
