@@ -86,7 +86,8 @@ func (c *runsListCmd) Run(e *verb.Env) error {
 		for _, r := range resp.GetRuns() {
 			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%d\t%dx%d\t%d\t%d\t%d\t%s\t%s\n", r.GetName(), stateName(r.GetState()),
 				r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetParameters(), r.GetStages(),
-				r.GetReplicas(), r.GetMembers(), len(r.GetQuarantined()), len(r.GetSpikes()), time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
+				r.GetReplicas(), r.GetMembers(), len(r.GetQuarantined()), len(r.GetSpikes()),
+				time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
 		}
 		return w.Flush()
 	})

@@ -423,7 +423,7 @@ func (l *leader) step(ctx context.Context) error {
 	}
 	r, left := inventory.Request(shards, l.options())
 	l.mu.Lock()
-	l.placer.left = left
+	l.left = left
 	l.mu.Unlock()
 	if len(r.Models) == 0 && len(l.doc.Plan.Pipelines) == 0 {
 		return nil

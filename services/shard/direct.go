@@ -142,7 +142,8 @@ func (d *direct) await(m *mailbox, p *parcel, n schedule.Node) ([]byte, error) {
 		d.mu.Unlock()
 		switch {
 		case bad != nil:
-			return nil, m.rejection(bad.part, bad.node, bad.replica, reasonOf(bad.err), bad.data, len(bad.data), bad.err)
+			return nil, m.rejection(bad.part, bad.node, bad.replica, reasonOf(bad.err), bad.data, len(bad.data),
+				bad.err)
 		case data != nil:
 			return data, nil
 		}
@@ -159,7 +160,8 @@ func (d *direct) await(m *mailbox, p *parcel, n schedule.Node) ([]byte, error) {
 // take takes a chunk of a node from a chain, when its attempt has begun.
 func (d *direct) take(chain string, g *eventv1.Gradient) error {
 	key := keyOf(g)
-	at, where := attempt{key.Step, key.Attempt}, arrival{key.Part, schedule.Node{Lo: int(key.SlotLo), Hi: int(key.SlotHi)}}
+	at := attempt{key.Step, key.Attempt}
+	where := arrival{key.Part, schedule.Node{Lo: int(key.SlotLo), Hi: int(key.SlotHi)}}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for at.after(d.at) && (d.at.step == 0 || at.step <= d.at.step+1) {

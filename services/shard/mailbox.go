@@ -97,8 +97,8 @@ func (m *mailbox) events(part string, n schedule.Node, wireType string, data []b
 		for i := range chunks {
 			piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
 			if !yield(&eventv1.Gradient{
-				Run: o.GetRun(), Step: m.at.step, Attempt: m.at.n, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
-				Chunk: uint32(i), Chunks: uint32(chunks), Wire: wireType,
+				Run: o.GetRun(), Step: m.at.step, Attempt: m.at.n, Part: part,
+				SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i), Chunks: uint32(chunks), Wire: wireType,
 				Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: o.GetReplica(), Data: piece,
 			}) {
 				return

@@ -61,7 +61,8 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		s.StepMs, s.Bubble, s.SimulatedBubble = took, idle.share(), t.simulated
 		s.Members = uint32(len(f.chains))
 		s.BitsPerByte = bits
-		s.Objective, s.Accuracy, s.Margin = m.Objective, prefers.mean(float64(prefers.right)), prefers.mean(prefers.margin)
+		s.Objective = m.Objective
+		s.Accuracy, s.Margin = prefers.mean(float64(prefers.right)), prefers.mean(prefers.margin)
 		if t.validation > 0 {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}

@@ -167,7 +167,7 @@ func TestMesh_KeysOverTLS(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{"/v1/messages": `"type":"authentication_error"`, "/api/chat": `{"error":"`} {
-		if resp, text := ask("", "POST", path, "{}"); resp.StatusCode != 401 || !strings.Contains(text, want) {
+		if resp, text := ask("", "POST", path, "{}"); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, text)
 		}
 	}

@@ -180,7 +180,8 @@ func machineMemory() int64 {
 	}
 	if text, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
 		var limit int64
-		if n, _ := fmt.Sscanf(string(text), "%d", &limit); n == 1 && limit > 0 && (available == 0 || limit < available) {
+		n, _ := fmt.Sscanf(string(text), "%d", &limit)
+		if n == 1 && limit > 0 && (available == 0 || limit < available) {
 			available = limit
 		}
 	}

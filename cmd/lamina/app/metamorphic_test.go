@@ -238,7 +238,8 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 		speculation.Draft = s.draft
 	}
 	m, router := startMesh(t, ctx, app.MeshConfig{
-		HTTP: "127.0.0.1:0", Model: s.file, Adapters: s.adapters, Stages: c.stages, Replicas: c.replicas, KVPositions: c.positions,
+		HTTP: "127.0.0.1:0", Model: s.file, Adapters: s.adapters, Stages: c.stages, Replicas: c.replicas,
+		KVPositions: c.positions,
 		Kernels:     app.Kernels{Set: set, Threads: 2},
 		Speculation: speculation,
 		Scheduling:  app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},

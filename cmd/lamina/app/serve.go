@@ -106,12 +106,11 @@ type ShardConfig struct {
 
 // Shard runs a shard until ctx ends.
 func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
-	set := settings{train: s.Train, nats: s.NATS, leave: s.Drain, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
+	set := settings{train: s.Train, nats: s.NATS, leave: s.Drain, runs: TrainerConfig{Dir: s.RunsDir}}
+	set.shards = []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
-		adapterBytes: s.AdapterBytes,
-		auto:         s.Auto,
-		host:         s.Host,
-	}}}
+		adapterBytes: s.AdapterBytes, auto: s.Auto, host: s.Host,
+	}}
 	return c.run(ctx, s.Kernels, set, "shards")
 }
 

@@ -80,7 +80,8 @@ func TestTrain_PairsLikePEFT(t *testing.T) {
 	var rows []string
 	margin := 0.0
 	for _, p := range want.Pairs {
-		row, err := json.Marshal(map[string]any{"prompt_ids": p.Prompt, "chosen_ids": p.Chosen, "rejected_ids": p.Rejected})
+		row, err := json.Marshal(map[string]any{"prompt_ids": p.Prompt, "chosen_ids": p.Chosen,
+			"rejected_ids": p.Rejected})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,8 +116,8 @@ func TestTrain_PairsAreExactOverLayouts(t *testing.T) {
 		rows = append(rows, fmt.Sprintf(
 			`{"prompt_ids": [%d, 7], "chosen_ids": [%d, %d], "rejected_ids": [%d, 9, 3]}`, 20+i, 40+i%3, 50, 60+i%4))
 	}
-	raw := pairManifest(t, "qwen2", rows, map[string]any{"slots": 4, "slot_sequences": 1, "sequence_len": 16, "steps": 6,
-		"adapter": map[string]any{"rank": 4}, "dpo": map[string]any{"beta": 0.3}, "keep_last": 9})
+	raw := pairManifest(t, "qwen2", rows, map[string]any{"slots": 4, "slot_sequences": 1, "sequence_len": 16,
+		"steps": 6, "adapter": map[string]any{"rank": 4}, "dpo": map[string]any{"beta": 0.3}, "keep_last": 9})
 	var first *trainerv1.Run
 	for _, l := range [][2]int{{1, 1}, {2, 1}, {1, 2}, {2, 2}} {
 		out := t.TempDir()

@@ -71,7 +71,7 @@ func (e *Embedded) Listeners() []string {
 	var addrs []string
 	for _, addr := range []net.Addr{e.server.Addr(), e.server.MonitorAddr(), e.server.ClusterAddr(),
 		e.server.ProfilerAddr()} {
-		if v := reflect.ValueOf(addr); addr != nil && !(v.Kind() == reflect.Pointer && v.IsNil()) {
+		if v := reflect.ValueOf(addr); addr != nil && (v.Kind() != reflect.Pointer || !v.IsNil()) {
 			addrs = append(addrs, addr.String())
 		}
 	}

@@ -2,6 +2,7 @@ package openai_test
 
 import (
 	"encoding/json"
+	"net/http"
 	"reflect"
 	"regexp"
 	"strings"
@@ -198,7 +199,7 @@ func TestEmbeddings_GoldenShapes(t *testing.T) {
 		`{"input":"x","encoding_format":"hex"}`: `"param":"encoding_format"`, `{"input":"x","dimensions":8}`: `"param":"dimensions"`,
 	} {
 		resp, text := post(t, s.URL+"/v1/embeddings", body)
-		if resp.StatusCode != 400 || !strings.Contains(text, want) {
+		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s, want %s", body, resp.StatusCode, text, want)
 		}
 	}
