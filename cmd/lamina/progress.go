@@ -164,8 +164,11 @@ func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
 			fmt.Fprintf(&b, " (%.4f bits a byte)", bits)
 		}
 	}
-	if r.GetObjective() == objectiveDPO {
+	switch r.GetObjective() {
+	case objectiveDPO:
 		fmt.Fprintf(&b, "  accuracy %.3f  margin %.4f", r.GetAccuracy(), r.GetMargin())
+	case objectiveGRPO:
+		fmt.Fprintf(&b, "  reward %.3f  mismatch %d", r.GetReward(), r.GetMismatched())
 	}
 	fmt.Fprintf(
 		&b,

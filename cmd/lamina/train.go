@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -49,7 +50,7 @@ func (c *trainCmd) Run(e *verb.Env) error {
 	// The mesh outlives the first interrupt, which only asks the run to stop.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Ctx))
 	defer cancel()
-	client, done, err := c.dial(ctx, e)
+	client, done, err := c.dial(ctx, e, sampledModel(manifest))
 	if err != nil {
 		return err
 	}
@@ -183,9 +184,35 @@ func (c *trainCmd) runsDir() string {
 	return filepath.Dir(filepath.Clean(c.Out))
 }
 
-func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServiceClient, func() error, error) {
+// sampledModel returns the model that answers are sampled from while the run goes on; empty for none. A manifest that
+// cannot be read is refused later.
+func sampledModel(manifest []byte) string {
+	var m struct {
+		Objective string
+		Model     struct{ From string }
+	}
+	if json.Unmarshal(manifest, &m) != nil || m.Objective != objectiveGRPO {
+		return ""
+	}
+	return m.Model.From
+}
+
+// dial connects to a trainer, or to that of a mesh in this process. The mesh serves a model if the run samples from it.
+func (c *trainCmd) dial(ctx context.Context, e *verb.Env, serve string) (
+	_ trainerv1.TrainerServiceClient, done func() error, err error) {
 	if c.Trainer != "" {
 		return c.dialTrainer(c.Trainer)
+	}
+	adapters := ""
+	if serve != "" {
+		if adapters, err = os.MkdirTemp("", "lamina-adapters-"); err != nil {
+			return nil, nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, os.RemoveAll(adapters))
+			}
+		}()
 	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
@@ -193,9 +220,9 @@ func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServ
 	}
 	// Whoever starts this process may name any file that the process can read.
 	mesh, err := app.Start(ctx, app.MeshConfig{
-		Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas,
+		Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas, Model: serve, AdapterDir: adapters,
 		Runs: app.TrainerConfig{Dir: c.runsDir(), Data: ".", AllowPaths: []string{"/"}, AllowWrite: []string{"/"},
-			Transient: true},
+			Transient: true, Programs: true},
 	})
 	if err != nil {
 		end()
@@ -207,7 +234,11 @@ func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServ
 	}
 	return trainerv1.NewTrainerServiceClient(conn), func() error {
 		defer end()
-		return mesh.Close()
+		err := mesh.Close()
+		if adapters != "" {
+			err = errors.Join(err, os.RemoveAll(adapters))
+		}
+		return err
 	}, nil
 }
 

@@ -26,33 +26,37 @@ type tuneCmd struct {
 	verb.KernelFlags
 	connectFlags
 	rendererFlags
-	Objective      string  `help:"What is trained: sft, the assistant's turns of conversations; or dpo, the preferred one of two answers (direct preference optimization)." default:"sft" enum:"sft,dpo"`
-	Model          string  `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
-	Data           string  `required:"" help:"File of conversations: JSON lines or a JSON array, in any form that lamina data masks reads. With dpo: rows of prompt, chosen and rejected, as lamina eval preference reads them."`
-	Out            string  `required:"" help:"Folder for the adapter, the checkpoints, the encoded samples and the manifest."`
-	Name           string  `help:"Name of the run. Default: the name of the folder."`
-	Stages         int     `help:"Number of stages over which the layers are distributed." default:"1"`
-	Replicas       int     `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
-	Resume         bool    `help:"Continue from the last complete checkpoint."`
-	Rank           int     `help:"Rank of the adapter." default:"16"`
-	Alpha          float64 `help:"Scale of the adapter, divided by its rank; 0 means twice the rank." default:"0"`
-	Dropout        float64 `help:"Share of the adapter's inputs that is dropped." default:"0"`
-	Targets        string  `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
-	RSLoRA         bool    `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
-	DoRA           bool    `name:"dora" help:"Train the lengths of the weights' rows as well."`
-	LearningRate   float64 `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
-	Epochs         float64 `help:"How often the data are read." default:"1"`
-	Steps          int     `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
-	Batch          int     `help:"Number of sequences in a step." default:"8"`
-	SequenceLen    int     `help:"Tokens in a sequence, into which several samples are packed; 0 chooses by the longest sample." default:"0"`
-	Validation     float64 `help:"Share of the samples that is held out for validation." default:"0.05"`
-	Beta           float64 `help:"How strongly dpo holds the model to its base." default:"0.1"`
-	LabelSmoothing float64 `help:"Probability that the answers of a pair are the wrong way round, for dpo." default:"0"`
-	Seed           uint64  `help:"Seed of the adapter's initial values and the order of the data." default:"1"`
-	Show           int     `help:"Number of samples to show before the first step: trained text is green, its context dim." default:"2"`
-	Publish        string  `help:"Address of a router that offers the adapter as soon as the run is done. Its requests that run then go on as before."`
-	PublishAs      string  `help:"Name of the adapter there: NAME or MODEL:NAME. Default: the name of the run, for the model that it was trained on."`
-	DryRun         bool    `help:"Encode the data, print the manifest, and train nothing."`
+	Objective      string   `help:"What is trained: sft, the assistant's turns of conversations; dpo, the preferred one of two answers (direct preference optimization); or grpo, answers of the model itself that get a reward (group relative policy optimization)." default:"sft" enum:"sft,dpo,grpo"`
+	Model          string   `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
+	Data           string   `required:"" help:"File of conversations: JSON lines or a JSON array, in any form that lamina data masks reads. With dpo: rows of prompt, chosen and rejected, as lamina eval preference reads them. With grpo: rows of prompt (a text or messages) and answer."`
+	Out            string   `required:"" help:"Folder for the adapter, the checkpoints, the encoded samples and the manifest."`
+	Name           string   `help:"Name of the run. Default: the name of the folder."`
+	Stages         int      `help:"Number of stages over which the layers are distributed." default:"1"`
+	Replicas       int      `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
+	Resume         bool     `help:"Continue from the last complete checkpoint."`
+	Rank           int      `help:"Rank of the adapter." default:"16"`
+	Alpha          float64  `help:"Scale of the adapter, divided by its rank; 0 means twice the rank." default:"0"`
+	Dropout        float64  `help:"Share of the adapter's inputs that is dropped." default:"0"`
+	Targets        string   `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
+	RSLoRA         bool     `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
+	DoRA           bool     `name:"dora" help:"Train the lengths of the weights' rows as well."`
+	LearningRate   float64  `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
+	Epochs         float64  `help:"How often the data are read." default:"1"`
+	Steps          int      `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
+	Batch          int      `help:"Number of sequences in a step." default:"8"`
+	SequenceLen    int      `help:"Tokens in a sequence, into which several samples are packed; 0 chooses by the longest sample." default:"0"`
+	Validation     float64  `help:"Share of the samples that is held out for validation." default:"0.05"`
+	Beta           float64  `help:"How strongly dpo holds the model to its base." default:"0.1"`
+	Reward         []string `help:"What grpo rewards, once or more often: exact or number (the answer equals the row's), regex:RE, schema:FILE (JSON that follows the schema), or command:PROGRAM ARGS (docs/tuning.md)."`
+	Group          int      `help:"Number of answers that grpo samples to each prompt." default:"8"`
+	MaxTokens      int      `help:"Most tokens of an answer that grpo samples." default:"64"`
+	KL             float64  `name:"kl" help:"How strongly grpo holds the model to its base." default:"0"`
+	LabelSmoothing float64  `help:"Probability that the answers of a pair are the wrong way round, for dpo." default:"0"`
+	Seed           uint64   `help:"Seed of the adapter's initial values and the order of the data." default:"1"`
+	Show           int      `help:"Number of samples to show before the first step: trained text is green, its context dim." default:"2"`
+	Publish        string   `help:"Address of a router that offers the adapter as soon as the run is done. Its requests that run then go on as before."`
+	PublishAs      string   `help:"Name of the adapter there: NAME or MODEL:NAME. Default: the name of the run, for the model that it was trained on."`
+	DryRun         bool     `help:"Encode the data, print the manifest, and train nothing."`
 }
 
 // longestDefault is the longest sequence that is chosen without --sequence-len.
@@ -82,27 +86,36 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 		return err
 	}
 	most := min(context, longestDefault)
-	if c.Objective == objectiveDPO { // both answers are in one sequence
-		most = min(context, 2*longestDefault)
+	switch c.Objective {
+	case objectiveDPO: // both answers are in one sequence
+		most = 2 * min(context, longestDefault)
+	case objectiveGRPO: // all answers to a prompt are
+		most = c.Group * min(context, longestDefault)
 	}
 	if c.SequenceLen > 0 {
-		most = min(context, c.SequenceLen)
+		most = c.SequenceLen
+		if c.Objective == objectiveSFT {
+			most = min(context, most)
+		}
 	}
-	renderer, err := c.renderer(rows, c.Model, most+1) // the last id of a sample is only a target
+	renderer, err := c.renderer(rows, c.Model, min(context, most)+1) // the last id of a sample is only a target
 	if err != nil {
 		return err
 	}
 	encode := c.conversations
-	if c.Objective == objectiveDPO {
+	switch c.Objective {
+	case objectiveDPO:
 		encode = c.pairs
+	case objectiveGRPO:
+		encode = c.prompts
 	}
 	data, err := encode(e, rows, renderer, most)
 	if err != nil {
 		return err
 	}
 	fmt.Fprint(e.Stderr, data.report)
-	if len(data.lengths) < 2 {
-		return fault.Field("data", "%d samples are left, want 2 or more", len(data.lengths))
+	if least := 2; len(data.lengths) < least && (c.Objective != objectiveGRPO || len(data.lengths) < 1) {
+		return fault.Field("data", "%d samples are left, want %d or more", len(data.lengths), least)
 	}
 	manifest, err := c.manifest(data, most, width)
 	if err != nil {
@@ -122,13 +135,18 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	return c.train(e, manifest)
 }
 
-// objectiveDPO is the objective that compares answers.
-const objectiveDPO = "dpo"
+// The objectives.
+const (
+	objectiveSFT  = "sft"  // the negative log-likelihood of turns
+	objectiveDPO  = "dpo"  // compares answers
+	objectiveGRPO = "grpo" // samples answers and rewards them
+)
 
 // Names of the encoded data in the folder of a run.
 const (
 	examplesFile = "examples.jsonl"
 	pairsFile    = "pairs.jsonl"
+	promptsFile  = "prompts.jsonl"
 )
 
 // tuneData is the data of a run, encoded.
@@ -258,9 +276,19 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 		"seed":           c.Seed,
 		"evaluate_every": every,
 	}
-	if c.Objective == objectiveDPO {
+	switch c.Objective {
+	case objectiveDPO:
 		m["objective"] = objectiveDPO
 		m["dpo"] = map[string]any{"beta": c.Beta, "label_smoothing": c.LabelSmoothing}
+	case objectiveGRPO:
+		rules, err := rewardRules(c.Reward)
+		if err != nil {
+			return nil, err
+		}
+		m["objective"] = objectiveGRPO
+		m["grpo"] = map[string]any{"group": c.Group, "max_tokens": c.MaxTokens, "kl": c.KL, "reward": rules}
+		m["data"] = map[string]any{data.field: filepath.Join(out, data.file)}
+		delete(m, "evaluate_every")
 	}
 	if width >= 512 {
 		m["recompute"] = "layers"
@@ -336,7 +364,7 @@ func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
 		Format: "text"}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Ctx))
 	defer cancel()
-	client, done, err := run.dial(ctx, e)
+	client, done, err := run.dial(ctx, e, sampledModel(manifest))
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,11 @@ func (d *Dropout) of(place dropoutPlace, layer int) kernel.Dropout {
 	return kernel.Dropout{Rate: rate, Key: mix(d.Key + uint64(dropoutPlaces)*uint64(layer) + uint64(place) + 1)}
 }
 
+// any reports whether anything is dropped.
+func (d *Dropout) any() bool {
+	return d.Attention != 0 || d.Residual != 0 || d.Embedding != 0 || d.Adapter != 0
+}
+
 func (d *Dropout) check() error {
 	for _, r := range []struct {
 		name string

@@ -46,7 +46,8 @@ type Stage[F tensor.Float] struct {
 	adapted          []adapted[F] // rows of the batch that runs, while batching; see batchadapters.go
 	lows             []kernel.LowRank[F]
 	batching         bool
-	dropping         Dropout // of the pass that runs, for adapters
+	served           *servedCache[F] // of passes as served
+	dropping         Dropout         // of the pass that runs, for adapters
 }
 
 // scratch is memory that one pass uses.

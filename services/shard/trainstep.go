@@ -268,8 +268,9 @@ func (s *stepRun) forward(p pass) error {
 	in.B, in.T = int(s.open.GetSlotSequences()), int(s.length())
 	in.Scale, in.ZLoss, in.ForwardOnly = s.scale, s.open.GetZLoss(), s.step.GetForwardOnly()
 	in.Dropout, in.Base = s.dropout(p.slot), s.step.GetBase()
+	in.AsServed = s.open.GetObjective().GetGrpo() != nil
 	var picks []*shardv1.Pick
-	var pairs *pairSlot
+	var compared answers
 	if stage.First() || stage.Last() || s.open.GetIsolateDocuments() {
 		m, err := s.microbatch(p)
 		if err != nil {
@@ -287,11 +288,11 @@ func (s *stepRun) forward(p pass) error {
 			for _, pick := range picks {
 				in.Picks = append(in.Picks, int(pick.GetRow()))
 			}
-			if pairs, err = s.pairsOf(m, &in); err != nil {
+			if compared, err = s.answersOf(m, &in); err != nil {
 				return err
 			}
-			if pairs != nil {
-				in.Weigh = pairs.weigh
+			if compared != nil {
+				in.Weigh = compared.weigh
 			}
 		}
 	}
@@ -323,11 +324,7 @@ func (s *stepRun) forward(p pass) error {
 		if err := s.picked(p.slot, tr, picks); err != nil {
 			return err
 		}
-	} else if pairs != nil {
-		if err := s.reportPairs(p.slot, pairs); err != nil {
-			return err
-		}
-	} else if err := s.loss(p.slot, tr, in.Targets); err != nil {
+	} else if err := s.loss(p.slot, tr, in.Targets, compared); err != nil {
 		return err
 	}
 	if in.ForwardOnly {
@@ -389,14 +386,16 @@ func (s *stepRun) microbatch(p pass) (*shardv1.Microbatch, error) {
 	return m, nil
 }
 
-// loss reports a slot's loss, summed in row order.
-func (s *stepRun) loss(slot int, tr *model.Trace[float32], targets []int32) error {
+// loss reports a slot's loss: that of its answers, or that of its targets, summed in row order.
+func (s *stepRun) loss(slot int, tr *model.Trace[float32], targets []int32, compared answers) error {
 	out := &shardv1.Loss{Step: s.step.GetStep(), Slot: uint32(slot)}
-	for i, l := range tr.Loss {
-		out.Sum += l
-		if targets[i] >= 0 {
-			out.Targets++
+	if compared != nil {
+		compared.report(out)
+	} else {
+		for _, l := range tr.Loss {
+			out.Sum += l
 		}
+		out.Targets = uint64(countTargets(targets))
 	}
 	return s.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Loss{Loss: out}})
 }

@@ -192,10 +192,9 @@ func (l *lowRank) open() (*shardv1.TrainAdapter, error) {
 // adapterDir is the folder of the trained adapter in the folder of the run.
 const adapterDir = "adapter"
 
-// exportAdapter writes the adapter of the last checkpoint as a folder in PEFT's layout.
-func (t *training) exportAdapter() error {
+// adapter returns the adapter of the last checkpoint.
+func (t *training) adapter() (*adapter.Adapter, error) {
 	l := t.run.plan.lowRank
-	dir := filepath.Join(t.run.dir, adapterDir)
 	out := &adapter.Adapter{Config: *l.config, BaseDigest: t.initial.GetDigest()}
 	modules := map[string]*adapter.Module{}
 	for _, f := range t.last.Files {
@@ -205,11 +204,11 @@ func (t *training) exportAdapter() error {
 		for _, w := range f.Tensors {
 			name, part, ok := adapter.Split(w.Name)
 			if !ok {
-				return fault.New(fault.Internal, "export adapter: %s is not a tensor of an adapter", w.Name)
+				return nil, fault.New(fault.Internal, "read adapter: %s is not a tensor of an adapter", w.Name)
 			}
 			values, err := t.readTensor(f.Kind, w)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			m := modules[name]
 			if m == nil {
@@ -246,6 +245,16 @@ func (t *training) exportAdapter() error {
 		out.Modules = append(out.Modules, *m)
 	}
 	slices.SortFunc(out.Modules, func(x, y adapter.Module) int { return strings.Compare(x.Name, y.Name) })
+	return out, nil
+}
+
+// exportAdapter writes the adapter of the last checkpoint as a folder in PEFT's layout.
+func (t *training) exportAdapter() error {
+	out, err := t.adapter()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(t.run.dir, adapterDir)
 	if err := adapter.Write(dir, out); err != nil {
 		return err
 	}

@@ -24,8 +24,8 @@ const (
 
 // runFiles lists what a run writes into its folder: files, and folders with all that is in them.
 func runFiles() []string {
-	return []string{"manifest.json", "metrics.jsonl", "ledger.jsonl", "samples.jsonl", eventsName, "checkpoints",
-		"model", adapterDir, quarantineDir}
+	return []string{"manifest.json", "metrics.jsonl", "ledger.jsonl", "samples.jsonl", rolloutsFile, referenceFile,
+		eventsName, policyFolder, "checkpoints", "model", adapterDir, quarantineDir}
 }
 
 // ListArtifacts lists a run's files.

@@ -12,14 +12,16 @@ type batch struct {
 	tokens  uint64 // targets that are not masked
 	bytes   uint64 // text of the targets
 
-	pairLosses [][]*shardv1.PairLoss // by slot
-	ledger     ledgerLine
+	pairLosses    [][]*shardv1.PairLoss // by slot
+	rolloutLosses [][]*shardv1.RolloutLoss
+	ledger        ledgerLine
 }
 
 // read reads the data of a step.
 func (t *training) read(step uint64) (*batch, error) {
 	m := t.run.manifest
-	b := &batch{ledger: ledgerLine{Step: step}, pairLosses: make([][]*shardv1.PairLoss, m.Slots)}
+	b := &batch{ledger: ledgerLine{Step: step}, pairLosses: make([][]*shardv1.PairLoss, m.Slots),
+		rolloutLosses: make([][]*shardv1.RolloutLoss, m.Slots)}
 	for slot := range m.Slots {
 		data, err := t.data.slot(t.history.data(step), slot, m.SlotSequences)
 		if err != nil {
@@ -50,10 +52,11 @@ func (b *batch) lost(l *shardv1.Loss, replica int) error {
 		return fault.New(fault.Internal, "step %d: slot %d has %d targets, its loss is of %d", b.ledger.Step, slot,
 			b.slots[slot].counted, l.GetTargets())
 	}
-	if len(l.GetPairs()) != len(b.slots[slot].GetPairs()) {
-		return fault.New(fault.Internal, "step %d: slot %d has %d pairs, got the losses of %d", b.ledger.Step, slot,
-			len(b.slots[slot].GetPairs()), len(l.GetPairs()))
+	if want := b.slots[slot]; len(l.GetPairs()) != len(want.GetPairs()) ||
+		len(l.GetRollouts()) != len(want.GetRollouts()) {
+		return fault.New(fault.Internal, "step %d: slot %d has %d pairs and %d rollouts, got the losses of %d and %d",
+			b.ledger.Step, slot, len(want.GetPairs()), len(want.GetRollouts()), len(l.GetPairs()), len(l.GetRollouts()))
 	}
-	b.pairLosses[slot] = l.GetPairs()
+	b.pairLosses[slot], b.rolloutLosses[slot] = l.GetPairs(), l.GetRollouts()
 	return nil
 }

@@ -401,7 +401,8 @@ func (f *fleet) feed(ctx context.Context, c *chain, step *shardv1.Step, data []*
 				part.Ids = m.GetIds()
 			}
 			if s == last {
-				part.Targets, part.Picks, part.Pairs = m.GetTargets(), m.GetPicks(), m.GetPairs()
+				part.Targets, part.Picks = m.GetTargets(), m.GetPicks()
+				part.Pairs, part.Rollouts = m.GetPairs(), m.GetRollouts()
 			}
 			if s != first && s != last && part.Documents == nil {
 				continue // it learns the shape from the activation

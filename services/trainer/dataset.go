@@ -41,6 +41,8 @@ type sequence struct {
 	corpus.Sample
 	name  string
 	pairs []*shardv1.Pair // their documents are those of the sequence
+
+	rollouts []*shardv1.Rollout // as pairs
 }
 
 // micro is the data of a slot.
@@ -60,6 +62,8 @@ func readData(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error
 		read = readExamples
 	case m.Data.Pairs != "":
 		read = readPairs
+	case m.Data.Prompts != "":
+		read = readPrompts
 	case len(m.Data.Tokens) > 0:
 		read = openTokens
 	}
@@ -124,8 +128,8 @@ func (d *dataset) add(m *micro, q *sequence) {
 		m.Ids = append(m.Ids, uint32(id))
 	}
 	m.Targets = append(m.Targets, q.Targets...)
+	before := uint32(len(m.Documents))
 	for _, p := range q.pairs {
-		before := uint32(len(m.Documents))
 		m.Pairs = append(m.Pairs, &shardv1.Pair{Chosen: before + p.GetChosen(), Rejected: before + p.GetRejected(),
 			ReferenceChosen: p.GetReferenceChosen(), ReferenceRejected: p.GetReferenceRejected()})
 	}
@@ -135,12 +139,18 @@ func (d *dataset) add(m *micro, q *sequence) {
 		}
 	}
 	m.samples = append(m.samples, q.name)
+	for _, r := range q.rollouts {
+		m.Rollouts = append(m.Rollouts, &shardv1.Rollout{Document: before + r.GetDocument(),
+			Advantage: r.GetAdvantage(), Logprobs: r.GetLogprobs(), Reference: r.GetReference()})
+	}
 	m.counted += uint64(len(q.pairs))
 	for _, id := range q.Targets {
 		switch {
 		case id < 0:
 		case len(q.pairs) > 0: // the loss is that of pairs, which has no bits per byte
 			m.tokens++
+		case len(q.rollouts) > 0:
+			m.counted, m.tokens = m.counted+1, m.tokens+1
 		default:
 			m.counted, m.tokens = m.counted+1, m.tokens+1
 			m.bytes += uint64(d.sizes[id])

@@ -50,9 +50,10 @@ type Manifest struct {
 	Gradients Gradients `json:"gradients"`
 
 	// Objective is what is minimized: absent for the mean negative log-likelihood of the trained tokens, or "dpo"
-	// for direct preference optimization over data.pairs.
+	// for direct preference optimization over data.pairs, or "grpo" for answers to data.prompts that rewards judge.
 	Objective string `json:"objective,omitempty"`
 	DPO       *DPO   `json:"dpo,omitempty"`
+	GRPO      *GRPO  `json:"grpo,omitempty"`
 
 	// Adapter makes the run train a low-rank adapter; absent for all parameters.
 	Adapter *Adapter `json:"adapter,omitempty"`
@@ -107,6 +108,9 @@ type Data struct {
 	// "rejected_ids"} or {"chosen": {"ids", "mask"}, "rejected": {"ids", "mask"}}, such as "lamina tune" writes. Both
 	// answers of a pair, with their prompts, fit into one sequence. Packing is that of examples.
 	Pairs string `json:"pairs,omitempty"`
+	// Prompts is a file of prompts, as JSON lines {"prompt_ids", "prompt", "answer"}, such as "lamina tune" writes.
+	// Rewards see the text of the prompt and the right answer.
+	Prompts string `json:"prompts,omitempty"`
 
 	// Packing says how the documents of token data fill sequences: "concat" (default) puts one behind the other
 	// and divides them anywhere; "best-fit" divides no document that fits, and pads what is left.
@@ -232,7 +236,7 @@ func (m *Manifest) setDefaults() {
 		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabularyTokens)
 		m.Data.Packing = cmp.Or(m.Data.Packing, corpus.PackConcat)
 	}
-	if m.Data.Examples != "" || m.Data.Pairs != "" {
+	if m.Data.Examples != "" || m.Data.Pairs != "" || m.Data.Prompts != "" {
 		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabModel)
 		m.Data.Packing, m.Data.Isolate = cmp.Or(m.Data.Packing, corpus.PackBestFit), true
 	}
@@ -406,13 +410,16 @@ const maxFolders = 1024
 
 // check checks the data. Folders are checked when they are opened.
 func (d *Data) check(vocabulary string) error {
-	if d.Examples != "" || d.Pairs != "" {
-		field := "data.examples"
-		if d.Examples == "" {
-			field = "data.pairs"
+	field, samples := "", 0
+	for _, f := range []struct{ name, path string }{{"data.prompts", d.Prompts}, {"data.pairs", d.Pairs},
+		{"data.examples", d.Examples}} {
+		if f.path != "" {
+			field, samples = f.name, samples+1
 		}
+	}
+	if samples > 0 {
 		switch {
-		case d.Text != "" || len(d.More) > 0 || len(d.Tokens) > 0 || d.Examples != "" && d.Pairs != "":
+		case d.Text != "" || len(d.More) > 0 || len(d.Tokens) > 0 || samples > 1:
 			return fault.Field(field, "excludes texts, token data and other samples")
 		case vocabulary != vocabModel:
 			return fault.Field("vocabulary.type", "%q: %s are encoded with the vocabulary of a model", vocabulary, field)
@@ -479,6 +486,8 @@ func (m *Manifest) files() []fileField {
 		out = append(out, fileField{"data.examples", &m.Data.Examples})
 	case m.Data.Pairs != "":
 		out = append(out, fileField{"data.pairs", &m.Data.Pairs})
+	case m.Data.Prompts != "":
+		out = append(out, fileField{"data.prompts", &m.Data.Prompts})
 	case len(m.Data.Tokens) == 0:
 		out = append(out, fileField{"data.text", &m.Data.Text})
 	}

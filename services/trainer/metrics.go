@@ -36,6 +36,7 @@ type line struct {
 	Flops     float64 `json:"flops,omitempty"`
 	PeakShare float64 `json:"peak_share,omitempty"`
 	*preferenceLine
+	*policyLine
 	// Skipped says that the step has left the weights as they were, because of a spike.
 	Skipped bool `json:"skipped,omitempty"`
 }

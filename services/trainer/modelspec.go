@@ -11,6 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/reward"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
@@ -194,6 +195,8 @@ type blueprint struct {
 	vocab    *vocab.Vocab // nil if it is made from the text
 	files    string       // folder of the vocabulary's files
 	lowRank  *lowRank     // the adapter that is trained; nil for all parameters
+
+	reward *reward.Reward // of answers; nil unless the objective has rewards
 }
 
 // blueprint reads the files that the manifest's model and vocabulary name, but no weights.

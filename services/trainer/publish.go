@@ -135,23 +135,10 @@ func temporary(err error) bool {
 	return false
 }
 
-// sendAdapter sends the files of the adapter to a router and returns when every pipeline of the model has loaded it.
-func (r *run) sendAdapter(ctx context.Context, addr string, done *trainerv1.Published) (err error) {
+// sendAdapter sends the adapter of the run to a router and returns when every pipeline of the model has loaded it.
+func (r *run) sendAdapter(ctx context.Context, addr string, done *trainerv1.Published) error {
 	p, dir := r.manifest.Publish, filepath.Join(r.dir, adapterDir)
 	values, err := adapter.Open(dir)
-	if err != nil {
-		return err
-	}
-	config, err := os.ReadFile(filepath.Join(dir, adapter.ConfigFile))
-	if err != nil {
-		return err
-	}
-	file, err := os.Open(filepath.Join(dir, adapter.WeightsFile))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
@@ -159,16 +146,42 @@ func (r *run) sendAdapter(ctx context.Context, addr string, done *trainerv1.Publ
 	if err != nil {
 		return err
 	}
+	resp, err := loadAdapter(ctx, routerv1.NewRouterServiceClient(conn), &routerv1.LoadAdapterOpen{
+		Model: cmp.Or(p.Model, values.BaseDigest), Name: done.GetName(), AnyBase: p.AnyBase,
+	}, dir)
+	if err != nil {
+		return err
+	}
+	done.Model, done.Digest, done.Replaced = resp.GetAdapter().GetModel(), resp.GetAdapter().GetDigest(),
+		resp.GetReplaced()
+	r.service.log.Info("publish the adapter of a run", "run", r.name, "router", addr, "model", done.GetModel(),
+		"name", done.GetName(), "digest", done.GetDigest(), "replaced", done.GetReplaced())
+	return nil
+}
+
+// loadAdapter sends the files of an adapter to a router, which loads it. It sets the config and the size of open.
+func loadAdapter(ctx context.Context, client routerv1.RouterServiceClient, open *routerv1.LoadAdapterOpen, dir string) (
+	_ *routerv1.LoadAdapterResponse, err error) {
+	if open.Config, err = os.ReadFile(filepath.Join(dir, adapter.ConfigFile)); err != nil {
+		return nil, err
+	}
+	file, err := os.Open(filepath.Join(dir, adapter.WeightsFile))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	open.Size = uint64(info.Size())
 	ctx, cancel := context.WithCancel(ctx) // a stream that is left early ends with it
 	defer cancel()
-	stream, err := routerv1.NewRouterServiceClient(conn).LoadAdapter(ctx)
+	stream, err := client.LoadAdapter(ctx)
 	if err != nil {
-		return rpc.FromStatus(err)
+		return nil, rpc.FromStatus(err)
 	}
-	err = stream.Send(&routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Open{
-		Open: &routerv1.LoadAdapterOpen{Model: cmp.Or(p.Model, values.BaseDigest), Name: done.GetName(), Config: config,
-			Size: uint64(info.Size()), AnyBase: p.AnyBase},
-	}})
+	err = stream.Send(&routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Open{Open: open}})
 	for err == nil {
 		piece := make([]byte, wire.ChunkSize)
 		n, readErr := io.ReadFull(file, piece)
@@ -181,16 +194,12 @@ func (r *run) sendAdapter(ctx context.Context, addr string, done *trainerv1.Publ
 			break
 		}
 		if readErr != nil {
-			return readErr
+			return nil, readErr
 		}
 	}
 	resp, err := stream.CloseAndRecv() // it has the reason if a Send has failed
 	if err != nil {
-		return rpc.FromStatus(err)
+		return nil, rpc.FromStatus(err)
 	}
-	done.Model, done.Digest, done.Replaced = resp.GetAdapter().GetModel(), resp.GetAdapter().GetDigest(),
-		resp.GetReplaced()
-	r.service.log.Info("publish the adapter of a run", "run", r.name, "router", addr, "model", done.GetModel(),
-		"name", done.GetName(), "digest", done.GetDigest(), "replaced", done.GetReplaced())
-	return nil
+	return resp, nil
 }

@@ -127,7 +127,9 @@ func (t *training) forward(
 ) error {
 	const most = 256 // slots in a step frame
 	for from := 0; from < slots; from += most {
-		s := &shardv1.Step{Step: like.GetStep(), Base: like.GetBase(), Attempt: f.attempt, Targets: 1, ForwardOnly: true}
+		s := &shardv1.Step{
+			Step: like.GetStep(), Base: like.GetBase(), Attempt: f.attempt, Targets: 1, ForwardOnly: true,
+		}
 		var part []*micro
 		for i := range min(most, slots-from) {
 			m, err := read(from + i)

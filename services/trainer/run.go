@@ -18,6 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -268,6 +269,7 @@ type training struct {
 	metrics    *stepFile
 	ledger     *stepFile
 	samples    *stepFile
+	rollouts   *stepFile
 	prompts    [][]int32 // of the sample texts
 	loss       float64   // of the last step
 	validation float64
@@ -280,6 +282,8 @@ type training struct {
 	torn       int     // attempts in a row that have lost a link between replicas of one machine
 
 	history history // of losses and norms, for the rule about spikes
+
+	client routerv1.RouterServiceClient // of the router that samples; nil before the first answer
 
 	banned map[string]bool // addresses of shards in quarantine
 	doubts doubts
@@ -313,7 +317,10 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	for name, file := range map[string]**stepFile{"metrics.jsonl": &t.metrics, "ledger.jsonl": &t.ledger,
-		"samples.jsonl": &t.samples} {
+		"samples.jsonl": &t.samples, rolloutsFile: &t.rollouts} {
+		if name == rolloutsFile && m.Objective != objectiveGRPO {
+			continue
+		}
 		if *file, err = t.openSteps(name); err != nil {
 			return false, err
 		}
@@ -357,6 +364,8 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	if err := t.references(f); err != nil {
 		return false, err
 	}
+	t.client = nil // the router of an attempt that has failed may be gone
+	defer func() { t.unpublishPolicy(context.WithoutCancel(ctx)) }()
 	t.began, t.tokens, t.from = time.Now(), 0, t.step()
 	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {

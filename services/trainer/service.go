@@ -16,6 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/reward"
 )
 
 // Dialer connects to shards.
@@ -49,6 +50,9 @@ type Config struct {
 	// Standby is how often the trainer looks for runs of its folder that another trainer has started, in order to
 	// take them up when that one has gone; 0 for never.
 	Standby time.Duration
+	// Runner runs the programs that score answers. nil refuses manifests that name one: whoever can start a run could
+	// run any program.
+	Runner  reward.Runner
 	Metrics prometheus.Registerer // nil exports nothing
 }
 
@@ -205,6 +209,9 @@ func (s *Service) plan(m *Manifest, l layout) (*blueprint, error) {
 		return nil, err
 	}
 	if err := m.resolve(s.paths); err != nil {
+		return nil, err
+	}
+	if err := b.openReward(s.cfg.Runner); err != nil {
 		return nil, err
 	}
 	spec, err := b.spec(anyVocab, false)

@@ -22,6 +22,9 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	begin := time.Now()
 	var idle bubble
 	var sent traffic
+	if err := t.rollOut(f, step); err != nil {
+		return err
+	}
 	data, err := t.read(step)
 	if err != nil {
 		return err
@@ -47,7 +50,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			return err
 		}
 	}
-	prefers := preferenceOf(m, data)
+	prefers, policy := preferenceOf(m, data), t.policyOf(data)
 	bits := bitsPerByte(res.loss*float64(data.targets), data.bytes)
 	t.sent.sent, t.sent.full = t.sent.sent+sent.sent, t.sent.full+sent.full
 	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
@@ -63,6 +66,9 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		s.BitsPerByte = bits
 		s.Objective = m.Objective
 		s.Accuracy, s.Margin = prefers.mean(float64(prefers.right)), prefers.mean(prefers.margin)
+		if policy != nil {
+			s.Reward, s.Mismatched = policy.Reward, policy.Mismatched
+		}
 		if t.validation > 0 {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}
@@ -92,6 +98,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		TokensPerSecond:       speed,
 		Skipped:               res.skipped,
 		preferenceLine:        prefers.line(),
+		policyLine:            policy,
 	})
 }
 

@@ -207,6 +207,7 @@ type TrainerConfig struct {
 	AllowWrite []string // further folders for the files of runs
 	Standby    bool     // take up runs of Dir whose trainer has gone
 	Transient  bool     // it ends with its only run, and writes into the run's folder alone
+	Programs   bool     // manifests may name programs that score answers
 }
 
 // Trainer runs the trainer service until ctx ends.

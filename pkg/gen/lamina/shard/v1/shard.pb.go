@@ -4344,6 +4344,7 @@ type Objective struct {
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*Objective_Dpo
+	//	*Objective_Grpo
 	Kind          isObjective_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4395,6 +4396,15 @@ func (x *Objective) GetDpo() *DPO {
 	return nil
 }
 
+func (x *Objective) GetGrpo() *GRPO {
+	if x != nil {
+		if x, ok := x.Kind.(*Objective_Grpo); ok {
+			return x.Grpo
+		}
+	}
+	return nil
+}
+
 type isObjective_Kind interface {
 	isObjective_Kind()
 }
@@ -4404,7 +4414,14 @@ type Objective_Dpo struct {
 	Dpo *DPO `protobuf:"bytes,1,opt,name=dpo,proto3,oneof"`
 }
 
+type Objective_Grpo struct {
+	// Sampled answers with advantages.
+	Grpo *GRPO `protobuf:"bytes,2,opt,name=grpo,proto3,oneof"`
+}
+
 func (*Objective_Dpo) isObjective_Kind() {}
+
+func (*Objective_Grpo) isObjective_Kind() {}
 
 // DPO is direct preference optimization (arXiv 2305.18290).
 type DPO struct {
@@ -4598,6 +4615,76 @@ func (x *Place) GetHost() uint32 {
 	return 0
 }
 
+// GRPO is group relative policy optimization (arXiv 2402.03300). The loss of a token is
+//
+//	-min(ratio * advantage, clamp(ratio, 1 - clip_low, 1 + clip_high) * advantage) + kl * (exp(d) - d - 1)
+//
+// with ratio the probability of the token over that with which it was sampled, and d the log-probability under the
+// reference less that of the policy. The forward pass runs as served: in a kernel set without bfloat16 and with the
+// same type of KV cache, log-probabilities are the bits that the sampler has reported. There is no dropout.
+type GRPO struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far the ratio may fall below 1.
+	ClipLow float64 `protobuf:"fixed64,1,opt,name=clip_low,json=clipLow,proto3" json:"clip_low,omitempty"`
+	// How far it may rise above 1.
+	ClipHigh float64 `protobuf:"fixed64,2,opt,name=clip_high,json=clipHigh,proto3" json:"clip_high,omitempty"`
+	// The weight of the divergence from the reference; 0 for none.
+	Kl            float64 `protobuf:"fixed64,3,opt,name=kl,proto3" json:"kl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPO) Reset() {
+	*x = GRPO{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPO) ProtoMessage() {}
+
+func (x *GRPO) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPO.ProtoReflect.Descriptor instead.
+func (*GRPO) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *GRPO) GetClipLow() float64 {
+	if x != nil {
+		return x.ClipLow
+	}
+	return 0
+}
+
+func (x *GRPO) GetClipHigh() float64 {
+	if x != nil {
+		return x.ClipHigh
+	}
+	return 0
+}
+
+func (x *GRPO) GetKl() float64 {
+	if x != nil {
+		return x.Kl
+	}
+	return 0
+}
+
 // TrainAdapter is a low-rank adapter. The stage's own weights are read from `initial` and stay as they
 // are; the state of a stage is that of the adapter.
 type TrainAdapter struct {
@@ -4615,7 +4702,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4627,7 +4714,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4640,7 +4727,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -4683,7 +4770,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4695,7 +4782,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4708,7 +4795,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Gradients) GetWire() string {
@@ -4765,7 +4852,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4777,7 +4864,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4790,7 +4877,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -4858,7 +4945,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4870,7 +4957,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4883,7 +4970,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -4921,7 +5008,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4933,7 +5020,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4946,7 +5033,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -4976,7 +5063,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4988,7 +5075,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5001,7 +5088,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -5042,7 +5129,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5054,7 +5141,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5067,7 +5154,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Optimizer) GetName() string {
@@ -5134,7 +5221,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5146,7 +5233,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5159,7 +5246,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -5201,7 +5288,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5213,7 +5300,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5226,7 +5313,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -5270,7 +5357,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5282,7 +5369,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5295,7 +5382,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -5332,7 +5419,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5344,7 +5431,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5357,7 +5444,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -5412,7 +5499,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5424,7 +5511,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5437,7 +5524,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *State) GetName() string {
@@ -5475,7 +5562,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5487,7 +5574,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5500,7 +5587,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -5533,7 +5620,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5545,7 +5632,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5558,7 +5645,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -5614,7 +5701,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5626,7 +5713,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5639,7 +5726,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -5733,14 +5820,16 @@ type Microbatch struct {
 	// To the last stage, only in a step that is `forward_only`: tokens to be picked.
 	Picks []*Pick `protobuf:"bytes,11,rep,name=picks,proto3" json:"picks,omitempty"`
 	// To the last stage, if the objective compares pairs: the pairs of the slot.
-	Pairs         []*Pair `protobuf:"bytes,70,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	Pairs []*Pair `protobuf:"bytes,70,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	// To the last stage, if the objective learns from sampled answers: those of the slot.
+	Rollouts      []*Rollout `protobuf:"bytes,71,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5752,7 +5841,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5765,7 +5854,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -5831,6 +5920,86 @@ func (x *Microbatch) GetPairs() []*Pair {
 	return nil
 }
 
+func (x *Microbatch) GetRollouts() []*Rollout {
+	if x != nil {
+		return x.Rollouts
+	}
+	return nil
+}
+
+// Rollout is an answer that the policy has sampled. It is a document whose targets are the tokens of the answer.
+type Rollout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The document, as an index into `documents`.
+	Document uint32 `protobuf:"varint,1,opt,name=document,proto3" json:"document,omitempty"`
+	// How much better the answer is than others to its prompt.
+	Advantage float64 `protobuf:"fixed64,2,opt,name=advantage,proto3" json:"advantage,omitempty"`
+	// The log-probability of each token of the answer, as the sampler has reported it.
+	Logprobs []float32 `protobuf:"fixed32,3,rep,packed,name=logprobs,proto3" json:"logprobs,omitempty"`
+	// The same under the reference; empty unless `kl` is positive.
+	Reference     []float32 `protobuf:"fixed32,4,rep,packed,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *Rollout) GetDocument() uint32 {
+	if x != nil {
+		return x.Document
+	}
+	return 0
+}
+
+func (x *Rollout) GetAdvantage() float64 {
+	if x != nil {
+		return x.Advantage
+	}
+	return 0
+}
+
+func (x *Rollout) GetLogprobs() []float32 {
+	if x != nil {
+		return x.Logprobs
+	}
+	return nil
+}
+
+func (x *Rollout) GetReference() []float32 {
+	if x != nil {
+		return x.Reference
+	}
+	return nil
+}
+
 // Pair is two answers to a prompt. Each is a document whose targets are the tokens of the answer.
 type Pair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -5848,7 +6017,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5860,7 +6029,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5873,7 +6042,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Pair) GetChosen() uint32 {
@@ -5920,7 +6089,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5932,7 +6101,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5945,7 +6114,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -5995,7 +6164,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6007,7 +6176,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6020,7 +6189,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -6104,7 +6273,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6116,7 +6285,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6129,7 +6298,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -6333,7 +6502,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6345,7 +6514,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6358,7 +6527,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -6389,7 +6558,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6401,7 +6570,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6414,7 +6583,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -6462,7 +6631,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6474,7 +6643,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6487,7 +6656,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -6585,7 +6754,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6597,7 +6766,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6610,7 +6779,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -6667,7 +6836,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6679,7 +6848,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6692,7 +6861,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -6762,7 +6931,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6774,7 +6943,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6787,7 +6956,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -6809,14 +6978,16 @@ type Loss struct {
 	// Targets counted, or pairs.
 	Targets uint64 `protobuf:"varint,4,opt,name=targets,proto3" json:"targets,omitempty"`
 	// The pairs of the slot, in order.
-	Pairs         []*PairLoss `protobuf:"bytes,70,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	Pairs []*PairLoss `protobuf:"bytes,70,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	// The rollouts of the slot, in order.
+	Rollouts      []*RolloutLoss `protobuf:"bytes,71,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6828,7 +6999,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6841,7 +7012,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -6879,6 +7050,113 @@ func (x *Loss) GetPairs() []*PairLoss {
 	return nil
 }
 
+func (x *Loss) GetRollouts() []*RolloutLoss {
+	if x != nil {
+		return x.Rollouts
+	}
+	return nil
+}
+
+// RolloutLoss is the result of a rollout.
+type RolloutLoss struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The loss, summed over the tokens.
+	Loss float64 `protobuf:"fixed64,1,opt,name=loss,proto3" json:"loss,omitempty"`
+	// Tokens of the answer.
+	Tokens uint32 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Tokens whose log-probability has other bits than the sampler has reported.
+	Mismatched uint32 `protobuf:"varint,3,opt,name=mismatched,proto3" json:"mismatched,omitempty"`
+	// The largest difference between the two.
+	Difference float64 `protobuf:"fixed64,4,opt,name=difference,proto3" json:"difference,omitempty"`
+	// Tokens whose ratio was clipped.
+	Clipped uint32 `protobuf:"varint,5,opt,name=clipped,proto3" json:"clipped,omitempty"`
+	// The divergence from the reference, summed over the tokens.
+	Kl float64 `protobuf:"fixed64,6,opt,name=kl,proto3" json:"kl,omitempty"`
+	// In a step with `base`: the log-probability of each token.
+	Logprobs      []float32 `protobuf:"fixed32,7,rep,packed,name=logprobs,proto3" json:"logprobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutLoss) Reset() {
+	*x = RolloutLoss{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutLoss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutLoss) ProtoMessage() {}
+
+func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutLoss.ProtoReflect.Descriptor instead.
+func (*RolloutLoss) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RolloutLoss) GetLoss() float64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *RolloutLoss) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *RolloutLoss) GetMismatched() uint32 {
+	if x != nil {
+		return x.Mismatched
+	}
+	return 0
+}
+
+func (x *RolloutLoss) GetDifference() float64 {
+	if x != nil {
+		return x.Difference
+	}
+	return 0
+}
+
+func (x *RolloutLoss) GetClipped() uint32 {
+	if x != nil {
+		return x.Clipped
+	}
+	return 0
+}
+
+func (x *RolloutLoss) GetKl() float64 {
+	if x != nil {
+		return x.Kl
+	}
+	return 0
+}
+
+func (x *RolloutLoss) GetLogprobs() []float32 {
+	if x != nil {
+		return x.Logprobs
+	}
+	return nil
+}
+
 // PairLoss is the result of a pair.
 type PairLoss struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -6896,7 +7174,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6908,7 +7186,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6921,7 +7199,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PairLoss) GetChosen() float64 {
@@ -6967,7 +7245,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6979,7 +7257,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6992,7 +7270,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -7051,7 +7329,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7063,7 +7341,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7076,7 +7354,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -7183,7 +7461,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7195,7 +7473,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7208,7 +7486,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Norm) GetName() string {
@@ -7248,7 +7526,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7260,7 +7538,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7273,7 +7551,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -7340,7 +7618,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7352,7 +7630,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7365,7 +7643,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -7407,7 +7685,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7419,7 +7697,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7432,7 +7710,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -7521,7 +7799,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7533,7 +7811,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7546,7 +7824,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *StateFile) GetName() string {
@@ -7567,7 +7845,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7579,7 +7857,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7592,7 +7870,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -7621,7 +7899,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7633,7 +7911,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7646,7 +7924,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SavedFile) GetName() string {
@@ -7701,7 +7979,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7713,7 +7991,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7726,7 +8004,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -7774,7 +8052,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7786,7 +8064,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7799,7 +8077,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -7876,7 +8154,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7888,7 +8166,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7901,7 +8179,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -7944,7 +8222,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7956,7 +8234,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7969,7 +8247,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -8024,7 +8302,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8036,7 +8314,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8049,7 +8327,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -8120,7 +8398,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8132,7 +8410,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8145,7 +8423,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -8167,7 +8445,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8179,7 +8457,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8192,7 +8470,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -8246,7 +8524,7 @@ type ReduceRequest struct {
 
 func (x *ReduceRequest) Reset() {
 	*x = ReduceRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8258,7 +8536,7 @@ func (x *ReduceRequest) String() string {
 func (*ReduceRequest) ProtoMessage() {}
 
 func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8271,7 +8549,7 @@ func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceRequest.ProtoReflect.Descriptor instead.
 func (*ReduceRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ReduceRequest) GetFrame() isReduceRequest_Frame {
@@ -8332,7 +8610,7 @@ type ReduceOpen struct {
 
 func (x *ReduceOpen) Reset() {
 	*x = ReduceOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8344,7 +8622,7 @@ func (x *ReduceOpen) String() string {
 func (*ReduceOpen) ProtoMessage() {}
 
 func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8357,7 +8635,7 @@ func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceOpen.ProtoReflect.Descriptor instead.
 func (*ReduceOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ReduceOpen) GetChain() []byte {
@@ -8390,7 +8668,7 @@ type ReduceResponse struct {
 
 func (x *ReduceResponse) Reset() {
 	*x = ReduceResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8402,7 +8680,7 @@ func (x *ReduceResponse) String() string {
 func (*ReduceResponse) ProtoMessage() {}
 
 func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8415,7 +8693,7 @@ func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceResponse.ProtoReflect.Descriptor instead.
 func (*ReduceResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
 }
 
 // LinkBroken says that a stage cannot exchange gradients over Reduce with another replica.
@@ -8435,7 +8713,7 @@ type LinkBroken struct {
 
 func (x *LinkBroken) Reset() {
 	*x = LinkBroken{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8447,7 +8725,7 @@ func (x *LinkBroken) String() string {
 func (*LinkBroken) ProtoMessage() {}
 
 func (x *LinkBroken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8460,7 +8738,7 @@ func (x *LinkBroken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkBroken.ProtoReflect.Descriptor instead.
 func (*LinkBroken) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *LinkBroken) GetStep() uint64 {
@@ -8500,7 +8778,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8512,7 +8790,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8525,7 +8803,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
 }
 
 var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
@@ -8841,9 +9119,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\fheartbeat_ms\x18* \x01(\rR\vheartbeatMs\x124\n" +
 	"\astorage\x18. \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\astorage\x12\x14\n" +
 	"\x05claim\x18+ \x01(\tR\x05claim\x128\n" +
-	"\tobjective\x18F \x01(\v2\x1a.lamina.shard.v1.ObjectiveR\tobjectiveJ\x04\b\b\x10\t\"=\n" +
+	"\tobjective\x18F \x01(\v2\x1a.lamina.shard.v1.ObjectiveR\tobjectiveJ\x04\b\b\x10\t\"j\n" +
 	"\tObjective\x12(\n" +
-	"\x03dpo\x18\x01 \x01(\v2\x14.lamina.shard.v1.DPOH\x00R\x03dpoB\x06\n" +
+	"\x03dpo\x18\x01 \x01(\v2\x14.lamina.shard.v1.DPOH\x00R\x03dpo\x12+\n" +
+	"\x04grpo\x18\x02 \x01(\v2\x15.lamina.shard.v1.GRPOH\x00R\x04grpoB\x06\n" +
 	"\x04kind\"7\n" +
 	"\x03DPO\x12\x12\n" +
 	"\x04beta\x18\x01 \x01(\x01R\x04beta\x12\x1c\n" +
@@ -8856,7 +9135,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06places\x18Q \x03(\v2\x16.lamina.shard.v1.PlaceR\x06places\"5\n" +
 	"\x05Place\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\rR\x04host\"\x8b\x01\n" +
+	"\x04host\x18\x02 \x01(\rR\x04host\"N\n" +
+	"\x04GRPO\x12\x19\n" +
+	"\bclip_low\x18\x01 \x01(\x01R\aclipLow\x12\x1b\n" +
+	"\tclip_high\x18\x02 \x01(\x01R\bclipHigh\x12\x0e\n" +
+	"\x02kl\x18\x03 \x01(\x01R\x02kl\"\x8b\x01\n" +
 	"\fTrainAdapter\x12\x1f\n" +
 	"\vconfig_json\x18\x01 \x01(\fR\n" +
 	"configJson\x129\n" +
@@ -8942,7 +9225,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aattempt\x18\x17 \x01(\rR\aattempt\x121\n" +
 	"\amembers\x18\x18 \x03(\v2\x17.lamina.shard.v1.MemberR\amembers\x12\x19\n" +
 	"\bmax_norm\x18\x19 \x01(\x01R\amaxNorm\x12\x12\n" +
-	"\x04base\x18F \x01(\bR\x04base\"\x8e\x02\n" +
+	"\x04base\x18F \x01(\bR\x04base\"\xc4\x02\n" +
 	"\n" +
 	"Microbatch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
@@ -8954,7 +9237,13 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tdocuments\x18\n" +
 	" \x03(\rR\tdocuments\x12+\n" +
 	"\x05picks\x18\v \x03(\v2\x15.lamina.shard.v1.PickR\x05picks\x12+\n" +
-	"\x05pairs\x18F \x03(\v2\x15.lamina.shard.v1.PairR\x05pairs\"\x94\x01\n" +
+	"\x05pairs\x18F \x03(\v2\x15.lamina.shard.v1.PairR\x05pairs\x124\n" +
+	"\brollouts\x18G \x03(\v2\x18.lamina.shard.v1.RolloutR\brollouts\"}\n" +
+	"\aRollout\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\rR\bdocument\x12\x1c\n" +
+	"\tadvantage\x18\x02 \x01(\x01R\tadvantage\x12\x1a\n" +
+	"\blogprobs\x18\x03 \x03(\x02R\blogprobs\x12\x1c\n" +
+	"\treference\x18\x04 \x03(\x02R\treference\"\x94\x01\n" +
 	"\x04Pair\x12\x16\n" +
 	"\x06chosen\x18\x01 \x01(\rR\x06chosen\x12\x1a\n" +
 	"\brejected\x18\x02 \x01(\rR\brejected\x12)\n" +
@@ -9027,13 +9316,26 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04host\x180 \x01(\tR\x04host\x12#\n" +
 	"\rstorage_bytes\x181 \x01(\x04R\fstorageBytes\" \n" +
 	"\x06Loaded\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\x06R\x06digest\"\x8b\x01\n" +
+	"\x06digest\x18\x01 \x01(\x06R\x06digest\"\xc5\x01\n" +
 	"\x04Loss\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\x01R\x03sum\x12\x18\n" +
 	"\atargets\x18\x04 \x01(\x04R\atargets\x12/\n" +
-	"\x05pairs\x18F \x03(\v2\x19.lamina.shard.v1.PairLossR\x05pairs\"j\n" +
+	"\x05pairs\x18F \x03(\v2\x19.lamina.shard.v1.PairLossR\x05pairs\x128\n" +
+	"\brollouts\x18G \x03(\v2\x1c.lamina.shard.v1.RolloutLossR\brollouts\"\xbf\x01\n" +
+	"\vRolloutLoss\x12\x12\n" +
+	"\x04loss\x18\x01 \x01(\x01R\x04loss\x12\x16\n" +
+	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x1e\n" +
+	"\n" +
+	"mismatched\x18\x03 \x01(\rR\n" +
+	"mismatched\x12\x1e\n" +
+	"\n" +
+	"difference\x18\x04 \x01(\x01R\n" +
+	"difference\x12\x18\n" +
+	"\aclipped\x18\x05 \x01(\rR\aclipped\x12\x0e\n" +
+	"\x02kl\x18\x06 \x01(\x01R\x02kl\x12\x1a\n" +
+	"\blogprobs\x18\a \x03(\x02R\blogprobs\"j\n" +
 	"\bPairLoss\x12\x16\n" +
 	"\x06chosen\x18\x01 \x01(\x01R\x06chosen\x12\x1a\n" +
 	"\brejected\x18\x02 \x01(\x01R\brejected\x12\x16\n" +
@@ -9202,7 +9504,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 96)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -9255,68 +9557,71 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*DPO)(nil),                   // 48: lamina.shard.v1.DPO
 	(*Member)(nil),                // 49: lamina.shard.v1.Member
 	(*Place)(nil),                 // 50: lamina.shard.v1.Place
-	(*TrainAdapter)(nil),          // 51: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 52: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 53: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 54: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 55: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 56: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 57: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 58: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 59: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 60: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 61: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 62: lamina.shard.v1.State
-	(*Load)(nil),                  // 63: lamina.shard.v1.Load
-	(*Save)(nil),                  // 64: lamina.shard.v1.Save
-	(*Step)(nil),                  // 65: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 66: lamina.shard.v1.Microbatch
-	(*Pair)(nil),                  // 67: lamina.shard.v1.Pair
-	(*Pick)(nil),                  // 68: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 69: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 70: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 71: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 72: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 73: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 74: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 75: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 76: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 77: lamina.shard.v1.Loss
-	(*PairLoss)(nil),              // 78: lamina.shard.v1.PairLoss
-	(*Picked)(nil),                // 79: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 80: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 81: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 82: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 83: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 84: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 85: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 86: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 87: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 88: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 89: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 90: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 91: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 92: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 93: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 94: lamina.shard.v1.ActivationGradient
-	(*ReduceRequest)(nil),         // 95: lamina.shard.v1.ReduceRequest
-	(*ReduceOpen)(nil),            // 96: lamina.shard.v1.ReduceOpen
-	(*ReduceResponse)(nil),        // 97: lamina.shard.v1.ReduceResponse
-	(*LinkBroken)(nil),            // 98: lamina.shard.v1.LinkBroken
-	(*Leaving)(nil),               // 99: lamina.shard.v1.Leaving
-	(*v1.Chunk)(nil),              // 100: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 101: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 102: lamina.tensor.v1.ElementType
-	(*v11.Gradient)(nil),          // 103: lamina.event.v1.Gradient
+	(*GRPO)(nil),                  // 51: lamina.shard.v1.GRPO
+	(*TrainAdapter)(nil),          // 52: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 53: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 54: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 55: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 56: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 57: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 58: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 59: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 60: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 61: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 62: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 63: lamina.shard.v1.State
+	(*Load)(nil),                  // 64: lamina.shard.v1.Load
+	(*Save)(nil),                  // 65: lamina.shard.v1.Save
+	(*Step)(nil),                  // 66: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 67: lamina.shard.v1.Microbatch
+	(*Rollout)(nil),               // 68: lamina.shard.v1.Rollout
+	(*Pair)(nil),                  // 69: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 70: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 71: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 72: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 73: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 74: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 75: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 76: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 77: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 78: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 79: lamina.shard.v1.Loss
+	(*RolloutLoss)(nil),           // 80: lamina.shard.v1.RolloutLoss
+	(*PairLoss)(nil),              // 81: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 82: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 83: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 84: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 85: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 86: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 87: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 88: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 89: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 90: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 91: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 92: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 93: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 94: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 95: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 96: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 97: lamina.shard.v1.ActivationGradient
+	(*ReduceRequest)(nil),         // 98: lamina.shard.v1.ReduceRequest
+	(*ReduceOpen)(nil),            // 99: lamina.shard.v1.ReduceOpen
+	(*ReduceResponse)(nil),        // 100: lamina.shard.v1.ReduceResponse
+	(*LinkBroken)(nil),            // 101: lamina.shard.v1.LinkBroken
+	(*Leaving)(nil),               // 102: lamina.shard.v1.Leaving
+	(*v1.Chunk)(nil),              // 103: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 104: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 105: lamina.tensor.v1.ElementType
+	(*v11.Gradient)(nil),          // 106: lamina.event.v1.Gradient
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,   // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,   // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	100, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	101, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	103, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,   // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	101, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	100, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	103, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
 	23,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	10,  // 8: lamina.shard.v1.DescribeResponse.inventory:type_name -> lamina.shard.v1.Inventory
 	11,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
@@ -9329,19 +9634,19 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	33,  // 16: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	24,  // 17: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
 	26,  // 18: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	101, // 19: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	100, // 20: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 19: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	103, // 20: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	27,  // 21: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
 	29,  // 22: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
 	30,  // 23: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
 	36,  // 24: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	37,  // 25: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	100, // 26: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	103, // 26: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	39,  // 27: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	34,  // 28: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	102, // 29: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	105, // 29: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	38,  // 30: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	101, // 31: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	104, // 31: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	41,  // 32: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	43,  // 33: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	44,  // 34: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -9349,96 +9654,99 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	41,  // 36: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	23,  // 37: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	46,  // 38: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	62,  // 39: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	100, // 40: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	63,  // 41: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	65,  // 42: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	66,  // 43: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	69,  // 44: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	64,  // 45: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	71,  // 46: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	56,  // 47: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	57,  // 48: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	63,  // 39: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	103, // 40: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	64,  // 41: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	66,  // 42: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	67,  // 43: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	71,  // 44: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	65,  // 45: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	73,  // 46: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	57,  // 47: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	58,  // 48: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	1,   // 49: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	55,  // 50: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	54,  // 51: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	52,  // 52: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	53,  // 53: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	51,  // 54: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	56,  // 50: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	55,  // 51: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	53,  // 52: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	54,  // 53: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	52,  // 54: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
 	1,   // 55: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
 	47,  // 56: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
 	48,  // 57: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	50,  // 58: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
-	55,  // 59: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	58,  // 60: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	59,  // 61: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	60,  // 62: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	61,  // 63: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,   // 64: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	101, // 65: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	49,  // 66: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	68,  // 67: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	67,  // 68: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	75,  // 69: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	76,  // 70: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	77,  // 71: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	80,  // 72: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	82,  // 73: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	79,  // 74: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	72,  // 75: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	73,  // 76: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	74,  // 77: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	98,  // 78: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
-	99,  // 79: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
-	3,   // 80: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	78,  // 81: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	81,  // 82: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	85,  // 83: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	87,  // 84: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	86,  // 85: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	87,  // 86: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	88,  // 87: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	90,  // 88: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	91,  // 89: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	100, // 90: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	101, // 91: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	93,  // 92: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	94,  // 93: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	100, // 94: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	101, // 95: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	96,  // 96: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
-	103, // 97: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
-	8,   // 98: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	35,  // 99: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	45,  // 100: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	89,  // 101: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	95,  // 102: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
-	83,  // 103: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,   // 104: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	25,  // 105: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	31,  // 106: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	14,  // 107: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
-	16,  // 108: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
-	18,  // 109: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
-	20,  // 110: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
-	9,   // 111: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	40,  // 112: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	70,  // 113: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	92,  // 114: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	97,  // 115: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
-	84,  // 116: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,   // 117: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	28,  // 118: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	32,  // 119: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	15,  // 120: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
-	17,  // 121: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
-	19,  // 122: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
-	21,  // 123: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
-	111, // [111:124] is the sub-list for method output_type
-	98,  // [98:111] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	51,  // 58: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
+	50,  // 59: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
+	56,  // 60: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	59,  // 61: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	60,  // 62: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	61,  // 63: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	62,  // 64: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 65: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	104, // 66: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	49,  // 67: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	70,  // 68: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	69,  // 69: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	68,  // 70: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
+	77,  // 71: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	78,  // 72: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	79,  // 73: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	83,  // 74: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	85,  // 75: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	82,  // 76: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	74,  // 77: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	75,  // 78: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	76,  // 79: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	101, // 80: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
+	102, // 81: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
+	3,   // 82: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	81,  // 83: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	80,  // 84: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
+	84,  // 85: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	88,  // 86: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	90,  // 87: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	89,  // 88: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	90,  // 89: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	91,  // 90: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	93,  // 91: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	94,  // 92: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	103, // 93: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 94: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	96,  // 95: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	97,  // 96: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	103, // 97: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 98: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	99,  // 99: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
+	106, // 100: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
+	8,   // 101: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	35,  // 102: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	45,  // 103: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	92,  // 104: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	98,  // 105: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
+	86,  // 106: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 107: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	25,  // 108: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	31,  // 109: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	14,  // 110: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	16,  // 111: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	18,  // 112: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	20,  // 113: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 114: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	40,  // 115: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	72,  // 116: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	95,  // 117: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	100, // 118: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
+	87,  // 119: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 120: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	28,  // 121: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	32,  // 122: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	15,  // 123: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	17,  // 124: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	19,  // 125: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	21,  // 126: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	114, // [114:127] is the sub-list for method output_type
+	101, // [101:114] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -9494,10 +9802,11 @@ func file_lamina_shard_v1_shard_proto_init() {
 	}
 	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
 		(*Objective_Dpo)(nil),
+		(*Objective_Grpo)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[57].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[60].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[66].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[58].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[61].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[68].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -9510,23 +9819,23 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_LinkBroken)(nil),
 		(*TrainResponse_Leaving)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[80].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[83].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[85].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[88].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[88].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[91].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[91].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[94].OneofWrappers = []any{
 		(*ReduceRequest_Open)(nil),
 		(*ReduceRequest_Gradient)(nil),
 	}
@@ -9536,7 +9845,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   96,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -407,12 +407,16 @@ type Run struct {
 	StepGradientBytes uint64 `protobuf:"varint,72,opt,name=step_gradient_bytes,json=stepGradientBytes,proto3" json:"step_gradient_bytes,omitempty"`
 	// About how long the rest of the run will take, in seconds; 0 if it is not known.
 	SecondsLeft float64 `protobuf:"fixed64,74,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"`
-	// What is minimized: empty for the negative log-likelihood, or "dpo".
+	// What is minimized: empty for the negative log-likelihood, "dpo" or "grpo".
 	Objective string `protobuf:"bytes,75,opt,name=objective,proto3" json:"objective,omitempty"`
 	// Share of the last step's pairs with a positive margin.
 	Accuracy float64 `protobuf:"fixed64,76,opt,name=accuracy,proto3" json:"accuracy,omitempty"`
 	// The mean margin of the last step's pairs.
 	Margin float64 `protobuf:"fixed64,77,opt,name=margin,proto3" json:"margin,omitempty"`
+	// The mean reward of the answers that were sampled for the last step.
+	Reward float64 `protobuf:"fixed64,78,opt,name=reward,proto3" json:"reward,omitempty"`
+	// Tokens of these answers whose log-probability in training has other bits than the sampler has reported.
+	Mismatched uint64 `protobuf:"varint,79,opt,name=mismatched,proto3" json:"mismatched,omitempty"`
 	// Bytes of gradients that stages sent in the last step to replicas on their own machine, without NATS.
 	StepDirectBytes uint64 `protobuf:"varint,80,opt,name=step_direct_bytes,json=stepDirectBytes,proto3" json:"step_direct_bytes,omitempty"`
 	// Replicas that have left since the run was started or resumed, because a shard was about to stop.
@@ -757,6 +761,20 @@ func (x *Run) GetAccuracy() float64 {
 func (x *Run) GetMargin() float64 {
 	if x != nil {
 		return x.Margin
+	}
+	return 0
+}
+
+func (x *Run) GetReward() float64 {
+	if x != nil {
+		return x.Reward
+	}
+	return 0
+}
+
+func (x *Run) GetMismatched() uint64 {
+	if x != nil {
+		return x.Mismatched
 	}
 	return 0
 }
@@ -1980,7 +1998,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xdb\f\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x93\r\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -2032,7 +2050,11 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\fseconds_left\x18J \x01(\x01R\vsecondsLeft\x12\x1c\n" +
 	"\tobjective\x18K \x01(\tR\tobjective\x12\x1a\n" +
 	"\baccuracy\x18L \x01(\x01R\baccuracy\x12\x16\n" +
-	"\x06margin\x18M \x01(\x01R\x06margin\x12*\n" +
+	"\x06margin\x18M \x01(\x01R\x06margin\x12\x16\n" +
+	"\x06reward\x18N \x01(\x01R\x06reward\x12\x1e\n" +
+	"\n" +
+	"mismatched\x18O \x01(\x04R\n" +
+	"mismatched\x12*\n" +
 	"\x11step_direct_bytes\x18P \x01(\x04R\x0fstepDirectBytes\x12\x12\n" +
 	"\x04left\x18Q \x01(\x04R\x04left\x123\n" +
 	"\x06events\x18R \x03(\v2\x1b.lamina.trainer.v1.RunEventR\x06events\"\xaa\x01\n" +
