@@ -61,8 +61,12 @@ func (c *trainCmd) Run(e *verb.Env) error {
 func (c *trainCmd) start(
 	ctx context.Context, e *verb.Env, client trainerv1.TrainerServiceClient, manifest []byte,
 ) error {
+	out, err := c.outDir()
+	if err != nil {
+		return err
+	}
 	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{
-		ManifestJson: manifest, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out,
+		ManifestJson: manifest, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas), Resume: c.Resume, Out: out,
 	})
 	if err != nil {
 		return rpc.FromStatus(err)
@@ -174,6 +178,15 @@ func stopOnInterrupt(
 			fmt.Fprintf(e.Stderr, "lamina: stop run %s: %v\n", name, rpc.FromStatus(err))
 		}
 	}
+}
+
+// outDir is the folder of the run as the trainer is told. A trainer takes a relative path to be in its folder of runs,
+// and a user takes it to be in the working directory.
+func (c *trainCmd) outDir() (string, error) {
+	if c.Out == "" || c.Trainer != "" {
+		return c.Out, nil
+	}
+	return filepath.Abs(c.Out)
 }
 
 // runsDir is the folder of runs of a mesh in this process. Its shards write checkpoints there.

@@ -368,7 +368,7 @@ func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
 	if err != nil {
 		return err
 	}
-	last, err := c.follow(ctx, e, client, manifest)
+	last, err := c.follow(ctx, e, &run, client, manifest)
 	if err = errors.Join(err, done()); err != nil || last == nil || c.Publish == "" {
 		return err
 	}
@@ -377,10 +377,14 @@ func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
 }
 
 // follow starts the run and shows its progress. It returns the run if it is done, or nil if it was stopped.
-func (c *tuneCmd) follow(ctx context.Context, e *verb.Env, client trainerv1.TrainerServiceClient,
+func (c *tuneCmd) follow(ctx context.Context, e *verb.Env, run *trainCmd, client trainerv1.TrainerServiceClient,
 	manifest []byte) (*trainerv1.Run, error) {
+	out, err := run.outDir()
+	if err != nil {
+		return nil, err
+	}
 	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: uint32(c.Stages),
-		Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out})
+		Replicas: uint32(c.Replicas), Resume: c.Resume, Out: out})
 	if err != nil {
 		return nil, rpc.FromStatus(err)
 	}

@@ -66,3 +66,41 @@ func TestTune_Pairs(t *testing.T) {
 	}
 	verbFails(t, 2, "label_smoothing", "", append(args, "--label-smoothing", "0.7")...)
 }
+
+// A run with rewards samples answers of the model, scores them and learns from them. Its paths are relative to the
+// working directory.
+func TestTune_Rewards(t *testing.T) {
+	base, err := filepath.Abs(sharedPath(t, "models", "tiny", "qwen2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	rows := `{"prompt": "the sea is", "answer": "blue"}` + "\n" + `{"prompt": "the grass is", "answer": "green"}`
+	if err := os.WriteFile("prompts.jsonl", []byte(rows), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join("runs", "letters")
+	args := []string{"tune", "--objective", "grpo", "-m", base, "--data", "prompts.jsonl", "--out", out, "--steps", "2",
+		"--batch", "2", "--group", "4", "--max-tokens", "3", "--reward", "regex:[a-m]", "--reward", "exact"}
+	stdout, stderr, code := runVerb(t, "", args...)
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	for _, want := range []string{`"objective": "grpo"`, "reward 0.", "mismatch 0", "adapter  "} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in %s", want, stdout)
+		}
+	}
+	answers, err := os.ReadFile(filepath.Join(out, "rollouts.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(answers), "\n"); n != 2*2*4 {
+		t.Errorf("%d answers, want 16", n)
+	}
+	if _, err := os.Stat(filepath.Join(out, "adapter", "adapter_config.json")); err != nil {
+		t.Error(err)
+	}
+	verbFails(t, 2, "reward", "", append(args, "--reward", "nice")...)
+	verbFails(t, 2, "group", "", append(args, "--group", "1")...)
+}
