@@ -88,13 +88,13 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	most := min(context, longestDefault)
 	switch c.Objective {
 	case objectiveDPO: // both answers are in one sequence
-		most = 2 * min(context, longestDefault)
+		most = min(context, 2*longestDefault)
 	case objectiveGRPO: // all answers to a prompt are
 		most = c.Group * min(context, longestDefault)
 	}
 	if c.SequenceLen > 0 {
 		most = c.SequenceLen
-		if c.Objective == objectiveSFT {
+		if c.Objective != objectiveGRPO {
 			most = min(context, most)
 		}
 	}
@@ -137,7 +137,6 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 
 // The objectives.
 const (
-	objectiveSFT  = "sft"  // the negative log-likelihood of turns
 	objectiveDPO  = "dpo"  // compares answers
 	objectiveGRPO = "grpo" // samples answers and rewards them
 )

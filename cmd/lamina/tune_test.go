@@ -67,8 +67,9 @@ func TestTune_Pairs(t *testing.T) {
 	verbFails(t, 2, "label_smoothing", "", append(args, "--label-smoothing", "0.7")...)
 }
 
-// A run with rewards samples answers of the model, scores them and learns from them. Its paths are relative to the
-// working directory.
+// A run with rewards samples answers of the model, scores them and learns from them. All answers to a prompt together
+// are longer than the context of the model. Paths are relative
+// to the working directory.
 func TestTune_Rewards(t *testing.T) {
 	base, err := filepath.Abs(sharedPath(t, "models", "tiny", "qwen2"))
 	if err != nil {
@@ -81,7 +82,7 @@ func TestTune_Rewards(t *testing.T) {
 	}
 	out := filepath.Join("runs", "letters")
 	args := []string{"tune", "--objective", "grpo", "-m", base, "--data", "prompts.jsonl", "--out", out, "--steps", "2",
-		"--batch", "2", "--group", "4", "--max-tokens", "3", "--reward", "regex:[a-m]", "--reward", "exact"}
+		"--batch", "2", "--group", "4", "--max-tokens", "70", "--reward", "regex:[a-m]", "--reward", "exact"}
 	stdout, stderr, code := runVerb(t, "", args...)
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, stderr)

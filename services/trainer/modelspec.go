@@ -168,7 +168,8 @@ func (m *Manifest) shortSpec(vocab int) (model.Spec, error) {
 
 // checkSpec checks the settings that depend on the model.
 func (m *Manifest) checkSpec(s *model.Spec, low *lowRank) error {
-	if m.SequenceLen > s.Context {
+	// The answers to a prompt do not see each other, so that only each of them is within the context.
+	if m.SequenceLen > s.Context && m.Objective != objectiveGRPO {
 		return fault.Field(
 			"sequence_len",
 			"%d is longer than the context of %d (model.context)",
