@@ -101,7 +101,8 @@ func trainOverLoopback(b *testing.B, stages, replicas uint32, direct string, ste
 		"name": "layouts", "data": map[string]any{"text": text}, "vocabulary": map[string]any{"type": "char"},
 		"model": map[string]any{"architecture": "gpt2", "layers": 4, "width": 128, "heads": 4},
 		"slots": 4, "slot_sequences": 3, "sequence_len": 64, "steps": steps, "checkpoint_every": 1000, "seed": 1,
-		"learning_rate": map[string]any{"max": 0.001, "min": 0.0001, "warmup": 5}, "gradients": map[string]any{"direct": direct},
+		"learning_rate": map[string]any{"max": 0.001, "min": 0.0001, "warmup": 5},
+		"gradients":     map[string]any{"direct": direct},
 	})
 	if err != nil {
 		b.Fatal(err)
