@@ -28,7 +28,7 @@ func TestPlanted_PromisesAreSeenToBreak(t *testing.T) {
 		{"t2-flipped-bits-used", shards, "TestTrain_BadGradientsAreRejectedAndNeverApplied", "the gradient is used"},
 		{"t3-history-forgotten", app, "TestTrain_SpikesAreHandledTheSameOnEveryLayout", "resumed"},
 		{"t4-unsynced", checkpoints, "TestStore_PowerLossLeavesAWholeCheckpoint", "was durable"},
-		{"t4-digests-unread", checkpoints, "TestStore_FlippedBitsAreDetected", "want"},
+		{"t4-digests-unread", checkpoints, "TestStore_FlippedBitsAreDetected", "is torn"},
 		{"t5-ledger-not-cut", app, "TestTrain_EverySampleCountsOnce", "of the ledger"},
 		{"t6-unchecked", shards, "TestTrain_BadGradientsAreRejectedAndNeverApplied", "want replica 1"},
 		{"t8-not-repeated", app, "TestTrain_ALostReplicaCostsOneStep", "the run went back"},
