@@ -79,7 +79,11 @@ func (s *Service) PauseRun(ctx context.Context, r *trainerv1.PauseRunRequest) (*
 }
 
 // ResumeRun continues a run from its last complete checkpoint, or from the beginning if it has none.
-func (s *Service) ResumeRun(_ context.Context, r *trainerv1.ResumeRunRequest) (*trainerv1.ResumeRunResponse, error) {
+func (s *Service) ResumeRun(
+	ctx context.Context,
+	r *trainerv1.ResumeRunRequest,
+) (*trainerv1.ResumeRunResponse, error) {
+	s.awaitStart(ctx)
 	n, err := s.find(r.GetRun())
 	if err != nil {
 		return nil, err

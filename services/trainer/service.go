@@ -69,6 +69,8 @@ type Service struct {
 	// folders is why the folders above are not known, or nil.
 	folders error
 
+	started chan struct{} // closed when runs may start
+
 	mu     sync.Mutex
 	runs   map[string]*run
 	ctx    context.Context
@@ -76,9 +78,12 @@ type Service struct {
 	closed bool
 }
 
+// startWait is how long a request waits for a trainer that has just begun to serve.
+const startWait = 10 * time.Second
+
 // New returns a trainer. Its runs end at the latest when the context of Run ends.
 func New(c Config) *Service {
-	s := &Service{cfg: c, log: c.Log, runs: map[string]*run{}}
+	s := &Service{cfg: c, log: c.Log, started: make(chan struct{}), runs: map[string]*run{}}
 	var data, outs error
 	s.paths, data = newPaths(cmp.Or(c.Data, "."), c.AllowPaths)
 	s.outs, outs = newPaths(c.Dir, c.AllowWrite)
@@ -106,6 +111,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.restore()
 	s.ctx = ctx
 	s.mu.Unlock()
+	close(s.started)
 	if s.cfg.Standby > 0 {
 		s.wg.Go(func() { s.standBy(ctx) })
 	}
@@ -156,7 +162,7 @@ func trains(state []discovery.Instance) (addrs []string) {
 }
 
 // StartRun starts or resumes a run.
-func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*trainerv1.StartRunResponse, error) {
+func (s *Service) StartRun(ctx context.Context, r *trainerv1.StartRunRequest) (*trainerv1.StartRunResponse, error) {
 	m, err := ParseManifest(r.GetManifestJson())
 	if err != nil {
 		return nil, err
@@ -172,6 +178,7 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 			return nil, err
 		}
 	}
+	s.awaitStart(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.open(); err != nil {
@@ -189,6 +196,16 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 	}
 	s.runs[m.Name] = n
 	return &trainerv1.StartRunResponse{Run: m.Name}, nil
+}
+
+// awaitStart waits until runs may start, for a while. A server may take requests a moment before that.
+func (s *Service) awaitStart(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	select {
+	case <-s.started:
+	case <-ctx.Done():
+	}
 }
 
 // open returns an error unless runs may start. The caller holds mu.

@@ -69,6 +69,8 @@ func fakeConsul(t *testing.T, addr, version string) (registered func() int) {
 			mu.Lock()
 			n++
 			mu.Unlock()
+		case r.URL.Path == "/v1/agent/services":
+			fmt.Fprint(w, "{}")
 		case strings.HasPrefix(r.URL.Path, "/v1/agent/service/deregister/"):
 		default:
 			http.Error(w, "no", http.StatusInternalServerError)
