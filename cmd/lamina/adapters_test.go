@@ -34,8 +34,9 @@ func TestAdapters_FromARunToARouterAndBack(t *testing.T) {
 	t.Cleanup(set.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	m, err := app.Start(ctx, app.MeshConfig{Model: base, Stages: 2, GRPC: "127.0.0.1:0", AdapterDir: filepath.Join(dir, "kept"),
-		Train: true, Runs: app.TrainerConfig{Dir: filepath.Join(dir, "runs"), AllowPaths: []string{"/"}},
+	m, err := app.Start(ctx, app.MeshConfig{Model: base, Stages: 2, GRPC: "127.0.0.1:0",
+		AdapterDir: filepath.Join(dir, "kept"),
+		Train:      true, Runs: app.TrainerConfig{Dir: filepath.Join(dir, "runs"), AllowPaths: []string{"/"}},
 		Kernels: app.Kernels{Set: set, Threads: 2}})
 	if err != nil {
 		t.Fatal(err)

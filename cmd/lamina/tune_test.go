@@ -51,7 +51,8 @@ func TestTune_Pairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := verbJSON[preferenceResult](t, "", "eval", "preference", "-m", base, "--adapter",
-		filepath.Join(out, "adapter"), "--data", filepath.Join(out, "pairs.jsonl"), "--kernels", "ref", "--format", "json", "--beta", "0.5")
+		filepath.Join(out, "adapter"), "--data", filepath.Join(out, "pairs.jsonl"), "--kernels", "ref",
+		"--format", "json", "--beta", "0.5")
 	if len(reference.Sums) != 4 || len(got.Pairs) != 4 {
 		t.Fatalf("%d and %d pairs", len(reference.Sums), len(got.Pairs))
 	}

@@ -26,7 +26,8 @@ type answered struct {
 }
 
 // chatAll asks for greedy answers to prompts, all at once, with each of the adapters.
-func chatAll(t *testing.T, router routerv1.RouterServiceClient, prompts []string, adapters ...string) map[string][]answered {
+func chatAll(t *testing.T, router routerv1.RouterServiceClient, prompts []string,
+	adapters ...string) map[string][]answered {
 	t.Helper()
 	out := map[string][]answered{}
 	var mu sync.Mutex
@@ -83,10 +84,11 @@ func TestTune_ChatModelServedAndMerged(t *testing.T) {
 	dir := t.TempDir()
 	base, runs, merged := filepath.Join(dir, "base"), filepath.Join(dir, "tuned"), filepath.Join(dir, "merged")
 	verbOK(t, "", "export", gguf, base, "--type", "F32")
-	out := verbOK(t, "", "tune", "--model", base, "--data", data, "--out", runs, "--stages", "2", "--rank", "8", "--steps",
-		"4", "--batch", "4", "--sequence-len", "128", "--learning-rate", "0.003", "--show", "0")
+	out := verbOK(t, "", "tune", "--model", base, "--data", data, "--out", runs, "--stages", "2", "--rank", "8",
+		"--steps", "4", "--batch", "4", "--sequence-len", "128", "--learning-rate", "0.003", "--show", "0")
 	trained := filepath.Join(runs, "adapter")
-	if want := "serve it with: lamina up --model " + base + " --adapter tune-tuned=" + trained; !strings.Contains(out, want) {
+	want := "serve it with: lamina up --model " + base + " --adapter tune-tuned=" + trained
+	if !strings.Contains(out, want) {
 		t.Errorf("the output lacks %q:\n%s", want, out)
 	}
 	verbOK(t, "", "merge", "-m", base, "--adapter", trained, merged, "--type", "F32")
@@ -113,10 +115,10 @@ func TestTune_ChatModelServedAndMerged(t *testing.T) {
 		}
 		return routerv1.NewRouterServiceClient(conn)
 	}
-	prompts := []string{"What is the capital of France?", "Convert 45 kilometers to meters.", "Name three primary colors.",
-		"Rewrite in passive voice: The chef cooks the meal.", "What is 7 times 8?", "Give a synonym of fast."}
-	beside := chatAll(t, serve(app.MeshConfig{Model: base, Adapters: []app.Adapter{{Name: "tuned", Dir: trained}}}), prompts,
-		"", "tuned")
+	prompts := []string{"What is the capital of France?", "Convert 45 kilometers to meters.",
+		"Name three primary colors.", "Rewrite in passive voice: The chef cooks the meal.", "What is 7 times 8?", "Give a synonym of fast."}
+	tuned := []app.Adapter{{Name: "tuned", Dir: trained}}
+	beside := chatAll(t, serve(app.MeshConfig{Model: base, Adapters: tuned}), prompts, "", "tuned")
 	alone := chatAll(t, serve(app.MeshConfig{Model: merged}), prompts, "")[""]
 	plain := chatAll(t, serve(app.MeshConfig{Model: base}), prompts, "")[""]
 	changed, worst := 0, 0.0

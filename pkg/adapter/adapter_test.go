@@ -265,7 +265,8 @@ func TestOpen_KnowsTheBase(t *testing.T) {
 	if err := os.WriteFile(file, []byte(damaged), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := adapter.Open(known); fault.CodeOf(err) != fault.DataLoss || !strings.Contains(err.Error(), "lamina.base") {
+	_, err = adapter.Open(known)
+	if fault.CodeOf(err) != fault.DataLoss || !strings.Contains(err.Error(), "lamina.base") {
 		t.Errorf("a damaged digest: %v", err)
 	}
 }

@@ -428,7 +428,7 @@ func (s *Service) tellBase(name, model, digest string, values *adapter.Adapter) 
 	case "":
 		s.log.Info("the adapter does not say which base it was trained on", "adapter", name, "model", model)
 	default:
-		s.log.Warn("the adapter was trained on another base", "adapter", name, "base", values.BaseDigest, "model", model,
-			"digest", digest)
+		s.log.Warn("the adapter was trained on another base", "adapter", name, "base", values.BaseDigest,
+			"model", model, "digest", digest)
 	}
 }

@@ -167,7 +167,8 @@ func TestMesh_KeysOverTLS(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{"/v1/messages": `"type":"authentication_error"`, "/api/chat": `{"error":"`} {
-		if resp, text := ask("", "POST", path, "{}"); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(text, want) {
+		resp, text := ask("", "POST", path, "{}")
+		if resp.StatusCode != http.StatusUnauthorized || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, text)
 		}
 	}

@@ -30,7 +30,8 @@ import (
 func writeAdapters(t testing.TB, file string, n int) []app.Adapter {
 	t.Helper()
 	return writeConfigs(t, file, n, func(i int) adapter.Config {
-		c := adapter.Config{Rank: []int{8, 16, 4, 32}[i%4], Alpha: 16, Targets: adapter.Pattern{Regexp: adapter.AllLinear}}
+		c := adapter.Config{Rank: []int{8, 16, 4, 32}[i%4], Alpha: 16,
+			Targets: adapter.Pattern{Regexp: adapter.AllLinear}}
 		if i%2 == 1 {
 			c.Targets = adapter.Pattern{Names: []string{"q_proj", "v_proj"}}
 		}

@@ -155,8 +155,8 @@ func seeds(digest string) map[string][]proto.Message {
 		},
 		"/lamina.shard.v1.ShardService/Reduce": {
 			&shardv1.ReduceRequest{Frame: &shardv1.ReduceRequest_Open{Open: &shardv1.ReduceOpen{Chain: id, From: id}}},
-			&shardv1.ReduceRequest{Frame: &shardv1.ReduceRequest_Gradient{Gradient: &eventv1.Gradient{Run: "run", Step: 1,
-				Part: "0-1.0", SlotHi: 1, Chunks: 1, Data: []byte{1, 2, 3, 4}}}},
+			&shardv1.ReduceRequest{Frame: &shardv1.ReduceRequest_Gradient{Gradient: &eventv1.Gradient{Run: "run",
+				Step: 1, Part: "0-1.0", SlotHi: 1, Chunks: 1, Data: []byte{1, 2, 3, 4}}}},
 		},
 		"/lamina.sampler.v1.SamplerService/Sample": {
 			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: id}}},

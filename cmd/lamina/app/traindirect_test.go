@@ -94,7 +94,8 @@ func TestTrain_DirectExchangeGivesTheSameWeights(t *testing.T) {
 				trainer.Config{})
 			for _, l := range [][2]uint32{{1, 4}, {2, 4}} {
 				out := t.TempDir()
-				got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out}, nil)
+				got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1],
+					Out: out}, nil)
 				what := fmt.Sprintf("%s, %s, over %v", c.name, placement, l)
 				same(t, what, out, calmOut, got, calm)
 				bus, direct := lastBytes(t, out)

@@ -46,7 +46,8 @@ func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
 			}
 			raw := manifest(t, "lost-"+strings.ReplaceAll(c.name, " ", "-"), change)
 			calmOut, out := t.TempDir(), t.TempDir()
-			f := (&trainFleet{bus: gradbus.NewMemory(64 << 20), host: c.host}).start(t, int(3*c.stages), trainer.Config{})
+			f := &trainFleet{bus: gradbus.NewMemory(64 << 20), host: c.host}
+			f.start(t, int(3*c.stages), trainer.Config{})
 			calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
 			alone, kills := uint64(0), 0
 			check := forward(t)

@@ -82,7 +82,8 @@ func TestPolicies_SufficeAndGiveNothingElse(t *testing.T) {
 		if kind == other {
 			other = "router"
 		}
-		if reg, err := r.Register(ctx, discovery.Instance{ID: "false-" + kind, Service: other, Addr: addr}); err == nil {
+		reg, err := r.Register(ctx, discovery.Instance{ID: "false-" + kind, Service: other, Addr: addr})
+		if err == nil {
 			t.Errorf("a %s registers a %s", kind, other)
 			_ = reg.Deregister(ctx)
 		}

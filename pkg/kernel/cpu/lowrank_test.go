@@ -61,7 +61,8 @@ func TestSet_LowRanksTogetherAndApart(t *testing.T) {
 						if math.Float32bits(v) != math.Float32bits(apart[i].Y[j]) {
 							t.Fatalf("%s: product %d, element %d is %v together, %v apart", name, i, j, v, apart[i].Y[j])
 						}
-						if d := math.Abs(float64(v - want[i].Y[j])); !s.UsesBFloat16() && d > 1e-3*(1+math.Abs(float64(v))) {
+						d := math.Abs(float64(v - want[i].Y[j]))
+						if !s.UsesBFloat16() && d > 1e-3*(1+math.Abs(float64(v))) {
 							t.Fatalf("%s: product %d, element %d is %v, want %v", name, i, j, v, want[i].Y[j])
 						}
 					}
