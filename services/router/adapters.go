@@ -116,7 +116,7 @@ func newAdapters(c Config) *adapters {
 	return &adapters{
 		store: adapterStore{c.AdapterDir, cmp.Or(c.AdapterDisk, defaultAdapterDisk)}, sources: c.Adapters,
 		names: map[adapterName]*namedAdapter{}, all: map[adapterKey]*servedAdapter{},
-		at: map[place]map[adapter.Sum]bool{},
+		at:     map[place]map[adapter.Sum]bool{},
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
 		restored: map[adapterName]bool{},
 	}
