@@ -168,7 +168,8 @@ func TestLoadAdapter_MakesRoomInTheFolder(t *testing.T) {
 		t.Errorf("after the sixth the folder has %v", got)
 	}
 	_, err := upload(t, m.client, "z", dirs[6], nil)
-	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), fmt.Sprintf("of %d already", limit)) {
+	full := fmt.Sprintf("of %d already", limit)
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), full) {
 		t.Errorf("with all in use: %v", err)
 	}
 	if got := kept(); !slices.Equal(got, []int{0, 3, 4, 5}) {
@@ -201,7 +202,8 @@ func TestLoadAdapter_FolderIsFullOfNames(t *testing.T) {
 	for i := range 255 {
 		fmt.Fprintf(&index, `,{"model": "sha256:other", "name": "n%d", "versions": [{"digest": "sha256:%064x"}]}`, i, i)
 	}
-	if err := os.WriteFile(filepath.Join(store, "adapters.json"), []byte("["+index.String()[1:]+"]"), 0o600); err != nil {
+	text := []byte("[" + index.String()[1:] + "]")
+	if err := os.WriteFile(filepath.Join(store, "adapters.json"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	m := newMesh(t, 1, 1, router.Config{AdapterDir: store})
