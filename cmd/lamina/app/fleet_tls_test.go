@@ -202,11 +202,16 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		}
 	}
 	operators := routerv1.NewRouterServiceClient(connect(router.addr, as("", secrets["operator"])))
-	mesh, err := operators.Topology(ctx, &routerv1.TopologyRequest{})
+	// The router sees a member once its entry in the catalog arrives, which nothing above waits for.
+	topology, err := operators.WatchTopology(ctx, &routerv1.WatchTopologyRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(mesh.GetMesh().GetMembers()); n < 6 {
-		t.Errorf("%d members", n)
+	for members := 0; members < 6; {
+		r, err := topology.Recv()
+		if err != nil {
+			t.Fatalf("%d members of 6: %v", members, err)
+		}
+		members = len(r.GetMesh().GetMembers())
 	}
 }
