@@ -3,9 +3,13 @@ package integration_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -57,6 +61,32 @@ func startLocal(t *testing.T, cfg app.MeshConfig) *local {
 		}
 	}
 	return l
+}
+
+// metric returns the value of a metric of the mesh, 0 where it has not been counted yet. Its name has the form that
+// /metrics shows.
+func (l *local) metric(name string) float64 {
+	l.t.Helper()
+	once := http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // leaves no goroutine
+	resp, err := once.Get("http://" + l.mesh.HTTPAddr() + "/metrics")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			return v
+		}
+	}
+	return 0
 }
 
 // held returns how many sessions and KV pages all stages hold, as they say themselves.
