@@ -2,12 +2,14 @@ package router
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
@@ -203,8 +205,9 @@ func (l *adapters) of(model string) []string {
 	return out
 }
 
-// acquire finds the adapter that a request names, and keeps it until release.
-func (s *Service) acquire(model, modelName, want string) (*servedAdapter, error) {
+// acquire finds the adapter that a request names, and keeps it until release. The error for an unknown name lists those
+// that the caller may use.
+func (s *Service) acquire(ctx context.Context, model, modelName, want string) (*servedAdapter, error) {
 	if want == "" {
 		return nil, nil
 	}
@@ -212,8 +215,11 @@ func (s *Service) acquire(model, modelName, want string) (*servedAdapter, error)
 	defer s.mu.Unlock()
 	a := s.adapters.find(model, want)
 	if a == nil {
+		names := slices.DeleteFunc(s.adapters.of(model), func(name string) bool {
+			return !auth.MayUse(ctx, modelName, model, adapted(modelName, name))
+		})
 		list := "it has none"
-		if names := s.adapters.of(model); len(names) > 0 {
+		if len(names) > 0 {
 			list = "it has " + strings.Join(names, ", ")
 		}
 		return nil, fault.New(fault.NotFound, "find adapter %q of model %q: %s", want, modelName, list)

@@ -28,6 +28,8 @@ type fakeShard struct {
 	digest string
 	lo, hi uint32
 	layers uint32 // of the model
+	// encoder says that the model generates no text.
+	encoder bool
 	pages  uint32
 	answer func(log []uint32) uint32    // the best candidate after a log
 	cost   func(rows int) time.Duration // how long a batch takes; nil for no time
@@ -120,7 +122,7 @@ func (s *fakeShard) held() *shardv1.Held {
 		Adapters: s.heldAdapters(), Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1,
 		Vocab: vocab, Context: contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
-		Rows: s.rows,
+		Rows: s.rows, Encoder: s.encoder,
 	}
 }
 

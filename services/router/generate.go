@@ -222,7 +222,7 @@ func (q *request) run(
 	if err := auth.CheckModel(ctx, p.model(), p.digest, adapted(p.model(), q.adapterName)); err != nil {
 		return err
 	}
-	if q.adapter, err = q.service.acquire(q.digest, p.model(), q.adapterName); err != nil {
+	if q.adapter, err = q.service.acquire(ctx, q.digest, p.model(), q.adapterName); err != nil {
 		return err
 	}
 	defer q.service.release(q.adapter)

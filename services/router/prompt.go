@@ -7,6 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -38,25 +39,61 @@ func (q *request) stopString() string {
 	return q.text.stopper.Found()
 }
 
+// servedModel returns the digest of a model that is served, encoders included, and checks that the caller may use it.
+// Its name may be followed by that of an adapter, which has the vocabulary of its model.
+func (s *Service) servedModel(ctx context.Context, model string) (digest string, err error) {
+	base, adapterName, err := s.splitModel(model, "")
+	if err != nil {
+		return "", err
+	}
+	name, digest, err := s.findServed(ctx, base)
+	if err != nil {
+		return "", err
+	}
+	if err := auth.CheckModel(ctx, name, digest, adapted(name, adapterName)); err != nil {
+		return "", err
+	}
+	a, err := s.acquire(ctx, digest, name, adapterName)
+	s.release(a)
+	return digest, err
+}
+
+// findServed returns the name and digest of a model that has a pipeline, or is an encoder that shards hold completely.
+func (s *Service) findServed(ctx context.Context, model string) (name, digest string, err error) {
+	p, err := s.await(ctx, model, 0)
+	if err == nil {
+		return p.model(), p.digest, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []*shardv1.Held
+	for _, h := range s.encoders() {
+		if model == "" || h.GetModel() == model || h.GetDigest() == model {
+			found = append(found, h)
+		}
+	}
+	if len(found) != 1 {
+		return "", "", err
+	}
+	return found[0].GetModel(), found[0].GetDigest(), nil
+}
+
 // withTokenizer calls f with the digest of a served model and a client of one of its tokenizers. It tries the
 // next tokenizer if one cannot be reached.
 func (s *Service) withTokenizer(
 	ctx context.Context, model string, f func(digest string, t tokenizerv1.TokenizerServiceClient) error,
 ) error {
-	p, err := s.await(ctx, model, 0)
+	digest, err := s.servedModel(ctx, model)
 	if err != nil {
 		return err
 	}
-	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
-		return err
-	}
-	clients, err := s.tokenizers(p.digest)
+	clients, err := s.tokenizers(digest)
 	if err != nil {
 		return err
 	}
-	err = fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known", p.digest).After(time.Second)
+	err = fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known", digest).After(time.Second)
 	for _, t := range clients {
-		if err = f(p.digest, t); fault.CodeOf(err) != fault.Unavailable {
+		if err = f(digest, t); fault.CodeOf(err) != fault.Unavailable {
 			break
 		}
 	}

@@ -16,10 +16,13 @@ import (
 
 // spare starts a shard that no chain uses, with the layers of another one, and waits until the router
 // knows it.
-func (m *mesh) spare(name, like string) *fakeShard {
+func (m *mesh) spare(name, like string, change ...func(*fakeShard)) *fakeShard {
 	m.t.Helper()
 	s := newFakeShard(m.dialer, int(m.shards[like].lo), int(m.shards[like].hi))
 	s.layers = m.shards[like].layers
+	for _, f := range change {
+		f(s)
+	}
 	m.shards[name] = s
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -1,0 +1,103 @@
+package router_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// withKey returns a context of requests by the owner of a key.
+func withKey(t *testing.T, k auth.Key) context.Context {
+	t.Helper()
+	k.Roles = []auth.Role{auth.User}
+	k, secret, err := auth.NewKey(k, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{}).Authenticate(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return auth.WithPrincipal(patient(t), p)
+}
+
+// TestBackend_EncodeUnderTheNamesOfAdapters encodes for a model that is named with its adapters, by keys that may use
+// the model, one of its adapters, or another model.
+func TestBackend_EncodeUnderTheNamesOfAdapters(t *testing.T) {
+	var sources []router.AdapterSource
+	for i, name := range []string{"law", "sql"} {
+		dir, _ := adapterFolder(t, i)
+		sources = append(sources, router.AdapterSource{Name: name, Dir: dir})
+	}
+	m := newMesh(t, 1, 1, router.Config{Adapters: sources})
+	if err := m.service.AwaitAdapters(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	b := m.service.Backend()
+	for _, tc := range []struct {
+		allowed, model string
+		want           fault.Code // Unspecified for an answer
+	}{
+		{"", "fake", fault.Unspecified}, {"", "", fault.Unspecified}, {"", "fake:sql", fault.Unspecified},
+		{"", ":sql", fault.Unspecified}, {"", "sql", fault.Unspecified}, {"", digest + ":law", fault.Unspecified},
+		{"", "fake:none", fault.NotFound}, {"", "none", fault.NotFound},
+		{"fake", "fake:sql", fault.Unspecified}, {"fake:sql", "fake:sql", fault.Unspecified},
+		{"fake:sql", "fake", fault.PermissionDenied}, {"fake:sql", "fake:law", fault.PermissionDenied},
+		{"fake:none", "fake:none", fault.NotFound}, {"other", "fake:sql", fault.PermissionDenied},
+	} {
+		ctx := patient(t)
+		if tc.allowed != "" {
+			ctx = withKey(t, auth.Key{Models: []string{tc.allowed}})
+		}
+		ids, err := b.Encode(ctx, tc.model, "text", false, false)
+		if fault.CodeOf(err) != tc.want || err == nil && len(ids) != 4 {
+			t.Errorf("a key for %q encodes for %q: %v, %v", tc.allowed, tc.model, ids, err)
+		}
+	}
+}
+
+// TestService_UnknownAdapter_TheErrorListsWhatTheKeyMayUse names adapters that do not exist. Names of those that a key
+// may not use are not told.
+func TestService_UnknownAdapter_TheErrorListsWhatTheKeyMayUse(t *testing.T) {
+	var sources []router.AdapterSource
+	for i, name := range []string{"law", "sql"} {
+		dir, _ := adapterFolder(t, i)
+		sources = append(sources, router.AdapterSource{Name: name, Dir: dir})
+	}
+	m := newMesh(t, 1, 1, router.Config{Adapters: sources})
+	if err := m.service.AwaitAdapters(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	for allowed, want := range map[string]string{
+		"fake": "it has law, sql", "fake:none": "it has none", "fake:none fake:sql": "it has sql",
+	} {
+		r := greedy("x", 4)
+		r.Model = "fake:none"
+		err := m.service.Backend().Generate(withKey(t, auth.Key{Models: strings.Fields(allowed)}), r, nil)
+		if fault.CodeOf(err) != fault.NotFound || !strings.HasSuffix(fmt.Sprint(err), want) {
+			t.Errorf("a key for %s: %v, want %q", allowed, err, want)
+		}
+	}
+}
+
+// TestBackend_EncodeForAnEncoder encodes for a model that has no pipeline, since it generates no text.
+func TestBackend_EncodeForAnEncoder(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	m.spare("encoder", "shard-0-0", func(s *fakeShard) { s.model, s.digest, s.encoder = "like", "sha256:like", true })
+	eventually(t, "the encoder is served", func() bool {
+		_, err := m.service.Backend().Encode(patient(t), "like", "text", false, false)
+		return err == nil
+	})
+	for model, want := range map[string]fault.Code{"like": fault.PermissionDenied, "fake": fault.Unspecified} {
+		ctx := withKey(t, auth.Key{Models: []string{"fake"}})
+		if _, err := m.service.Backend().Encode(ctx, model, "text", false, false); fault.CodeOf(err) != want {
+			t.Errorf("a key for fake encodes for %q: %v", model, err)
+		}
+	}
+}
