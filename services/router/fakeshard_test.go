@@ -30,9 +30,9 @@ type fakeShard struct {
 	layers uint32 // of the model
 	// encoder says that the model generates no text.
 	encoder bool
-	pages  uint32
-	answer func(log []uint32) uint32    // the best candidate after a log
-	cost   func(rows int) time.Duration // how long a batch takes; nil for no time
+	pages   uint32
+	answer  func(log []uint32) uint32    // the best candidate after a log
+	cost    func(rows int) time.Duration // how long a batch takes; nil for no time
 
 	mu       sync.Mutex
 	tables   map[string][]uint32 // block tables by session

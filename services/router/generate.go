@@ -27,13 +27,13 @@ func (s *Service) Generate(
 	r *routerv1.GenerateRequest, stream grpc.ServerStreamingServer[routerv1.GenerateResponse],
 ) error {
 	out := newOutbox(s.cfg.ReadLimit, stream.Send)
-	return out.end(s.generate(stream.Context(), r, out.send))
+	return out.end(s.generate(stream.Context(), r, false, out.send))
 }
 
 // Chat answers a list of messages.
 func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServer[routerv1.ChatResponse]) error {
 	out := newOutbox(s.cfg.ReadLimit, stream.Send)
-	return out.end(s.chat(stream.Context(), r, out.send))
+	return out.end(s.chat(stream.Context(), r, false, out.send))
 }
 
 // sink receives the events of a request and sends them to the stream of Generate or Chat.
@@ -44,8 +44,9 @@ type sink struct {
 	finished func(*routerv1.Finished) error
 }
 
+// generate runs a request. paid says that the caller's budget has paid for the prompt: another choice did.
 func (s *Service) generate(
-	ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error,
+	ctx context.Context, r *routerv1.GenerateRequest, paid bool, send func(*routerv1.GenerateResponse) error,
 ) error {
 	_, isText := r.GetPrompt().(*routerv1.GenerateRequest_Text)
 	switch {
@@ -55,7 +56,7 @@ func (s *Service) generate(
 		return fault.Field("echo", "is required by prompt_logprobs and prompt_only")
 	}
 	q := &request{
-		service: s, model: r.GetModel(), adapterName: r.GetAdapter(), maxTokens: r.GetMaxTokens(),
+		service: s, model: r.GetModel(), adapterName: r.GetAdapter(), paid: paid, maxTokens: r.GetMaxTokens(),
 		sampling: r.GetSampling(), stop: r.GetStop(),
 		top:       r.GetTopLogprobs(),
 		ignoreEnd: r.GetIgnoreEnd(), field: "prompt",
@@ -93,12 +94,15 @@ func (s *Service) generate(
 	})
 }
 
-func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
+// chat is generate for a chat.
+func (s *Service) chat(
+	ctx context.Context, r *routerv1.ChatRequest, paid bool, send func(*routerv1.ChatResponse) error,
+) error {
 	if len(r.GetMessages()) == 0 {
 		return fault.Field("messages", "give at least one")
 	}
 	q := &request{
-		service: s, model: r.GetModel(), adapterName: r.GetAdapter(), maxTokens: r.GetMaxTokens(),
+		service: s, model: r.GetModel(), adapterName: r.GetAdapter(), paid: paid, maxTokens: r.GetMaxTokens(),
 		sampling: r.GetSampling(), stop: r.GetStop(),
 		top:   r.GetTopLogprobs(),
 		field: "messages", context: contextPolicy{asked: r.GetContextPolicy()},
@@ -149,6 +153,7 @@ type request struct {
 	// adapterName is what the request calls its adapter; empty for none. adapter is what it was at the beginning.
 	adapterName string
 	adapter     *servedAdapter
+	paid        bool // for the prompt, by another choice of the same call
 	maxTokens   uint32
 	sampling    *routerv1.Sampling
 	stop        []string
@@ -288,11 +293,11 @@ func (q *request) run(
 	return q.generate(ctx)
 }
 
-// reserve takes the tokens of the request from the caller's budget: the prompt, which the choices of a request share,
-// and the answer if the request limits it. The returned function is called when the request has ended.
+// reserve takes the tokens of the request from the caller's budget: the prompt unless it is paid for, and the answer if
+// the request limits it. The returned function is called when the request has ended.
 func (q *request) reserve(ctx context.Context, limited bool) (settle func(), err error) {
 	prompt, answer := int64(len(q.prompt)), int64(0)
-	if q.sampling.GetChoice() > 0 {
+	if q.paid {
 		prompt = 0
 	}
 	if limited {

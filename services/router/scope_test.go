@@ -7,8 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
@@ -16,11 +19,13 @@ import (
 func withKey(t *testing.T, k auth.Key) context.Context {
 	t.Helper()
 	k.Roles = []auth.Role{auth.User}
-	k, secret, err := auth.NewKey(k, time.Now())
+	now := time.Now() // budgets gain nothing meanwhile
+	k, secret, err := auth.NewKey(k, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{}).Authenticate(secret)
+	o := auth.KeyringOptions{Now: func() time.Time { return now }}
+	p, err := auth.NewKeyring([]auth.Key{k}, o).Authenticate(secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +103,43 @@ func TestBackend_EncodeForAnEncoder(t *testing.T) {
 		ctx := withKey(t, auth.Key{Models: []string{"fake"}})
 		if _, err := m.service.Backend().Encode(ctx, model, "text", false, false); fault.CodeOf(err) != want {
 			t.Errorf("a key for fake encodes for %q: %v", model, err)
+		}
+	}
+}
+
+// discard is a stream of Generate whose events nobody reads.
+type discard struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (d discard) Context() context.Context { return d.ctx }
+
+func (discard) Send(*routerv1.GenerateResponse) error { return nil }
+
+// TestService_Budget_PromptIsPaidOnceByTheHTTPAPIs runs a second choice. The HTTP APIs have paid for the prompt with the
+// first one; a client over gRPC cannot say so.
+func TestService_Budget_PromptIsPaidOnceByTheHTTPAPIs(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	for name, tc := range map[string]struct {
+		run  func(context.Context, *routerv1.GenerateRequest) error
+		used int64
+	}{
+		"gRPC": {func(ctx context.Context, r *routerv1.GenerateRequest) error {
+			return m.service.Generate(r, discard{ctx: ctx})
+		}, 34},
+		"HTTP": {func(ctx context.Context, r *routerv1.GenerateRequest) error {
+			return m.service.Backend().Generate(ctx, r, discard{}.Send)
+		}, 4},
+	} {
+		ctx := withKey(t, auth.Key{Tokens: 100})
+		r := greedy(strings.Repeat("x", 30), 4)
+		r.Sampling.Choice, r.Sampling.Choices = 1, 2
+		if err := tc.run(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		if _, tokens := auth.From(ctx).Meter().State(); tokens.Limit-tokens.Remaining != tc.used {
+			t.Errorf("%s: %d tokens are used, want %d", name, tokens.Limit-tokens.Remaining, tc.used)
 		}
 	}
 }

@@ -197,16 +197,17 @@ type Backend struct{ s *Service }
 // Backend returns the service for the HTTP API.
 func (s *Service) Backend() *Backend { return &Backend{s} }
 
-// Generate runs a request and passes its events to send.
+// Generate runs a request and passes its events to send. The choices of a request are calls of their own, of which
+// only the first pays for the prompt.
 func (b *Backend) Generate(
 	ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error,
 ) error {
-	return b.s.generate(ctx, r, send)
+	return b.s.generate(ctx, r, r.GetSampling().GetChoice() > 0, send)
 }
 
-// Chat runs a request and passes its events to send.
+// Chat is Generate for a chat.
 func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
-	return b.s.chat(ctx, r, send)
+	return b.s.chat(ctx, r, r.GetSampling().GetChoice() > 0, send)
 }
 
 // Resume passes the events of a resumable request to send.
