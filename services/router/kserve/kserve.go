@@ -116,10 +116,8 @@ func (s *server) find(r *http.Request) (*routerv1.Model, error) {
 		return nil, err
 	}
 	name := r.PathValue("model")
-	for _, m := range models {
-		if (m.GetName() == name || m.GetDigest() == name) && !m.GetEncoder() {
-			return m, nil
-		}
+	if m := httpapi.FindModel(models, name); m != nil && !m.GetEncoder() {
+		return m, nil
 	}
 	return nil, fault.New(fault.NotFound, "find model %q: no pipeline serves it", name)
 }
@@ -136,18 +134,17 @@ func (s *server) model(w http.ResponseWriter, r *http.Request) {
 	s.json(
 		w,
 		http.StatusOK,
-		map[string]any{"name": m.GetName(), "versions": []string{m.GetDigest()}, "platform": "lamina",
+		map[string]any{"name": r.PathValue("model"), "versions": []string{m.GetDigest()}, "platform": "lamina",
 			"inputs": tensor(inputName), "outputs": tensor(outputName)},
 	)
 }
 
 func (s *server) modelReady(w http.ResponseWriter, r *http.Request) {
-	m, err := s.find(r)
-	if err != nil {
+	if _, err := s.find(r); err != nil {
 		s.fail(w, err)
 		return
 	}
-	s.json(w, http.StatusOK, map[string]any{"name": m.GetName(), "ready": true})
+	s.json(w, http.StatusOK, map[string]any{"name": r.PathValue("model"), "ready": true})
 }
 
 type inferRequest struct {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
 	"github.com/lamina-mesh/lamina/services/router/kserve"
@@ -24,12 +25,15 @@ func call(b *httpapitest.Backend, method, path, body string) (int, string) {
 }
 
 func TestRoutes_Answers(t *testing.T) {
-	b := &httpapitest.Backend{Pieces: []string{"a", "b"}, Rest: "!"}
+	b := &httpapitest.Backend{
+		Pieces: []string{"a", "b"}, Rest: "!", Adapters: []*routerv1.Adapter{{Name: "sql", Digest: "sha256:2"}},
+	}
 	for _, c := range []struct{ method, path, body, want string }{
 		{"GET", "/v2", "", `{"name":"lamina","version":"2","extensions":[]}`},
 		{"GET", "/v2/health/live", "", `{"live":true}`},
 		{"GET", "/v2/health/ready", "", `{"ready":true}`},
 		{"GET", "/v2/models/m/ready", "", `{"name":"m","ready":true}`},
+		{"GET", "/v2/models/m:sql/ready", "", `{"name":"m:sql","ready":true}`},
 		{"GET", "/v2/models/m", "", `{"name":"m","versions":["sha256:1"],"platform":"lamina","inputs":[{"name":"text_input",
 			"datatype":"BYTES","shape":[-1]}],"outputs":[{"name":"text_output","datatype":"BYTES","shape":[-1]}]}`},
 		{"POST", "/v2/models/m/infer", `{"id":"7","parameters":{"max_tokens":5,"temperature":0,"seed":3,"stop":"X"},"inputs":[

@@ -89,7 +89,6 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := s.newWriter(w, c.stream())
-	out.model = m.GetName()
 	var finished *routerv1.Finished
 	if c.Raw || c.Suffix != "" || !m.GetChat() {
 		finished, err = s.continued(r, &c, out)
@@ -121,6 +120,8 @@ func (s *server) continued(r *http.Request, c *generateRequest, out *writer) (*r
 	var finished *routerv1.Finished
 	err = s.backend.Generate(r.Context(), req, func(e *routerv1.GenerateResponse) error {
 		switch {
+		case e.GetStarted() != nil:
+			out.model = e.GetStarted().GetModel()
 		case e.GetToken() != nil:
 			return out.generated(e.GetToken().GetText(), "")
 		case e.GetFinished() != nil:
@@ -141,8 +142,11 @@ func (s *server) answered(r *http.Request, c *generateRequest, out *writer) (*ro
 	if err != nil {
 		return nil, err
 	}
-	end, err := httpapi.Run(r.Context(), s.backend, req, httpapi.Parsing{Reasoning: true}, nil,
-		func(d toolcall.Delta) error {
+	end, err := httpapi.Run(r.Context(), s.backend, req, httpapi.Parsing{Reasoning: true},
+		func(st *routerv1.Started) error {
+			out.model = st.GetModel()
+			return nil
+		}, func(d toolcall.Delta) error {
 			if !shown {
 				d.Reasoning = ""
 			}

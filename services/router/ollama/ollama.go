@@ -109,10 +109,8 @@ func (s *server) find(ctx context.Context, name string) (*routerv1.Model, error)
 		return nil, err
 	}
 	name = modelName(name)
-	for _, m := range models {
-		if m.GetName() == name || m.GetDigest() == name || name == "" && len(models) == 1 {
-			return m, nil
-		}
+	if m := httpapi.FindModel(models, name); m != nil {
+		return m, nil
 	}
 	if name == "" {
 		return nil, fault.Field("model", "is missing")
@@ -144,13 +142,13 @@ func toDetails(m *routerv1.Model) details {
 	return details{Family: m.GetArchitecture(), Families: []string{m.GetArchitecture()}}
 }
 
-func toListed(m *routerv1.Model) listed {
-	return listed{
-		Name:    m.GetName(),
-		Model:   m.GetName(),
-		Digest:  strings.TrimPrefix(m.GetDigest(), "sha256:"),
-		Details: toDetails(m),
+func toListed(m httpapi.Listed) listed {
+	out := listed{Name: m.ID, Model: m.ID, Digest: m.GetDigest(), Details: toDetails(m.Model)}
+	if m.Adapter != nil {
+		out.Digest, out.Details.Parent = m.Adapter.GetDigest(), m.GetName()
 	}
+	out.Digest = strings.TrimPrefix(out.Digest, "sha256:")
+	return out
 }
 
 func (s *server) tags(w http.ResponseWriter, r *http.Request) {
@@ -168,10 +166,11 @@ func (s *server) list(w http.ResponseWriter, r *http.Request, more func(*routerv
 		s.fail(w, err)
 		return
 	}
-	out := make([]listed, len(models))
-	for i, m := range models {
-		out[i] = toListed(m)
-		more(m, &out[i])
+	out := []listed{}
+	for _, m := range httpapi.List(r.Context(), models) {
+		one := toListed(m)
+		more(m.Model, &one)
+		out = append(out, one)
 	}
 	s.json(w, http.StatusOK, map[string]any{"models": out})
 }

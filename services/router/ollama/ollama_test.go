@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
@@ -221,6 +222,28 @@ func TestModels_ListShowAndPull(t *testing.T) {
 	}
 	if _, text := call(t, "GET", s.URL+"/api/version", ""); !strings.Contains(text, `"version":"0.`) {
 		t.Errorf("the version is %s", text)
+	}
+}
+
+// TestModels_Adapters names a model with one of its adapters wherever a model is named.
+func TestModels_Adapters(t *testing.T) {
+	b := &httpapitest.Backend{Pieces: []string{"x"}, Adapters: []*routerv1.Adapter{{Name: "sql", Digest: "sha256:2"}}}
+	s := serve(t, b)
+	_, text := call(t, "GET", s.URL+"/api/tags", "")
+	const details = `"family":"llama","families":["llama"],"format":"","parameter_size":"","quantization_level":""`
+	same(t, "the list", text, `{"models":[
+		{"name":"m","model":"m","size":0,"digest":"1","details":{"parent_model":"",`+details+`}},
+		{"name":"m:sql","model":"m:sql","size":0,"digest":"2","details":{"parent_model":"m",`+details+`}}]}`)
+	for path, body := range map[string]string{
+		"/api/generate": `{"model":"m:sql","prompt":"x","stream":false}`, "/api/show": `{"model":"m:sql"}`,
+		"/api/pull": `{"model":"m:sql"}`,
+	} {
+		if status, text := call(t, "POST", s.URL+path, body); status != http.StatusOK {
+			t.Errorf("%s: %d %s", path, status, text)
+		}
+	}
+	if last := b.Last(); last.GetModel() != "m:sql" {
+		t.Errorf("the backend was asked for %q", last.GetModel())
 	}
 }
 

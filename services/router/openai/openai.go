@@ -151,16 +151,14 @@ func (s *server) listed(ctx context.Context) ([]modelObject, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]modelObject, 0, len(models))
-	for _, m := range models {
-		base := toModel(m)
-		list = append(list, base)
-		for _, a := range m.GetAdapters() {
-			with := base
-			with.ID, with.Parent, with.Root = base.ID+":"+a.GetName(), base.ID, a.GetDigest()
-			with.Created = a.GetLoadedMs() / 1000
-			list = append(list, with)
+	list := []modelObject{}
+	for _, m := range httpapi.List(ctx, models) {
+		one := toModel(m.Model)
+		if one.ID = m.ID; m.Adapter != nil {
+			one.Parent, one.Root = m.GetName(), m.Adapter.GetDigest()
+			one.Created = m.Adapter.GetLoadedMs() / 1000
 		}
+		list = append(list, one)
 	}
 	return list, nil
 }

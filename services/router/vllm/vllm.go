@@ -109,10 +109,8 @@ func (s *server) tokenize(w http.ResponseWriter, r *http.Request) {
 		s.Fail(w, err)
 		return
 	}
-	for _, m := range models {
-		if c.Model == m.GetName() || c.Model == m.GetDigest() || c.Model == "" && len(models) == 1 {
-			out["max_model_len"] = m.GetMaxContext()
-		}
+	if m := httpapi.FindModel(models, c.Model); m != nil {
+		out["max_model_len"] = m.GetMaxContext()
 	}
 	s.json(w, out)
 }

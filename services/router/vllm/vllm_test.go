@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -32,6 +33,7 @@ func TestRoutes_Answers(t *testing.T) {
 	// the embedding of the i-th text is its length and i
 	for _, c := range []struct{ path, body, want string }{
 		{"/tokenize", `{"prompt":"ab"}`, `{"count":2,"tokens":[97,98],"max_model_len":60,"token_strs":null}`},
+		{"/tokenize", `{"model":"m:sql","prompt":"a"}`, `{"count":1,"tokens":[97],"max_model_len":60,"token_strs":null}`},
 		{"/tokenize", `{"model":"m","prompt":""}`, `{"count":0,"tokens":[],"max_model_len":60,"token_strs":null}`},
 		{"/tokenize", `{"model":"m","messages":[{"role":"user","content":"c"}]}`,
 			`{"count":1,"tokens":[99],"max_model_len":60,"token_strs":null}`},
@@ -49,7 +51,8 @@ func TestRoutes_Answers(t *testing.T) {
 			"usage":{"prompt_tokens":9,"total_tokens":9},"results":[{"index":1,"document":{"text":"cdefghi"},
 			"relevance_score":0.9615239476408232}]}`},
 	} {
-		status, text := post(handler(&httpapitest.Backend{}), c.path, c.body)
+		b := &httpapitest.Backend{Adapters: []*routerv1.Adapter{{Name: "sql", Digest: "sha256:2"}}}
+		status, text := post(handler(b), c.path, c.body)
 		text = regexp.MustCompile(`(0\.\d{6})\d+`).ReplaceAllString(text, "$1")
 		c.want = regexp.MustCompile(`(0\.\d{6})\d+`).ReplaceAllString(c.want, "$1")
 		text = regexp.MustCompile(`"created":[1-9][0-9]*`).ReplaceAllString(text, `"created":1`)

@@ -24,7 +24,8 @@ type Backend struct {
 	FailAt int
 	Hang   chan struct{} // closed when the chat has ended, which waits for the end of its context; nil does not wait
 
-	Plain bool // the model has no chat template
+	Plain    bool // the model has no chat template
+	Adapters []*routerv1.Adapter
 
 	mu          sync.Mutex
 	chats       []*routerv1.ChatRequest
@@ -178,6 +179,7 @@ func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) {
 			Pipelines:    1,
 			MaxContext:   60,
 			EndIds:       []uint32{2},
+			Adapters:     b.Adapters,
 		},
 	}, nil
 }
