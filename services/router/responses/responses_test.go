@@ -318,6 +318,30 @@ func TestStore_IsBounded(t *testing.T) {
 	}
 }
 
+// TestStore_OneTenantDoesNotEvictTheOthers floods the store with small responses of one tenant.
+func TestStore_OneTenantDoesNotEvictTheOthers(t *testing.T) {
+	o := options()
+	o.MaxResponses = 6
+	s := serve(t, &httpapitest.Backend{}, o)
+	quiet := create(t, s, "quiet", `{"input":"1"}`)
+	var flood []string
+	for range 12 {
+		flood = append(flood, create(t, s, "flood", `{"input":"2"}`))
+	}
+	has := func(tenant, id string) bool {
+		status, _ := call(t, "GET", s.URL+"/v1/responses/"+id, tenant, "")
+		return status == 200
+	}
+	if !has("quiet", quiet) {
+		t.Error("the responses of a tenant have evicted that of another one")
+	}
+	for i, id := range flood {
+		if has("flood", id) != (i >= 9) {
+			t.Errorf("response %d of 12 is stored: %v, want the last 3", i, i < 9)
+		}
+	}
+}
+
 func TestResponses_TruncatedOnesAreIncomplete(t *testing.T) {
 	s := serve(t, &httpapitest.Backend{Pieces: []string{"a"}, Length: true}, options())
 	_, text := call(t, "POST", s.URL+"/v1/responses", "", `{"input":"x","max_output_tokens":1}`)

@@ -46,7 +46,7 @@ func (s *stored) size() int {
 }
 
 // store keeps responses in memory, up to a number, a size and an age. The least recently used ones are dropped
-// first. A tenant has at most half of the room, so that one cannot evict what all the others have.
+// first. A tenant has at most half of the number and of the size, so that one cannot evict what all the others have.
 type store struct {
 	count, bytes int
 	age          time.Duration
@@ -54,10 +54,13 @@ type store struct {
 
 	mu     sync.Mutex
 	used   int
-	tenant map[string]int // bytes of each tenant
+	tenant map[string]share
 	byKey  map[key]*list.Element
 	recent *list.List // of *entry, the most recently used first
 }
+
+// share is what a tenant has of the store.
+type share struct{ count, bytes int }
 
 type entry struct {
 	key key
@@ -65,7 +68,7 @@ type entry struct {
 }
 
 func newStore(count, bytes int, age time.Duration, now func() time.Time) *store {
-	return &store{count: count, bytes: bytes, age: age, now: now, tenant: map[string]int{},
+	return &store{count: count, bytes: bytes, age: age, now: now, tenant: map[string]share{},
 		byKey: map[key]*list.Element{}, recent: list.New()}
 }
 
@@ -80,16 +83,34 @@ func (s *store) put(k key, v *stored) {
 	s.drop(s.byKey[k])
 	s.byKey[k] = s.recent.PushFront(&entry{k, v})
 	s.used += v.bytes
-	s.tenant[k.tenant] += v.bytes
-	for at := s.recent.Back(); at != nil; {
-		e, before := at.Value.(*entry), at.Prev()
-		over := s.used > s.bytes || len(s.byKey) > s.count
-		if over || s.tenant[k.tenant] > s.bytes/2 && e.key.tenant == k.tenant || s.now().After(e.expiry) {
+	s.add(k.tenant, 1, v.bytes)
+	for at := s.recent.Back(); at != nil && s.greedy(k.tenant); {
+		before := at.Prev()
+		if at.Value.(*entry).key.tenant == k.tenant {
 			s.drop(at)
-		} else if s.tenant[k.tenant] <= s.bytes/2 {
-			break
 		}
 		at = before
+	}
+	for at := s.recent.Back(); at != nil; at = s.recent.Back() {
+		expired := s.now().After(at.Value.(*entry).expiry)
+		if !expired && s.used <= s.bytes && len(s.byKey) <= s.count {
+			return
+		}
+		s.drop(at)
+	}
+}
+
+// greedy reports whether a tenant has more than half of the room. The caller holds mu.
+func (s *store) greedy(tenant string) bool {
+	own := s.tenant[tenant]
+	return own.bytes > s.bytes/2 || own.count > (s.count+1)/2
+}
+
+// add changes what a tenant has. The caller holds mu.
+func (s *store) add(tenant string, count, bytes int) {
+	next := share{s.tenant[tenant].count + count, s.tenant[tenant].bytes + bytes}
+	if s.tenant[tenant] = next; next.count == 0 {
+		delete(s.tenant, tenant)
 	}
 }
 
@@ -101,9 +122,7 @@ func (s *store) drop(at *list.Element) {
 	e := s.recent.Remove(at).(*entry)
 	delete(s.byKey, e.key)
 	s.used -= e.bytes
-	if s.tenant[e.key.tenant] -= e.bytes; s.tenant[e.key.tenant] == 0 {
-		delete(s.tenant, e.key.tenant)
-	}
+	s.add(e.key.tenant, -1, -e.bytes)
 }
 
 // get returns a response, or nil.
