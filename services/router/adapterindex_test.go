@@ -8,10 +8,14 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 )
 
 // digestOf returns a digest that a number distinguishes.
@@ -81,6 +85,29 @@ func TestAdapters_NamesOfModelsThatAreNotServedStay(t *testing.T) {
 	}
 	if needed := l.needed(); len(needed) != 2 {
 		t.Errorf("%d adapters are needed, want the two of y", len(needed))
+	}
+}
+
+// TestSyncAdapters_WhatIsGoneIsForgotten drops an adapter that nobody wants, although a range that its shard no longer
+// has was the last to hold it, and with it why another range could not load it.
+func TestSyncAdapters_WhatIsGoneIsForgotten(t *testing.T) {
+	s := New(Config{})
+	s.instances["shard"] = []discovery.Instance{{ID: "s", Service: "shard", Addr: "here"}}
+	s.held["s"] = described{addr: "here", resp: &shardv1.DescribeResponse{Held: []*shardv1.Held{
+		{Digest: "m", Lo: 0, Hi: 1},
+	}}}
+	sum, _ := adapter.ParseSum(digestOf(0))
+	l := s.adapters
+	l.all[adapterKey{"m", sum}] = &servedAdapter{model: "m", digest: sum}
+	l.at[place{"here", "m", 1, 2}] = map[adapter.Sum]bool{sum: true}
+	l.at[place{"elsewhere", "m", 1, 2}] = map[adapter.Sum]bool{sum: true}
+	l.failed[place{"here", "m", 0, 1}] = map[adapter.Sum]*adapterFailed{sum: {tries: 9}}
+	l.failed[place{"elsewhere", "m", 0, 1}] = map[adapter.Sum]*adapterFailed{sum: {tries: 9}}
+	var wg sync.WaitGroup
+	s.syncAdapters(t.Context(), &wg, func() {})
+	wg.Wait()
+	if len(l.all) != 0 || len(l.at) != 0 || len(l.failed) > 1 || len(l.failed[place{"here", "m", 0, 1}]) != 0 {
+		t.Errorf("left are %v, held at %v, failed at %v", l.all, l.at, l.failed)
 	}
 }
 

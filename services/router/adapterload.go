@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -49,20 +50,22 @@ func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify f
 	for _, i := range s.instances["shard"] {
 		alive[i.Addr] = true
 	}
-	for pl := range l.at {
-		if !alive[pl.addr] {
-			delete(l.at, pl)
-			delete(l.failed, pl)
-		}
-	}
-	places := map[place]bool{}
+	places, drafts, described := map[place]bool{}, map[place]bool{}, map[string]bool{}
 	for _, d := range s.held {
+		described[d.addr] = true
 		for _, h := range d.resp.GetHeld() {
-			if !s.isDraft(h.GetModel(), h.GetDigest()) {
+			if s.isDraft(h.GetModel(), h.GetDigest()) {
+				drafts[placeOf(d.addr, h)] = true
+			} else {
 				places[placeOf(d.addr, h)] = true
 			}
 		}
 	}
+	gone := func(pl place) bool { // the shard, or the range at a shard that takes assignments
+		return !alive[pl.addr] || described[pl.addr] && !places[pl] && !drafts[pl]
+	}
+	maps.DeleteFunc(l.at, func(pl place, _ map[adapter.Sum]bool) bool { return gone(pl) })
+	maps.DeleteFunc(l.failed, func(pl place, _ map[adapter.Sum]*adapterFailed) bool { return gone(pl) })
 	for pl := range places {
 		if l.working[pl] {
 			continue
@@ -84,7 +87,17 @@ func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify f
 	for key, a := range l.all {
 		if !a.wanted() && !l.held(key) {
 			l.store.touch(a.dir, now)
-			delete(l.all, key)
+			l.drop(key)
+		}
+	}
+}
+
+// drop forgets an adapter and why places do not hold it: if it is wanted again, they are asked at once.
+func (l *adapters) drop(key adapterKey) {
+	delete(l.all, key)
+	for pl, failed := range l.failed {
+		if pl.digest == key.model {
+			delete(failed, key.digest)
 		}
 	}
 }
