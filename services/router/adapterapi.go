@@ -83,6 +83,12 @@ func (s *Service) loadAdapter(
 		return nil, err
 	}
 	name := adapterName{p.digest, open.GetName()}
+	s.mu.Lock()
+	err = s.adapters.checkRoom(name)
+	s.mu.Unlock()
+	if err != nil {
+		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
+	}
 	a, err := s.storeAdapter(open, name, p.model(), next)
 	if err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
@@ -93,7 +99,14 @@ func (s *Service) loadAdapter(
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	former := s.adapters.point(name, p.model(), a, time.Now())
+	var former *servedAdapter
+	err = s.adapters.checkRoom(name) // others may have come meanwhile
+	if err == nil {
+		err = s.adapters.change(name, func() { former = s.adapters.point(name, p.model(), a, time.Now()) })
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
+	}
 	resp := &routerv1.LoadAdapterResponse{Adapter: s.describeAdapter(name, s.adapters.names[name])}
 	if former != nil && former != a {
 		resp.Replaced = former.digest.String()
@@ -102,7 +115,7 @@ func (s *Service) loadAdapter(
 		"replaced", resp.GetReplaced())
 	s.notifyChange()
 	s.poke()
-	return resp, s.adapters.save()
+	return resp, nil
 }
 
 // storeAdapter receives the files of an adapter, or finds one by its digest, and keeps it until release.
@@ -275,11 +288,15 @@ func (s *Service) UnloadAdapter(
 	if err := auth.CheckModel(ctx, s.adapters.names[found[0]].model, found[0].model); err != nil {
 		return nil, err
 	}
-	a := s.adapters.remove(found[0], time.Now())
+	var a *servedAdapter
+	err := s.adapters.change(found[0], func() { a = s.adapters.remove(found[0], time.Now()) })
+	if err != nil {
+		return nil, fault.Wrap(fault.CodeOf(err), err, "unload adapter %q", r.GetName())
+	}
 	s.log.InfoContext(ctx, "unload adapter", "name", r.GetName(), "digest", a.digest.String(), "requests", a.users)
 	s.notifyChange()
 	s.poke()
-	return &routerv1.UnloadAdapterResponse{Requests: uint32(a.users)}, s.adapters.save()
+	return &routerv1.UnloadAdapterResponse{Requests: uint32(a.users)}, nil
 }
 
 // ListAdapters lists the adapters that the caller may use.

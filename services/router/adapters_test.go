@@ -1,6 +1,7 @@
 package router_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -468,6 +469,65 @@ func TestService_NamesSurviveARestart(t *testing.T) {
 	if _, err := upload(t, fourth.client, "x", dirs[0], nil); status.Code(err) != codes.DataLoss ||
 		!strings.Contains(err.Error(), "read adapters.json") {
 		t.Errorf("over a damaged index: %v", err)
+	}
+	if _, err := fourth.generate(t.Context(), withAdapter("x", "x", 4), nil); status.Code(err) != codes.NotFound {
+		t.Errorf("after a load that has failed: %v", err)
+	}
+	fifth := again("fifth", router.AdapterSource{Name: "flag", Dir: dirs[0]})
+	if err := fifth.service.AwaitAdapters(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	unload := &routerv1.UnloadAdapterRequest{Name: "flag"}
+	if _, err := fifth.client.UnloadAdapter(t.Context(), unload); status.Code(err) != codes.DataLoss {
+		t.Errorf("an unload over a damaged index: %v", err)
+	}
+	fifth.mustAnswer(withAdapter("flag", "after an unload that has failed", 10), 10, digests[0], nil)
+}
+
+// TestLoadAdapter_NamesAreBounded fills the index of a router with names.
+func TestLoadAdapter_NamesAreBounded(t *testing.T) {
+	store := t.TempDir()
+	dir, d := adapterFolder(t, 1)
+	type version struct {
+		Digest string `json:"digest"`
+		Dir    string `json:"dir"`
+	}
+	type entry struct {
+		Model    string    `json:"model"`
+		Name     string    `json:"name"`
+		Versions []version `json:"versions"`
+	}
+	var index []entry
+	for i := range 1024 {
+		index = append(index, entry{digest, fmt.Sprint("n", i), []version{{fmt.Sprintf("sha256:%x", d), dir}}})
+	}
+	text, err := json.Marshal(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(store, "adapters.json"), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m := newMesh(t, 1, 1, router.Config{AdapterDir: store})
+	eventually(t, "the names are there", func() bool {
+		list, err := m.client.ListAdapters(t.Context(), &routerv1.ListAdaptersRequest{})
+		return err == nil && len(list.GetAdapters()) == 1024
+	})
+	open := func(name string) *routerv1.LoadAdapterOpen {
+		return &routerv1.LoadAdapterOpen{Name: name, Digest: fmt.Sprintf("%x", d)}
+	}
+	_, err = load(t, m.client, open("more"), nil)
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "1024 names") {
+		t.Errorf("a name too many: %v", err)
+	}
+	if _, err := load(t, m.client, open("n7"), nil); err != nil {
+		t.Errorf("a name that is there: %v", err)
+	}
+	if _, err := m.client.UnloadAdapter(t.Context(), &routerv1.UnloadAdapterRequest{Name: "n7"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := load(t, m.client, open("more"), nil); err != nil {
+		t.Errorf("after an unload: %v", err)
 	}
 }
 

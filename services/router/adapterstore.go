@@ -35,6 +35,7 @@ const (
 	maxAdapterFile     = 4 << 30
 	maxAdapterIndex    = 4 << 20
 	maxKept            = 256     // adapters in the store
+	maxNames           = 1024    // of adapters, so that the index stays below its limit
 	defaultAdapterDisk = 8 << 30 // bytes
 )
 
@@ -258,6 +259,36 @@ func withoutPath(err error, dir string) error {
 
 func storeError(err error) error {
 	return fault.Wrap(fault.Unavailable, err, "store adapter")
+}
+
+// checkRoom returns an error if a name is new and there are too many.
+func (l *adapters) checkRoom(name adapterName) error {
+	if n := len(l.names) + len(l.waiting()); n >= maxNames && l.names[name] == nil {
+		return fault.New(fault.Exhausted, "the router has %d names of adapters, of at most %d: unload some", n, maxNames)
+	}
+	return nil
+}
+
+// change changes what a name points to and saves the index. If that fails, nothing has changed.
+func (l *adapters) change(name adapterName, f func()) error {
+	var before *namedAdapter
+	if n := l.names[name]; n != nil {
+		before = &namedAdapter{n.model, n.current, n.since, slices.Clone(n.earlier)}
+	}
+	f()
+	err := l.save()
+	if err == nil {
+		return nil
+	}
+	if n := l.names[name]; n != nil {
+		n.current.names--
+		delete(l.names, name)
+	}
+	if before != nil {
+		before.current.names++
+		l.names[name] = before
+	}
+	return err
 }
 
 // save writes the index of names.
