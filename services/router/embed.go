@@ -165,7 +165,7 @@ func (s *Service) embedIDs(ctx context.Context, r *routerv1.EmbedRequest, h *sha
 			}
 		}
 		if err != nil {
-			return nil, err
+			return nil, nameInput(err, places)
 		}
 		if len(resp.GetEncodings()) != len(places) {
 			return nil, fault.New(fault.Internal, "encode %d texts: got %d", len(places), len(resp.GetEncodings()))
@@ -190,6 +190,22 @@ func (s *Service) embedIDs(ctx context.Context, r *routerv1.EmbedRequest, h *sha
 		}
 	}
 	return out, nil
+}
+
+// nameInput gives the text that a tokenizer has found at fault its name in the request. places has the inputs of the
+// texts.
+func nameInput(err error, places []int) error {
+	var f *fault.Error
+	i := -1
+	if !errors.As(err, &f) {
+		return err
+	}
+	if n, _ := fmt.Sscanf(f.Field, "texts[%d]", &i); n != 1 || i < 0 || i >= len(places) {
+		return err
+	}
+	named := *f
+	named.Field = fmt.Sprintf("inputs[%d]", places[i])
+	return &named
 }
 
 // embedOver computes the embeddings of texts over a chain, batch by batch.

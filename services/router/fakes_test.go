@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -43,6 +44,18 @@ func (f fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (
 		out.Ids = append(out.Ids, uint32(b))
 	}
 	return out, nil
+}
+
+// EncodeBatch refuses texts that begin with "bad".
+func (f fakeTokenizer) EncodeBatch(
+	_ context.Context, r *tokenizerv1.EncodeBatchRequest,
+) (*tokenizerv1.EncodeBatchResponse, error) {
+	for i, text := range r.GetTexts() {
+		if strings.HasPrefix(text, "bad") {
+			return nil, fault.Field(fmt.Sprintf("texts[%d]", i), "is bad")
+		}
+	}
+	return &tokenizerv1.EncodeBatchResponse{}, nil
 }
 
 // Tokens lists the bytes. The vocabulary "sha256:other" differs in one token.

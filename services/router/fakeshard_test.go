@@ -118,12 +118,16 @@ func (s *fakeShard) count() (silent bool) {
 func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &shardv1.Held{
+	held := &shardv1.Held{
 		Adapters: s.heldAdapters(), Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1,
 		Vocab: vocab, Context: contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
 		Rows: s.rows, Encoder: s.encoder,
 	}
+	if s.encoder {
+		held.EmbedTokens = contextLen
+	}
+	return held
 }
 
 func (s *fakeShard) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {

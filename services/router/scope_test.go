@@ -107,6 +107,25 @@ func TestBackend_EncodeForAnEncoder(t *testing.T) {
 	}
 }
 
+// TestEmbed_NamesTheTextThatIsAtFault has a tokenizer refuse a text. The tokenizer does not see inputs that are ids.
+func TestEmbed_NamesTheTextThatIsAtFault(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	m.spare("encoder", "shard-0-0", func(s *fakeShard) { s.model, s.digest, s.encoder = "like", "sha256:like", true })
+	r := &routerv1.EmbedRequest{Model: "like", Inputs: []*routerv1.EmbedInput{
+		{Input: &routerv1.EmbedInput_Text{Text: "good"}},
+		{Input: &routerv1.EmbedInput_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1}}}},
+		{Input: &routerv1.EmbedInput_Text{Text: "bad"}},
+	}}
+	var got error
+	eventually(t, "the encoder is served", func() bool {
+		_, got = m.service.Backend().Embed(patient(t), r)
+		return fault.CodeOf(got) == fault.Invalid
+	})
+	if got.Error() != "inputs[2]: is bad" {
+		t.Errorf("got %v", got)
+	}
+}
+
 // discard is a stream of Generate whose events nobody reads.
 type discard struct {
 	grpc.ServerStream

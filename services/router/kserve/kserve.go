@@ -77,10 +77,26 @@ func Routes(b Backend, o Options) httpapi.API {
 func (s *server) fail(w http.ResponseWriter, err error) {
 	p := httpapi.Explain(err)
 	p.SetRetryAfter(w)
-	if rest, ok := strings.CutPrefix(p.Field, "sampling."); ok {
-		p.Message = strings.Replace(p.Message, p.Field, "parameters."+rest, 1)
+	if p.Field != "" {
+		p.Message = strings.Replace(p.Message, p.Field, apiField(p.Field), 1)
 	}
 	s.json(w, p.Status, map[string]string{"error": p.Message})
+}
+
+// apiField returns this API's name of a field of the backend.
+func apiField(field string) string {
+	if rest, ok := strings.CutPrefix(field, "sampling."); ok {
+		return "parameters." + rest
+	}
+	switch {
+	case field == "prompt":
+		return "inputs[0].data"
+	case field == "stop[0]":
+		return "parameters.stop"
+	case field == "max_tokens", field == "stop":
+		return "parameters." + field
+	}
+	return field
 }
 
 func (s *server) json(w http.ResponseWriter, status int, v any) {

@@ -85,6 +85,9 @@ func TestRoutes_Errors(t *testing.T) {
 		{"POST", "/v2/models/m/infer", `{"parameters":{"max_tokens":0},` + input + `}`, nil, 400, `parameters.max_tokens: 0`},
 		{"POST", "/v2/models/m/infer", `{"outputs":[{"name":"x"}],` + input + `}`, nil, 400, `outputs: `},
 		{"POST", "/v2/models/m/infer", `{` + input + `}`, fault.Field("sampling.top_p", "bad"), 400, `parameters.top_p: bad`},
+		{"POST", "/v2/models/m/infer", `{` + input + `}`, fault.Field("stop[0]", "bad"), 400, `"parameters.stop: bad`},
+		{"POST", "/v2/models/m/infer", `{` + input + `}`, fault.Field("max_tokens", "bad"), 400, `"parameters.max_tokens: bad`},
+		{"POST", "/v2/models/m/infer", `{` + input + `}`, fault.Field("prompt", "bad"), 400, `"inputs[0].data: bad`},
 		{"PUT", "/v2/health/live", "", nil, 405, `use GET`},
 	} {
 		status, text := call(&httpapitest.Backend{Fail: c.fail}, c.method, c.path, c.body)

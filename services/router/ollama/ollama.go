@@ -78,7 +78,8 @@ func message(p httpapi.Problem) string {
 	field := p.Field
 	for _, name := range [][2]string{
 		{"sampling.grammar.source", "format"}, {"sampling.grammar", "format"}, {"sampling.advanced.", "options."},
-		{"sampling.", "options."}, {"tools_json", "tools"}, {"inputs", "input"},
+		{"sampling.", "options."}, {"tools_json", "tools"}, {"inputs", "input"}, {"stop", "options.stop"},
+		{"max_tokens", "options.num_predict"},
 	} {
 		if rest, ok := strings.CutPrefix(field, name[0]); ok {
 			field = name[1] + rest

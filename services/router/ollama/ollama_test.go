@@ -258,6 +258,8 @@ func TestErrors_AreTexts(t *testing.T) {
 		{"/api/chat", hi + `}`, full, 503, `{"error":"full"}`},
 		{"/api/chat", hi + `}`, fault.Field("sampling.top_p", "bad"), 400, `{"error":"options.top_p: bad"}`},
 		{"/api/chat", hi + `}`, fault.Field("sampling.grammar.source", "bad"), 400, `{"error":"format: bad"}`},
+		{"/api/chat", hi + `}`, fault.Field("stop[3]", "bad"), 400, `{"error":"options.stop[3]: bad"}`},
+		{"/api/chat", hi + `}`, fault.Field("max_tokens", "bad"), 400, `{"error":"options.num_predict: bad"}`},
 		{"/api/chat", `{`, nil, 400, `body: read JSON at byte`},
 		{"/api/chat", `{"messages":[{"content":"x"}]}`, nil, 400, `messages[0].role: is missing`},
 		{"/api/chat", `{"messages":[{"role":"user","images":["x"]}]}`, nil, 400, `messages[0].images: are not supported`},

@@ -27,6 +27,9 @@ func toAPIError(err error) (int, apiError) {
 	code := fault.CodeOf(err)
 	p := httpapi.Explain(err)
 	name, param := strings.ReplaceAll(code.String(), " ", "_"), apiField(p.Field)
+	if param != p.Field { // the message has the backend's name of the field
+		p.Message = strings.Replace(p.Message, p.Field, param, 1)
+	}
 	var method *httpapi.MethodError
 	switch {
 	case p.Reason != "":

@@ -260,7 +260,8 @@ func TestErrors_HaveOpenAIsFormatStatusAndParam(t *testing.T) {
 			`"param":"context_policy"`},
 		{"priority", "/v1/completions", `{"prompt":"x","priority":9999999999}`, nil, 400, `"param":"priority"`},
 		{"wait", "/v1/completions", `{"prompt":"x","wait_for_capacity":-1}`, nil, 400, `"param":"wait_for_capacity"`},
-		{"field", "/v1/completions", `{"prompt":"x"}`, fault.Field("sampling.top_p", "bad"), 400, `"param":"top_p"`},
+		{"field", "/v1/completions", `{"prompt":"x"}`, fault.Field("sampling.top_p", "bad"), 400,
+			`{"error":{"message":"top_p: bad","type":"invalid_request_error","param":"top_p"`},
 		{"grammar", "/v1/completions", `{"prompt":"x","guided_regex":"a"}`,
 			fault.Field("sampling.grammar.source", "bad"), 400, `{"error":{"message":"guided_regex: bad",` +
 				`"type":"invalid_request_error","param":"guided_regex"`},

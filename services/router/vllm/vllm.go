@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -200,14 +202,17 @@ type embeddings struct {
 	usage  usage
 }
 
-func (s *server) embed(ctx context.Context, model string, truncate *bool, list []string) (*embeddings, error) {
+// embed embeds texts. name returns the name that a text has in the request, or that of all for -1.
+func (s *server) embed(
+	ctx context.Context, model string, truncate *bool, list []string, name func(i int) string,
+) (*embeddings, error) {
 	req := &routerv1.EmbedRequest{Model: model, Truncate: truncate == nil || *truncate}
 	for _, text := range list {
 		req.Inputs = append(req.Inputs, &routerv1.EmbedInput{Input: &routerv1.EmbedInput_Text{Text: text}})
 	}
 	resp, err := s.backend.Embed(ctx, req)
 	if err != nil {
-		return nil, err
+		return nil, rename(err, name)
 	}
 	if len(resp.GetEmbeddings()) != len(list) {
 		return nil, fault.New(fault.Internal, "embed %d texts: got %d embeddings", len(list), len(resp.GetEmbeddings()))
@@ -219,6 +224,20 @@ func (s *server) embed(ctx context.Context, model string, truncate *bool, list [
 	}
 	out.usage.Total = out.usage.Prompt
 	return out, nil
+}
+
+// rename gives the text that is at fault the name that it has in the request.
+func rename(err error, name func(i int) string) error {
+	var f *fault.Error
+	if !errors.As(err, &f) || !strings.HasPrefix(f.Field, "inputs") {
+		return err
+	}
+	i, renamed := -1, *f
+	if _, err := fmt.Sscanf(f.Field, "inputs[%d]", &i); err != nil {
+		i = -1
+	}
+	renamed.Field = name(i)
+	return &renamed
 }
 
 // cosine returns the cosine of the angle between two vectors; 0 if one of them is zero. Sums are in float64, in the
@@ -250,7 +269,16 @@ func (s *server) score(w http.ResponseWriter, r *http.Request) {
 	}
 	var e *embeddings
 	if err == nil {
-		e, err = s.embed(r.Context(), c.Model, c.Truncate, slices.Concat([]string(c.First), []string(c.Second)))
+		e, err = s.embed(r.Context(), c.Model, c.Truncate, slices.Concat([]string(c.First), []string(c.Second)),
+			func(i int) string {
+				switch {
+				case i < 0:
+					return "text_2"
+				case i < len(c.First):
+					return fmt.Sprintf("text_1[%d]", i)
+				}
+				return fmt.Sprintf("text_2[%d]", i-len(c.First))
+			})
 	}
 	if err != nil {
 		s.Fail(w, err)
@@ -312,7 +340,15 @@ func (s *server) rerank(w http.ResponseWriter, r *http.Request) {
 	}
 	var e *embeddings
 	if err == nil {
-		e, err = s.embed(r.Context(), c.Model, c.Truncate, list)
+		e, err = s.embed(r.Context(), c.Model, c.Truncate, list, func(i int) string {
+			switch {
+			case i < 0:
+				return "documents"
+			case i == 0:
+				return "query"
+			}
+			return fmt.Sprintf("documents[%d]", i-1)
+		})
 	}
 	if err != nil {
 		s.Fail(w, err)

@@ -85,6 +85,21 @@ func TestRoutes_Errors(t *testing.T) {
 			t.Errorf("%s %s: %d %s", c.path, c.body, status, text)
 		}
 	}
+	for _, c := range []struct{ path, body, backend, field string }{
+		{"/score", `{"text_1":"a","text_2":["b","c"]}`, "inputs[0]", "text_1[0]"},
+		{"/score", `{"text_1":"a","text_2":["b","c"]}`, "inputs[2]", "text_2[1]"},
+		{"/score", `{"text_1":"a","text_2":["b","c"]}`, "inputs", "text_2"},
+		{"/score", `{"model":"x","text_1":"a","text_2":"b"}`, "model", "model"},
+		{"/rerank", `{"query":"a","documents":["b","c"]}`, "inputs[0]", "query"},
+		{"/rerank", `{"query":"a","documents":["b","c"]}`, "inputs[2]", "documents[1]"},
+		{"/rerank", `{"query":"a","documents":["b","c"]}`, "inputs", "documents"},
+	} {
+		status, text := post(handler(&httpapitest.Backend{Fail: fault.Field(c.backend, "bad")}), c.path, c.body)
+		if status != 400 || !strings.Contains(text, `"message":"`+c.field+`: bad"`) ||
+			!strings.Contains(text, `"param":"`+c.field+`"`) {
+			t.Errorf("%s %s, %s: %d %s", c.path, c.body, c.backend, status, text)
+		}
+	}
 	full := &httpapitest.Backend{Fail: fault.New(fault.Unavailable, "full")}
 	if status, _ := post(handler(full), "/score", `{"text_1":"a","text_2":"b"}`); status != 503 {
 		t.Errorf("a full router answers %d", status)
