@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,6 +46,9 @@ func OpenAuditLog(path string) (io.WriteCloser, error) {
 	return f, nil
 }
 
+// maxTarget is how many bytes of a target are written. Callers choose it, those that are refused as well.
+const maxTarget = 256
+
 // Write writes an action of p, which may be nil, with the code of err as its result.
 func (l *AuditLog) Write(p *Principal, a Action, err error) {
 	if l == nil {
@@ -59,6 +63,9 @@ func (l *AuditLog) Write(p *Principal, a Action, err error) {
 	}
 	if a.Who == "" {
 		a.Who = "anonymous"
+	}
+	if len(a.Target) > maxTarget {
+		a.Target = strings.ToValidUTF8(a.Target[:maxTarget], "") + "..."
 	}
 	a.Time = l.now().UTC()
 	text, err := json.Marshal(a)

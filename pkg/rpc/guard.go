@@ -1,8 +1,11 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -10,6 +13,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/obs"
@@ -81,18 +86,59 @@ func shown(ctx context.Context, md metadata.MD) auth.Credentials {
 }
 
 // audit writes an action to the audit log if the rule says so.
-func (g guard) audit(ctx context.Context, rule auth.Rule, p *auth.Principal, method string, req any, err error) {
+func (g guard) audit(ctx context.Context, rule auth.Rule, p *auth.Principal, method, target string, err error) {
 	if g.Guard == nil || !rule.Audited {
 		return
 	}
-	a := auth.Action{What: method, Request: obs.RequestID(ctx)}
-	if named, ok := req.(interface{ GetRun() string }); ok {
-		a.Target = named.GetRun()
-	}
+	a := auth.Action{What: method, Target: target, Request: obs.RequestID(ctx)}
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		a.From = p.Addr.String()
 	}
 	g.Audit.Write(p, a, FromStatus(err))
+}
+
+// target returns what a request is about: a run, or MODEL:NAME. In a stream the first message says it, in its frame
+// "open". It is empty for requests that name nothing.
+func target(req any) string {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return ""
+	}
+	fields := m.ProtoReflect()
+	if open := fields.Descriptor().Fields().ByName("open"); open != nil && open.Message() != nil && fields.Has(open) {
+		fields = fields.Get(open).Message()
+	}
+	text := func(name protoreflect.Name) string {
+		f := fields.Descriptor().Fields().ByName(name)
+		if f == nil || f.Kind() != protoreflect.StringKind || f.IsList() {
+			return ""
+		}
+		return fields.Get(f).String()
+	}
+	name := text("name")
+	if model := text("model"); model != "" && name != "" {
+		name = model + ":" + name
+	}
+	return cmp.Or(text("run"), name)
+}
+
+// watched is a stream that remembers the target of its first message. A handler may receive in a goroutine of its own.
+type watched struct {
+	grpc.ServerStream
+	once   sync.Once
+	target atomic.Pointer[string]
+}
+
+// RecvMsg receives a message.
+func (w *watched) RecvMsg(m any) error {
+	err := w.ServerStream.RecvMsg(m)
+	if err == nil {
+		w.once.Do(func() {
+			name := target(m)
+			w.target.Store(&name)
+		})
+	}
+	return err
 }
 
 func (g guard) unary(
@@ -106,19 +152,29 @@ func (g guard) unary(
 	if err == nil {
 		resp, err = handler(inner, req)
 	}
-	g.audit(ctx, rule, p, info.FullMethod, req, err)
+	g.audit(ctx, rule, p, info.FullMethod, target(req), err)
 	return resp, err
 }
 
 func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx, rule, p, err := g.enter(ss.Context(), info.FullMethod)
-	if err == nil {
-		if ctx != ss.Context() {
-			ss = identified{ss, ctx}
-		}
-		err = handler(srv, ss)
+	if err == nil && ctx != ss.Context() {
+		ss = identified{ss, ctx}
 	}
-	g.audit(ctx, rule, p, info.FullMethod, nil, err)
+	if g.Guard == nil || !rule.Audited {
+		if err != nil {
+			return err
+		}
+		return handler(srv, ss)
+	}
+	w, name := &watched{ServerStream: ss}, ""
+	if err == nil {
+		err = handler(srv, w)
+	}
+	if named := w.target.Load(); named != nil {
+		name = *named
+	}
+	g.audit(ctx, rule, p, info.FullMethod, name, err)
 	return err
 }
 

@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/issue"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -382,6 +384,83 @@ func TestGuard_BudgetOfRequestsSaysHowLongToWait(t *testing.T) {
 		f.RetryAfter != time.Minute ||
 		f.Reason != "RATE_LIMIT_EXCEEDED" {
 		t.Errorf("the second call: %#v", f)
+	}
+}
+
+// routers is a router that only manages adapters.
+type routers struct {
+	routerv1.UnimplementedRouterServiceServer
+}
+
+func (routers) LoadAdapter(
+	stream grpc.ClientStreamingServer[routerv1.LoadAdapterRequest, routerv1.LoadAdapterResponse],
+) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return stream.SendAndClose(&routerv1.LoadAdapterResponse{})
+		}
+	}
+}
+
+func (routers) UnloadAdapter(
+	context.Context, *routerv1.UnloadAdapterRequest,
+) (*routerv1.UnloadAdapterResponse, error) {
+	return &routerv1.UnloadAdapterResponse{}, nil
+}
+
+// TestGuard_AuditNamesTheTarget looks at the audit log after calls and streams that name an adapter.
+func TestGuard_AuditNamesTheTarget(t *testing.T) {
+	keys, secrets := testKeys(t)
+	var log bytes.Buffer
+	guard := auth.NewGuard(keys, "")
+	guard.Audit = auth.NewAuditLog(&log, time.Now, func(err error) { t.Error(err) })
+	server := rpc.NewServer(rpc.ServerOptions{Guard: guard})
+	routerv1.RegisterRouterServiceServer(server, routers{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	serving, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- rpc.Serve(serving, server, l, nil) }()
+	client := routerv1.NewRouterServiceClient(dial(t, l.Addr().String(), rpc.DialOptions{Secret: secrets["operator"]}))
+	stream, err := client.LoadAdapter(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*routerv1.LoadAdapterRequest{
+		{Frame: &routerv1.LoadAdapterRequest_Open{Open: &routerv1.LoadAdapterOpen{Model: "base", Name: "sql"}}},
+		{Frame: &routerv1.LoadAdapterRequest_Data{Data: []byte("x")}},
+	} {
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stream.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.UnloadAdapter(ctx, &routerv1.UnloadAdapterRequest{Name: "law"}); err != nil {
+		t.Fatal(err)
+	}
+	stranger := routerv1.NewRouterServiceClient(dial(t, l.Addr().String(), rpc.DialOptions{}))
+	long := &routerv1.UnloadAdapterRequest{Name: strings.Repeat("é", 1<<19)}
+	if _, err := stranger.UnloadAdapter(ctx, long); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a stranger unloads an adapter: %v", err)
+	}
+	stop()
+	if err := <-done; err != nil { // no handler runs any more
+		t.Error(err)
+	}
+	for _, want := range []string{`LoadAdapter","target":"base:sql","result":"ok"`,
+		`UnloadAdapter","target":"law","result":"ok"`, `é...","result":"unauthenticated"`} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the audit log lacks %s: %.2000s", want, log.String())
+		}
+	}
+	if log.Len() > 2000 {
+		t.Errorf("a stranger has written %d bytes to the audit log", log.Len())
 	}
 }
 
