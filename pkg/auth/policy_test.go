@@ -1,7 +1,10 @@
 package auth_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
@@ -30,6 +33,42 @@ func TestPolicy_RulesUseKnownVerbsThatSomebodyHas(t *testing.T) {
 		}
 		if _, err := auth.ParseVerb(string(r.Verb)); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestMethods_WhatServicesMayCallIsDocumented compares the table of docs/identity.md with the policy.
+func TestMethods_WhatServicesMayCallIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "identity.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	callees := []string{"router", "shard", "sampler", "tokenizer", "trainer"}
+	for _, caller := range []auth.Service{auth.RouterService, auth.ShardService, auth.TrainerService} {
+		var parts []string
+		for _, callee := range callees {
+			var may, not []string
+			for name, rule := range auth.Methods() {
+				if method, ok := strings.CutPrefix(name, "/lamina."+callee+".v1."); ok {
+					_, method, _ = strings.Cut(method, "/")
+					if slices.Contains(rule.Services, caller) {
+						may = append(may, method)
+					} else {
+						not = append(not, method)
+					}
+				}
+			}
+			slices.Sort(may)
+			switch {
+			case len(may) == 0:
+			case len(not) == 1:
+				parts = append(parts, callee+": all but "+not[0])
+			default:
+				parts = append(parts, callee+": "+strings.Join(may, ", "))
+			}
+		}
+		if row := "| " + string(caller) + " | " + strings.Join(parts, "; ") + " |\n"; !strings.Contains(string(doc), row) {
+			t.Errorf("docs/identity.md lacks the row %s", row)
 		}
 	}
 }
