@@ -132,28 +132,43 @@ const (
 
 var errNoPing = fmt.Errorf("the shard could not ping its neighbour")
 
-// measureHop measures the way to a host: from this router, and from up to pairs others, whose mean it is. A plan does
-// not know yet which host will be the one before.
+// measureHop measures the way to a host: the mean of that from this router and from some other hosts, up to pairs of
+// them. A plan does not know yet which host will be the one before.
 func (p *placer) measureHop(ctx context.Context, h *placed) {
 	ctx, cancel := context.WithTimeout(ctx, describeLimit)
 	defer cancel()
-	t, err := p.s.ping(ctx, "", h.addr)
-	n := 1.0
+	own, err := p.s.ping(ctx, "", h.addr)
+	hops := []hopTime{own}
 	if err == nil {
 		for _, from := range p.others(h) {
 			if other, err := p.s.ping(ctx, from, h.addr); err == nil {
-				t.ms, t.mbps, n = t.ms+other.ms, t.mbps+other.mbps, n+1
+				hops = append(hops, other)
 			}
 		}
-		t.ms, t.mbps = t.ms/n, t.mbps/n
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h.hop.measuring = false
 	if err == nil {
-		h.hop = t
+		h.hop = meanHop(hops)
 	}
 	h.hop.at = time.Now()
+}
+
+// meanHop returns the mean of some hops. Bandwidths that were too high to measure, which are 0, do not count.
+func meanHop(hops []hopTime) hopTime {
+	var out hopTime
+	known := 0.0
+	for _, h := range hops {
+		out.ms += h.ms / float64(len(hops))
+		if h.mbps > 0 {
+			out.mbps, known = out.mbps+h.mbps, known+1
+		}
+	}
+	if known > 0 {
+		out.mbps /= known
+	}
+	return out
 }
 
 // pairs is the number of other hosts that measure the way to a host.

@@ -64,8 +64,9 @@ const (
 //
 // Of the routers of a mesh the one that holds the placer's lock decides. It writes the plan to the registry before
 // it carries it out, under the token of its lock. A router that has lost the lock without noticing cannot overwrite
-// a later plan (plan.Document.Replace), and shards refuse its assignments. Every other router only reads the plan,
-// to compare it with what it measures, and finds spans by what shards say of themselves, as always.
+// a later plan (plan.Document.Replace), and a shard refuses its assignments once it has had one of its successor. Every
+// other router only reads the plan, to compare it with what it measures, and finds spans by what shards say of
+// themselves, as always.
 type placer struct {
 	s   *Service
 	cfg Placement
@@ -365,7 +366,7 @@ type leader struct {
 	work    *sync.WaitGroup
 }
 
-// claim writes the plan of the placer before under the own token, so that its assignments are refused from now on.
+// claim writes the plan of the placer before under the own token, so that the one before cannot write another.
 // It changes nothing else: a lost placer is replaced without a change of the plan.
 func (l *leader) claim(ctx context.Context) error {
 	for {
