@@ -237,9 +237,11 @@ func measures(p *Plan, goal Goal) map[string]float64 {
 
 // Document is a plan as routers share it. The one that holds the placer's lock writes it.
 type Document struct {
-	// Fence is the token of the lock under which it was written. A placer that has lost the lock has a lower
+	// Fence is the token of the lock under which it was written, and Base. A placer that has lost the lock has a lower
 	// one than its successor, and cannot replace the successor's plan.
-	Fence   uint64
+	Fence uint64
+	// Base is the highest fence from before the registry lost its data, after which the tokens of its locks began anew.
+	Base    uint64
 	Version uint64 // grows by 1 with each change
 	Plan    Plan
 	// Reason says why it was last changed, and MoveLayers and MoveBytes what that change loads.

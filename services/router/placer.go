@@ -226,7 +226,7 @@ func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
 		p.leading = false
 		p.mu.Unlock()
 	}()
-	l := &leader{placer: p, fence: lease.Token(), began: time.Now(), work: &wg}
+	l := &leader{placer: p, token: lease.Token(), began: time.Now(), work: &wg}
 	if err := l.claim(ctx); err != nil {
 		return err
 	}
@@ -357,7 +357,8 @@ func (p *placer) options() inventory.Options {
 // leader is a placer that holds the lock.
 type leader struct {
 	*placer
-	fence   uint64
+	token   uint64 // of the lock
+	fence   uint64 // of the plans and assignments
 	began   time.Time
 	stepped time.Time // of the keeper
 	seen    time.Time // placer.stirred at that time
@@ -387,6 +388,10 @@ func (l *leader) claim(ctx context.Context) error {
 		}
 		l.mu.Unlock()
 		next := *l.doc
+		if highest := l.highestFence(); e.Version == 0 && next.Base+l.token <= highest {
+			next.Base = highest // the registry has lost its data, and a lower token belongs to a later lock
+		}
+		l.fence = next.Base + l.token
 		next.Fence, next.Version = l.fence, l.doc.Version+1
 		err = l.write(ctx, &next, e.Version)
 		if fault.CodeOf(err) == fault.Aborted && l.fence >= l.doc.Fence { // the placer before has written meanwhile
@@ -397,6 +402,27 @@ func (l *leader) claim(ctx context.Context) error {
 		}
 		return err
 	}
+}
+
+// maxFence is above every fence that a registry can give, so that sums of two do not overflow.
+const maxFence = 1 << 62
+
+// highestFence returns the highest fence that this router and the shards know of.
+func (l *leader) highestFence() uint64 {
+	highest := uint64(0)
+	l.mu.Lock()
+	if l.placer.doc != nil {
+		highest = l.placer.doc.Fence
+	}
+	l.mu.Unlock()
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	for _, d := range l.s.held {
+		if f := d.resp.GetInventory().GetFence(); f < maxFence {
+			highest = max(highest, f)
+		}
+	}
+	return highest
 }
 
 // write replaces the plan in the registry, whose entry has a version.
@@ -438,7 +464,9 @@ func (l *leader) step(ctx context.Context) error {
 	if decided.Reason == "" {
 		return nil
 	}
-	next := &plan.Document{Fence: l.fence, Version: l.doc.Version + 1, Plan: *decided.Plan, Reason: decided.Reason}
+	next := &plan.Document{
+		Fence: l.fence, Base: l.doc.Base, Version: l.doc.Version + 1, Plan: *decided.Plan, Reason: decided.Reason,
+	}
 	next.MoveLayers, next.MoveBytes = plan.Loads(decided.Moves)
 	e, err := l.cfg.Registry.Get(ctx, planKey)
 	if err != nil {
