@@ -152,7 +152,7 @@ func (c *request) think(out *routerv1.ChatRequest) error {
 			case t.Budget == nil:
 				return fault.Field("thinking.budget_tokens", "is missing")
 			case *t.Budget < 1, c.MaxTokens != nil && *t.Budget >= *c.MaxTokens:
-				return fault.Field("thinking.budget_tokens", "%d is not within 1 and less than max_tokens", *t.Budget)
+				return fault.Field("thinking.budget_tokens", "want at least 1 and less than max_tokens, got %d", *t.Budget)
 			}
 		default:
 			return fault.Field("thinking.type", "%q is not supported: want enabled, adaptive or disabled", t.Type)

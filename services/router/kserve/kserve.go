@@ -4,7 +4,7 @@
 // A model has the input text_input, of datatype BYTES and shape [n], and the output text_output of the same shape.
 // Each element is a prompt, which is continued without a chat template. The parameters of a request are max_tokens,
 // temperature, top_k, top_p, min_p, seed, stop (a string), frequency_penalty and presence_penalty; others are
-// refused by name. The prompts of a request have the same seed and are generated one after the other; n is at most
+// refused by name. A seed is that of every prompt of the request. Prompts are generated one after the other; n is at most
 // 16. Binary tensors and requests for some of the outputs are not supported.
 //
 // An error is {"error": text}. The model version is not used.
