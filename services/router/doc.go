@@ -8,7 +8,7 @@
 // the request is replayed on another one and its client sees a pause (generate.go,
 // refusal.go). It also decodes the tokens (text.go), without a hop to a tokenizer.
 //
-// Speculative decoding verifies draft tokens in the batches of the model (speculate.go). An n-gram
+// Speculative decoding verifies draft tokens in the batches of the model (pkg/sched). An n-gram
 // lookup in the sequence's own log or a draft model's pipeline (draft.go, draftvocab.go) proposes
 // them. They never change a text.
 package router
