@@ -111,6 +111,51 @@ func TestSyncAdapters_WhatIsGoneIsForgotten(t *testing.T) {
 	}
 }
 
+// TestBorrow_PlacesShareAnAdapterInMemory borrows an adapter several times at once.
+func TestBorrow_PlacesShareAnAdapterInMemory(t *testing.T) {
+	dir := t.TempDir()
+	values := &adapter.Adapter{
+		Config: adapter.Config{Base: "m", Rank: 1, Alpha: 1, Targets: adapter.Pattern{Names: []string{"q_proj"}}},
+		Modules: []adapter.Module{{Name: "model.layers.0.self_attn.q_proj", Rank: 1, Scale: 1, In: 2, Out: 1,
+			A: []float32{1, 2}, B: []float32{1}}},
+	}
+	if err := adapter.Write(dir, values); err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{})
+	good := &servedAdapter{model: "m", digest: values.Outline().Digest(), dir: dir}
+	var wg sync.WaitGroup
+	all := make([]*adapterReading, 8)
+	for i := range all {
+		wg.Go(func() {
+			r, err := s.borrow(t.Context(), good)
+			if err != nil {
+				t.Error(err)
+			}
+			all[i] = r
+		})
+	}
+	wg.Wait()
+	for _, r := range all {
+		if r == nil || r != all[0] || len(r.values.Modules) != 1 {
+			t.Fatalf("borrowed are %v", all)
+		}
+	}
+	for _, r := range all {
+		if len(s.adapters.readings) != 1 {
+			t.Error("it is not in memory while it is used")
+		}
+		s.giveBack(good, r)
+	}
+	bad := &servedAdapter{model: "m", dir: t.TempDir()}
+	if _, err := s.borrow(t.Context(), bad); err == nil {
+		t.Error("a folder without an adapter was read")
+	}
+	if len(s.adapters.readings) != 0 {
+		t.Errorf("%d adapters stay in memory", len(s.adapters.readings))
+	}
+}
+
 // FuzzParseIndex reads indices of any bytes. One that is read can be written and read again.
 func FuzzParseIndex(f *testing.F) {
 	f.Add([]byte(`[{"model":"m","name":"x","since":"2026-11-29T00:00:00Z","versions":[{"digest":"` + digestOf(0) + `"}]}]`))

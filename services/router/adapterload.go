@@ -242,12 +242,62 @@ func (a *servedAdapter) measure(values *adapter.Adapter, o *adapter.Outline) {
 	}
 }
 
+// adapterReading is an adapter in memory while places load it.
+type adapterReading struct {
+	places  int           // that load it; guarded by Service.mu
+	done    chan struct{} // closed when the rest is known
+	values  *adapter.Adapter
+	outline *adapter.Outline
+	err     error
+}
+
+// borrow returns an adapter until giveBack. Places that load it at the same time share it, so that it is in memory once
+// however many there are.
+func (s *Service) borrow(ctx context.Context, a *servedAdapter) (*adapterReading, error) {
+	s.mu.Lock()
+	r := s.adapters.readings[a]
+	first := r == nil
+	if first {
+		r = &adapterReading{done: make(chan struct{})}
+		s.adapters.readings[a] = r
+	}
+	r.places++
+	s.mu.Unlock()
+	if first {
+		r.values, r.outline, r.err = s.read(a)
+		close(r.done)
+	}
+	var err error
+	select {
+	case <-r.done:
+		err = r.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		s.giveBack(a, r)
+		return nil, err
+	}
+	return r, nil
+}
+
+// giveBack ends a use of an adapter in memory.
+func (s *Service) giveBack(a *servedAdapter, r *adapterReading) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.places--; r.places == 0 && s.adapters.readings[a] == r {
+		delete(s.adapters.readings, a)
+	}
+}
+
 // loadAt loads an adapter at a place: it sends the tensors that the shard asks for.
 func (s *Service) loadAt(ctx context.Context, pl place, a *servedAdapter) error {
-	values, outline, err := s.read(a)
+	read, err := s.borrow(ctx, a)
 	if err != nil {
 		return err
 	}
+	defer s.giveBack(a, read)
+	values, outline := read.values, read.outline
 	ctx, cancel := context.WithTimeoutCause(ctx, adapterTime,
 		fault.New(fault.DeadlineExceeded, "load adapter at %s: it took more than %v", pl.addr, adapterTime))
 	defer cancel()

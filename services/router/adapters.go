@@ -109,6 +109,8 @@ type adapters struct {
 	at      map[place]map[adapter.Sum]bool           // what shards hold
 	failed  map[place]map[adapter.Sum]*adapterFailed // why they do not
 	working map[place]bool
+	// readings are those in memory. A failed one stays only until the places that wait for it know.
+	readings map[*servedAdapter]*adapterReading
 
 	arriving      int   // adapters that are being received
 	arrivingBytes int64 // of their files
@@ -120,7 +122,7 @@ func newAdapters(c Config) *adapters {
 		names: map[adapterName]*namedAdapter{}, all: map[adapterKey]*servedAdapter{},
 		at:     map[place]map[adapter.Sum]bool{},
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
-		restored: map[adapterName]bool{},
+		restored: map[adapterName]bool{}, readings: map[*servedAdapter]*adapterReading{},
 	}
 }
 
