@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -198,5 +199,30 @@ func TestReadKeys_RefusesAFileThatOthersMayWrite(t *testing.T) {
 	}
 	if _, err := auth.ReadKeys(path); fault.CodeOf(err) != fault.FailedPrecondition {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestUpdateKeys_KeepsWhoMayReadTheFile changes a file that a group may read, such as that of the service's user.
+func TestUpdateKeys_KeepsWhoMayReadTheFile(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("files have no modes of groups")
+	}
+	path := filepath.Join(t.TempDir(), "keys.json")
+	for _, mode := range []os.FileMode{0o600, 0o640, 0o644} { // the file is new at first
+		if err := auth.UpdateKeys(path, func(k []auth.Key) ([]auth.Key, error) { return k, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if mode != 0o600 {
+			if err := os.Chmod(path, mode); err != nil {
+				t.Fatal(err)
+			}
+			if err := auth.UpdateKeys(path, func(k []auth.Key) ([]auth.Key, error) { return k, nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		info, err := os.Stat(path)
+		if err != nil || info.Mode().Perm() != mode {
+			t.Errorf("the mode is %v, want %v: %v", info.Mode(), mode, err)
+		}
 	}
 }

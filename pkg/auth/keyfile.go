@@ -132,13 +132,20 @@ func lockFile(path string) (func() error, error) {
 	}
 }
 
-// replaceFile writes a file durably under a temporary name, and then gives it its name.
+// replaceFile writes a file durably under a temporary name, and then gives it its name. It keeps the mode and, as far as
+// the caller may, the owner of the file that it replaces. A new file is for its owner alone.
 func replaceFile(path string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "write %s", path)
 	}
-	_, err = f.Write(text)
+	if old, missing := os.Stat(path); missing == nil {
+		keepOwner(f, old)
+		err = f.Chmod(old.Mode().Perm())
+	}
+	if err == nil {
+		_, err = f.Write(text)
+	}
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
