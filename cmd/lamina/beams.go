@@ -12,7 +12,7 @@ import (
 
 type beamsCmd struct {
 	verb.KernelFlags
-	Model         string  `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
+	Model         string  `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed." type:"model"`
 	IDs           string  `name:"ids" required:"" help:"Token ids of the prompt, separated by commas."`
 	Beams         int     `help:"Number of beams." default:"4"`
 	MaxTokens     int     `help:"Maximum number of new ids in a sequence." default:"16"`

@@ -10,7 +10,7 @@ import (
 
 type chaosCmd struct {
 	Manifest string `required:"" help:"JSON file that describes the fleet, the load and the faults. examples/chaos has some."`
-	Model    string `            help:"GGUF file, or folder with a GGUF or Hugging Face model, if the manifest names none. Default: the bundled model." short:"m"`
+	Model    string `            help:"GGUF file, or folder with a GGUF or Hugging Face model, if the manifest names none. Default: the bundled model." short:"m" type:"model"`
 	Binary   string `            help:"The lamina binary of the fleet. Default: this one."`
 	Logs     string `            help:"Folder for the logs of the members. Default: a temporary one, which is kept if a promise is broken."`
 	Format   string `            help:"Output: text or json. With json, the transcript goes to standard error."                                                   enum:"text,json" default:"text"`

@@ -27,12 +27,17 @@ const askTimeout = 10 * time.Second
 
 type modelsCmd struct {
 	connectFlags
-	Router string `help:"Address of the router." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
+	Router string `help:"Address of a router, to list the models that it serves."                         env:"LAMINA_ROUTER"`
+	Local  bool   `help:"List the models of the store, also if LAMINA_ROUTER is set."`
+	Verify bool   `help:"Read the files of the store and compare them with their digests."`
 	Format string `help:"Output: text or json."  default:"text"                               enum:"text,json"`
 }
 
-// Run lists the models that a router serves.
+// Run lists the models of the store, or those that a router serves.
 func (c *modelsCmd) Run(e *verb.Env) error {
+	if c.Router == "" || c.Local {
+		return c.stored(e)
+	}
 	dialer, err := c.dialer()
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ type evalGroup struct {
 // evalModel names a model to evaluate.
 type evalModel struct {
 	verb.KernelFlags
-	Model   string `short:"m" required:"" help:"GGUF file or Hugging Face folder."`
+	Model   string `short:"m" required:"" help:"GGUF file or Hugging Face folder." type:"model"`
 	Adapter string `help:"Folder of a low-rank adapter (PEFT's layout) to put on the model."`
 	Stages  int    `help:"Number of stages into which the model is split." default:"1"`
 	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`

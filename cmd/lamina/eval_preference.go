@@ -11,7 +11,7 @@ import (
 type evalPreferenceCmd struct {
 	evalModel
 	rendererFlags
-	Reference string  `help:"Model that the policy is compared with. Default: the model without its adapter."`
+	Reference string  `help:"Model that the policy is compared with. Default: the model without its adapter." type:"model"`
 	Data      string  `required:"" help:"File of pairs, as JSON lines: {\"prompt_ids\", \"chosen_ids\", \"rejected_ids\"}, or {\"prompt\", \"chosen\", \"rejected\"} of texts or messages; - means standard input."`
 	Beta      float64 `help:"Strength of the preference: the factor of the log-probability ratios." default:"0.1"`
 	Smoothing float64 `help:"Label smoothing: the probability that a label is wrong, from 0 to below 0.5." default:"0"`

@@ -20,7 +20,7 @@ import (
 
 type exportCmd struct {
 	quantFlags
-	Model string `arg:"" help:"GGUF file, Hugging Face folder, or folder of a finished training run."`
+	Model string `arg:"" help:"GGUF file, Hugging Face folder, or folder of a finished training run." type:"model"`
 	Out   string `arg:"" help:"What to write: a GGUF file if the name ends with .gguf, else a Hugging Face folder."`
 	Type  string `       help:"Type of the weights, as in lamina quantize; F32 or BF16 for a folder."               default:"BF16"`
 }

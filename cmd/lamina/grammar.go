@@ -22,7 +22,7 @@ type grammarCmd struct {
 	Regex  *string `help:"Regular expression that the whole text must match." xor:"source"`
 	Tags   string  `help:"File with structural tags, as JSON." xor:"source"`
 	Many   bool    `help:"Read JSON lines with grammar, kind (gbnf, schema, regex or tags) and text from standard input. Print accept, reject, or refused: and the reason for each." xor:"source"`
-	Model  string  `short:"m" help:"GGUF file or Hugging Face folder with a vocabulary: the text is encoded, and each token is checked with the grammar."`
+	Model  string  `short:"m" help:"GGUF file or Hugging Face folder with a vocabulary: the text is encoded, and each token is checked with the grammar." type:"model"`
 }
 
 // Run checks whether the text on standard input matches the grammar. The exit code is 0 if it

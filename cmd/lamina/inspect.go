@@ -20,7 +20,7 @@ import (
 )
 
 type inspectCmd struct {
-	File   string `arg:"" help:"GGUF file, safetensors file, Hugging Face folder, folder of token data, or folder of a training run."`
+	File   string `arg:"" type:"model" help:"GGUF file, safetensors file, Hugging Face folder, folder of token data, or folder of a training run."`
 	Digest bool   `help:"Also print the digest, for which the whole model is read. Token data is compared with its digests."`
 	Verify bool   `help:"Read all checkpoints of a training run and compare them with their digests. The exit code says if one is damaged."`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`

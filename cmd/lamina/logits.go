@@ -15,7 +15,7 @@ import (
 
 type logitsCmd struct {
 	verb.KernelFlags
-	Model     string `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
+	Model     string `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed." type:"model"`
 	IDs       string `name:"ids" required:"" help:"Token ids, separated by commas."`
 	Stages    int    `help:"Number of stages into which the model is split." default:"1"`
 	Loss      bool   `help:"Also print the mean cross-entropy loss of the next ids, computed with dequantised weights."`

@@ -20,12 +20,14 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/pull"
 )
 
 // cli is the table of commands.
 type cli struct {
 	LogLevel  string `help:"Log level: debug, info, warn or error." default:"warn" env:"LAMINA_LOG_LEVEL"`
 	LogFormat string `help:"Log format: text or json."              default:"text" env:"LAMINA_LOG_FORMAT" enum:"text,json"`
+	Store     string `help:"Folder of the models that lamina pull fetches. Default: lamina/models in the user's cache folder." env:"LAMINA_STORE"`
 
 	Up       upCmd         `cmd:"" help:"Run the whole mesh in this process and serve a model."`
 	Generate generateCmd   `cmd:"" help:"Continue a prompt."`
@@ -37,7 +39,9 @@ type cli struct {
 	Plan     planCmd       `cmd:"" help:"Show how a model would be placed on hosts, and what it would give, before anything loads."`
 	Status   statusCmd     `cmd:"" help:"Show the running services, the pipelines and the training runs."`
 	Members  membersGroup  `cmd:"" help:"List what the registry knows of services, and remove entries that were left behind."`
-	Models   modelsCmd     `cmd:"" help:"List the models that a router serves."`
+	Pull     pullCmd       `cmd:"" help:"Fetch a model into the store of this machine, from a path, a server or a repository."`
+	Models   modelsCmd     `cmd:"" help:"List the models of the store, or with --router those that a router serves."`
+	Rm       rmCmd         `cmd:"" help:"Remove models from the store."`
 	Adapters adaptersGroup `cmd:"" help:"List, load and unload the adapters (LoRA) of a router's models."`
 
 	Tokenize   tokenizeCmd   `cmd:"" help:"Encode the text on standard input as token ids, or decode ids."`
@@ -90,6 +94,7 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(code int)) (*kong.Kon
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.UsageOnError(),
+		kong.Vars{"endpoint": pull.DefaultEndpoint},
 	)
 }
 
@@ -115,7 +120,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 2
 	}
-	err = parsed.Run(&verb.Env{Ctx: ctx, Log: log, Stdin: stdin, Stdout: stdout, Stderr: stderr})
+	env := &verb.Env{Ctx: ctx, Log: log, Store: c.Store, Stdin: stdin, Stdout: stdout, Stderr: stderr}
+	release, err := resolveModels(env, parsed)
+	defer release()
+	if err == nil {
+		err = parsed.Run(env)
+	}
 	switch {
 	case err == nil, ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return 0

@@ -18,7 +18,7 @@ import (
 
 type mergeCmd struct {
 	quantFlags
-	Model   string `short:"m" required:"" help:"GGUF file or Hugging Face folder: the base of the adapter."`
+	Model   string `short:"m" required:"" help:"GGUF file or Hugging Face folder: the base of the adapter." type:"model"`
 	Adapter string `required:"" help:"Folder of the adapter, in PEFT's layout."`
 	Out     string `arg:"" help:"What to write: a GGUF file if the name ends with .gguf, else a Hugging Face folder."`
 	Type    string `help:"Type of the weights, as in lamina quantize; F32 or BF16 for a folder." default:"BF16"`

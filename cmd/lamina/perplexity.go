@@ -18,7 +18,7 @@ const perplexityBatch = 512
 
 type perplexityCmd struct {
 	verb.KernelFlags
-	Model  string `short:"m" required:"" help:"GGUF file or Hugging Face folder."`
+	Model  string `short:"m" required:"" help:"GGUF file or Hugging Face folder." type:"model"`
 	File   string `short:"f" required:"" help:"File with plain text; - means standard input."`
 	Ctx    int    `help:"Number of ids in a window." default:"512"`
 	Stages int    `help:"Number of stages into which the model is split." default:"1"`

@@ -15,7 +15,7 @@ import (
 )
 
 type planCmd struct {
-	Model string `short:"m" required:"" help:"GGUF file, or folder with a GGUF or Hugging Face model. Of a GGUF file only the header is needed: it may end anywhere behind it."`
+	Model string `short:"m" required:"" help:"GGUF file, or folder with a GGUF or Hugging Face model. Of a GGUF file only the header is needed: it may end anywhere behind it." type:"model"`
 	Hosts string `help:"File with the hosts as JSON: {\"hosts\": [{\"id\", \"memory_bytes\", \"layer_ms\", \"hop_ms\", optional \"bandwidth_mbps\", \"zone\", \"class\", \"row_ms\", \"layer_bytes\"}]}; - for standard input."`
 	consulLive
 	Goal        string   `help:"What the plan is best in: latency, throughput or fewest-hosts."                                 default:"latency"`

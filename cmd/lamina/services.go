@@ -50,7 +50,7 @@ func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 type tokenizerCmd struct {
 	serviceFlags
 	Listen    string `help:"gRPC address."                                                                     default:"127.0.0.1:7071"`
-	Model     string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."                          short:"m" required:""`
+	Model     string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."                          short:"m" required:"" type:"model"`
 	Name      string `help:"Name of the model. Default: the name of its file or folder."`
 	Library   string `help:"Folder of more models, whose vocabularies are loaded on demand."`
 	MaxModels int    `help:"Maximum number of vocabularies to keep loaded."                                    default:"64"`
@@ -78,7 +78,7 @@ type shardCmd struct {
 	Auto        bool          `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
 	ModelDir    string        `help:"Folder of GGUF files and model folders, for --auto."`
 	Listen      string        `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
-	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m"`
+	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m" type:"model"`
 	Name        string        `help:"Name of the model. Default: the name of its file or folder."`
 	Layers      string        `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
 	KVPositions int           `help:"Number of positions in the KV cache."                                                                                                default:"16384"                           name:"kv-positions"`

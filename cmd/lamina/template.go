@@ -13,7 +13,7 @@ import (
 )
 
 type templateCmd struct {
-	Model            string `short:"m" help:"GGUF file or Hugging Face folder with a chat template, which renders the messages on standard input." xor:"template"`
+	Model            string `short:"m" help:"GGUF file or Hugging Face folder with a chat template, which renders the messages on standard input." xor:"template" type:"model"`
 	Name             string `help:"With -m: name of the chat template. Default: tool_use if there are tools, otherwise default."`
 	Tools            string `help:"With -m: file with tool definitions in OpenAI's format, a JSON list."`
 	GenerationPrompt bool   `help:"With -m: end with the start of the assistant's turn. The input may override this." default:"true" negatable:""`

@@ -12,7 +12,7 @@ import (
 )
 
 type tokenizeCmd struct {
-	Model     string `short:"m" required:"" help:"GGUF file (it may have a vocabulary only), model folder, tokenizer.json, SentencePiece .model file or tiktoken rank file."`
+	Model     string `short:"m" required:"" help:"GGUF file (it may have a vocabulary only), model folder, tokenizer.json, SentencePiece .model file or tiktoken rank file." type:"model"`
 	NoSpecial bool   `help:"Do not recognise control tokens in the text, and add no begin-of-text or end-of-text id. With --decode: omit control tokens."`
 	NoBOS     bool   `name:"no-bos" help:"Add no begin-of-text or end-of-text id."`
 	Decode    bool   `help:"Decode a JSON list of ids on standard input."`

@@ -13,7 +13,7 @@ import (
 
 type toolcallCmd struct {
 	Family           string  `help:"Family of models that wrote the text: deepseek, gemma4, glm, gpt-oss, kimi, llama, mistral, qwen3-hermes or qwen3-xml." xor:"format" required:""`
-	Model            string  `short:"m" help:"GGUF file or Hugging Face folder whose chat template says how its calls are written." xor:"format" required:""`
+	Model            string  `short:"m" help:"GGUF file or Hugging Face folder whose chat template says how its calls are written." xor:"format" required:"" type:"model"`
 	Tools            string  `help:"File with the tool definitions that the model was offered, a JSON list in OpenAI's format."`
 	GenerationPrompt *string `help:"The end of the rendered prompt. It may have opened the reasoning. Without it the text itself must tell."`
 	Stream           bool    `help:"Parse one character at a time, as if the text arrived from a model. The result is the same."`

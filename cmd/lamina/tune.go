@@ -27,7 +27,7 @@ type tuneCmd struct {
 	connectFlags
 	rendererFlags
 	Objective      string   `help:"What is trained: sft, the assistant's turns of conversations; dpo, the preferred one of two answers (direct preference optimization); or grpo, answers of the model itself that get a reward (group relative policy optimization)." default:"sft" enum:"sft,dpo,grpo"`
-	Model          string   `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in."`
+	Model          string   `short:"m" required:"" help:"GGUF file or Hugging Face folder to fine-tune. The weights of a GGUF file are used in the types that they are stored in." type:"model"`
 	Data           string   `required:"" help:"File of conversations: JSON lines or a JSON array, in any form that lamina data masks reads. With dpo: rows of prompt, chosen and rejected, as lamina eval preference reads them. With grpo: rows of prompt (a text or messages) and answer."`
 	Out            string   `required:"" help:"Folder for the adapter, the checkpoints, the encoded samples and the manifest."`
 	Name           string   `help:"Name of the run. Default: the name of the folder."`

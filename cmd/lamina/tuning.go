@@ -187,7 +187,7 @@ func isTerminal(w io.Writer) bool {
 
 type dataMasksCmd struct {
 	rendererFlags
-	Model    string `short:"m" help:"GGUF file or Hugging Face folder whose vocabulary and chat template are used." xor:"model"`
+	Model    string `short:"m" help:"GGUF file or Hugging Face folder whose vocabulary and chat template are used." xor:"model" type:"model"`
 	Vocab    string `help:"Folder or file with a vocabulary, and perhaps a chat template." xor:"model"`
 	Data     string `required:"" help:"File of conversations: JSON lines, or a JSON array; - means standard input."`
 	Context  int    `help:"Context length: the most ids of a sample; 0 means no limit." default:"0"`

@@ -38,7 +38,7 @@ func bundledModel() string {
 
 type upCmd struct {
 	verb.KernelFlags
-	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: the bundled model."`
+	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: the bundled model." type:"model"`
 	Name           string `          help:"Name of the model. Default: the name of its file or folder."`
 	Stages         int    `          help:"Number of stages of each pipeline."                                                                                                                        default:"2"`
 	Auto           int    `          help:"Start this many shards without layers, and let the router place the layers, in place of --stages."                                                                             default:"0"`
@@ -59,7 +59,7 @@ type upCmd struct {
 	adapterFlags
 	adapterMemoryFlags
 	dataFlags
-	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
+	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given." type:"model"`
 }
 
 // Run serves until interrupted.
@@ -156,13 +156,13 @@ func (c *upCmd) shards() ([]app.AutoShard, error) {
 type meshFlags struct {
 	verb.KernelFlags
 	connectFlags
-	Model   string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
+	Model   string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model." type:"model"`
 	Stages  int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
 	Router  string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
 	Adapter string `          help:"Adapter (LoRA) to use: its folder, in PEFT's layout; with --router its name or digest there." placeholder:"DIR"`
 	speculateFlags
 	hiddenStateFlags
-	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
+	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given." type:"model"`
 }
 
 // localAdapter is the name of the adapter of a mesh in this process.

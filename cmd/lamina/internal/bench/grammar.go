@@ -16,7 +16,7 @@ import (
 )
 
 type benchGrammarCmd struct {
-	Model  string `short:"m" required:"" help:"Vocabulary, in any form that tokenize accepts."`
+	Model  string `short:"m" required:"" help:"Vocabulary, in any form that tokenize accepts." type:"model"`
 	File   string `short:"f" required:"" help:"File with a JSON list of objects with name, schema, and text, which is the text to generate."`
 	Repeat int    `help:"How often to compile each schema and to compute the token masks along its text." default:"20"`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`

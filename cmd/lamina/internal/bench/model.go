@@ -22,7 +22,7 @@ const benchRows = 512
 
 type benchCmd struct {
 	verb.KernelFlags
-	Model        string `short:"m" help:"GGUF file or Hugging Face folder." xor:"model"`
+	Model        string `short:"m" help:"GGUF file or Hugging Face folder." xor:"model" type:"model"`
 	Shape        string `help:"Random weights in the shape of a model: smollm2-135m, smollm2-360m or gpt2-124m." xor:"model"`
 	Quant        string `help:"Element type of the matrices of --shape, such as Q4_0 or BF16." default:"Q8_0"`
 	PromptTokens int    `help:"Number of tokens in a prompt." default:"512"`

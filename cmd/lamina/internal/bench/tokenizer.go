@@ -17,7 +17,7 @@ import (
 )
 
 type benchTokenizerCmd struct {
-	Models  []string `short:"m" name:"model" required:"" sep:"none" help:"Vocabulary, in any form that tokenize accepts; repeatable."`
+	Models  []string `short:"m" name:"model" required:"" sep:"none" help:"Vocabulary, in any form that tokenize accepts; repeatable." type:"model"`
 	File    string   `short:"f" required:"" help:"File with plain text."`
 	Size    int      `help:"Size of a document in bytes." default:"10000"`
 	Threads int      `help:"Number of documents to encode in parallel." default:"1"`

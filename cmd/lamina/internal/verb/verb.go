@@ -16,6 +16,7 @@ import (
 type Env struct {
 	Ctx    context.Context
 	Log    *slog.Logger
+	Store  string // folder of the store of models; empty for the default
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer
