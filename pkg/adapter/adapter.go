@@ -196,6 +196,7 @@ func Parse(c *Config, src Source) (*Adapter, error) {
 	out := &Adapter{Config: *c}
 	modules := map[string]*Module{}
 	shapes := map[string][]int{}
+	from := map[string]string{} // the tensors of the file, by what they are
 	for _, name := range src.Names() {
 		info, _ := src.Info(name)
 		module, part, saved, err := classify(c, name)
@@ -205,6 +206,14 @@ func Parse(c *Config, src Source) (*Adapter, error) {
 		if module == "" && saved == "" {
 			continue
 		}
+		what := saved
+		if saved == "" {
+			what = Name(module, part)
+		}
+		if first, ok := from[what]; ok {
+			return nil, wrong(name, "is the same as %s", first)
+		}
+		from[what] = name
 		values, err := read(src, name, info)
 		if err != nil {
 			return nil, err
@@ -297,12 +306,14 @@ func read(src Source, name string, info weights.Info) ([]float32, error) {
 
 // complete checks the parts of a module's adapter against each other and the config.
 func (m *Module) complete(c *Config, shapes map[string][]int) error {
-	partA, partB := A, B
+	partA, partB, otherA, otherB := A, B, EmbedA, EmbedB
 	if m.Embeds {
-		partA, partB = EmbedA, EmbedB
+		partA, partB, otherA, otherB = EmbedA, EmbedB, A, B
 	}
 	a, b := shapes[Name(m.Name, partA)], shapes[Name(m.Name, partB)]
 	switch {
+	case shapes[Name(m.Name, otherA)] != nil || shapes[Name(m.Name, otherB)] != nil:
+		return wrong(prefix+m.Name, "has tensors of an embedding and of a matrix")
 	case m.A == nil:
 		return wrong(prefix+Name(m.Name, partA), "is missing")
 	case m.B == nil || b == nil:
