@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -64,7 +65,7 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 }
 
 // listenUnix listens on a Unix socket. It replaces a socket file that a terminated process has
-// left, and fails when a process still listens on it.
+// left, and fails when a process still listens on it or the file is no socket.
 func listenUnix(path string) (net.Listener, error) {
 	l, err := net.Listen("unix", path)
 	if !errors.Is(err, syscall.EADDRINUSE) {
@@ -72,6 +73,9 @@ func listenUnix(path string) (net.Listener, error) {
 			return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s", path)
 		}
 		return l, nil
+	}
+	if info, lookErr := os.Lstat(path); lookErr == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil, fault.New(fault.FailedPrecondition, "listen on unix:%s: the file exists and is no socket", path)
 	}
 	conn, dialed := net.DialTimeout("unix", path, time.Second)
 	if dialed == nil {

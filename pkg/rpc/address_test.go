@@ -55,6 +55,19 @@ func TestListen_OpenHostNeedsTLSOrTheOperatorsWord(t *testing.T) {
 	}
 }
 
+func TestListen_UnixKeepsAFileThatIsNoSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notes.txt")
+	if err := os.WriteFile(path, []byte("keep"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rpc.Listen("unix:"+path, rpc.ListenOptions{}); fault.CodeOf(err) != fault.FailedPrecondition {
+		t.Errorf("listened on a file: %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "keep" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+}
+
 func TestListen_UnixTakesOverWhatAGoneProcessLeft(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	gone, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
