@@ -23,10 +23,13 @@ func Methods() map[string]Rule {
 		}
 	}
 	add("lamina.router.v1.RouterService", map[string]Rule{
-		"Generate": metered(Generate), "Chat": metered(Generate), "Resume": only(Generate), "Cancel": only(Generate),
+		// A trainer whose objective has rewards samples at a router, from an adapter that it loads there.
+		"Generate": {Verb: Generate, Services: []Service{TrainerService}, Metered: true},
+		"Chat":     metered(Generate), "Resume": only(Generate), "Cancel": only(Generate),
 		"ListModels": only(Models), "Topology": only(Observe), "WatchTopology": only(Observe),
-		"Embed": metered(Embed), "ListAdapters": only(Models), "UnloadAdapter": audited(Operate),
-		"LoadAdapter": {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
+		"Embed": metered(Embed), "ListAdapters": only(Models),
+		"UnloadAdapter": {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
+		"LoadAdapter":   {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
 	})
 	add("lamina.trainer.v1.TrainerService", map[string]Rule{
 		"StartRun": audited(

@@ -297,9 +297,17 @@ func TestGuard_RoleMatrixOfTheMesh(t *testing.T) {
 		tokenizer + "Encode": {auth.RouterService, auth.TrainerService},
 		tokenizer + "Tokens": {auth.RouterService, auth.TrainerService},
 
-		"/lamina.router.v1.RouterService/Generate":   nil,
-		"/lamina.trainer.v1.TrainerService/StartRun": nil,
-		"/grpc.health.v1.Health/Check":               auth.Services(),
+		shard + "Embed":       {auth.RouterService},
+		shard + "LoadAdapter": {auth.RouterService},
+		shard + "Assign":      {auth.RouterService},
+		shard + "Ping":        {auth.RouterService, auth.ShardService},
+
+		"/lamina.router.v1.RouterService/Chat":          nil,
+		"/lamina.router.v1.RouterService/Generate":      {auth.TrainerService},
+		"/lamina.router.v1.RouterService/LoadAdapter":   {auth.TrainerService},
+		"/lamina.router.v1.RouterService/UnloadAdapter": {auth.TrainerService},
+		"/lamina.trainer.v1.TrainerService/StartRun":    nil,
+		"/grpc.health.v1.Health/Check":                  auth.Services(),
 	} {
 		rule, known := guard.Method(method)
 		if !known {
