@@ -7,8 +7,9 @@
 // or a limit that is exceeded scores 0, since the text is the reason as far as can be told. A program that cannot
 // be started is an error.
 //
-// The process runs in an empty temporary folder with an empty environment but for PATH, in a process group of its
-// own that is killed at the end. Limits are set by the shell's ulimit before the program starts: processor time,
+// The program is looked up in PATH, or from the working folder if its name has a slash. The process runs in an empty
+// temporary folder, so files among its arguments need absolute names, with an empty environment but for PATH, in a
+// process group of its own that is killed at the end. Limits are set by the shell's ulimit before the program starts: processor time,
 // memory, size of files, no core dumps. Wall-clock time and output are bounded here. That stops mistakes and
 // runaway programs; it is no protection from hostile ones, which a container or a virtual machine is for: files and
 // the network can be reached.
@@ -21,6 +22,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -72,6 +74,9 @@ func (r Runner) Run(ctx context.Context, command []string, s reward.Sample) (sco
 		return 0, fault.Field("reward.command", "want a program")
 	}
 	program, err := exec.LookPath(command[0])
+	if err == nil { // the process has another working folder
+		program, err = filepath.Abs(program)
+	}
 	if err != nil {
 		return 0, fault.Wrap(fault.NotFound, err, "run the reward's program")
 	}

@@ -44,6 +44,17 @@ func TestRunner_ScoresByExitAndOutput(t *testing.T) {
 	}
 }
 
+// TestRunner_RunsAProgramOfTheWorkingFolder names a program by a relative path. It runs in a folder of its own.
+func TestRunner_RunsAProgramOfTheWorkingFolder(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("score.sh", []byte("#!/bin/sh\ntest ! -e score.sh && echo 0.75\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := (command.Runner{}).Run(t.Context(), []string{"./score.sh"}, sample); err != nil || got != 0.75 {
+		t.Errorf("scores %g, %v, want 0.75", got, err)
+	}
+}
+
 // TestRunner_LimitsScoreZero runs programs that never end, or take too much.
 func TestRunner_LimitsScoreZero(t *testing.T) {
 	r := command.Runner{Limits: command.Limits{Wall: 2 * time.Second, CPU: time.Second, Memory: 64 << 20,
