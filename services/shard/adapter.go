@@ -32,8 +32,8 @@ type loaded struct {
 // adapterTime is how long loading an adapter may take: the router sends its tensors meanwhile.
 const adapterTime = 5 * time.Minute
 
-// LoadAdapter implements the conversation of that name. The tensors are in memory once, and a stage keeps nothing
-// of an adapter that it does not accept.
+// LoadAdapter implements the conversation of that name. While the tensors are put into the memory of the kernel set
+// they are in memory twice. A stage keeps nothing of an adapter that it does not accept.
 func (s *Service) LoadAdapter(
 	stream grpc.BidiStreamingServer[shardv1.LoadAdapterRequest, shardv1.LoadAdapterResponse],
 ) error {
@@ -131,7 +131,11 @@ func (l *adapterLoad) run() error {
 		l.service.reserved.Add(-bytes)
 		return err
 	}
-	h.install(&loaded{digest: l.digest, name: l.open.GetName(), base: l.open.GetBase(), weights: weights, bytes: bytes})
+	a := &loaded{digest: l.digest, name: l.open.GetName(), base: l.open.GetBase(), weights: weights, bytes: bytes}
+	if !h.install(a) {
+		l.service.reserved.Add(-bytes)
+		return fault.New(fault.NotFound, "layers %v of %s were unloaded meanwhile", h.stage.Range, h.name)
+	}
 	l.service.log.Info("load adapter", "adapter", l.open.GetName(), "model", h.name, "layers", h.stage.Range.String(),
 		"digest", l.digest.String(), "base", cmp.Or(l.open.GetBase(), "not recorded"), "modules", len(wanted),
 		"bytes", bytes)
@@ -260,10 +264,15 @@ func (h *held) keep(digest adapter.Sum, name string) (bytes int64, ok bool) {
 	return a.bytes, true
 }
 
-func (h *held) install(a *loaded) {
+// install adds an adapter. It returns false if the span has been unloaded.
+func (h *held) install(a *loaded) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.unloaded {
+		return false
+	}
 	h.adapters[a.digest] = a
+	return true
 }
 
 // adapterOf returns the adapter that the first entry of a session names, or nil. The caller holds mu.
@@ -322,6 +331,14 @@ func (h *held) dropSession(name string, s *session) {
 func (h *held) dropUnused(a *loaded) {
 	if a.leaving && a.sessions == 0 && h.adapters[a.digest] == a {
 		delete(h.adapters, a.digest)
+		h.reserved.Add(-a.bytes)
+	}
+}
+
+// freeAdapters gives back the memory of all adapters of a span that is unloaded. The caller holds mu.
+func (h *held) freeAdapters() {
+	for digest, a := range h.adapters {
+		delete(h.adapters, digest)
 		h.reserved.Add(-a.bytes)
 	}
 }

@@ -98,10 +98,10 @@ func (s *Service) spanOf(digest string, lo, hi uint32) (*offer, model.Range, err
 // fenced refuses a request of a placer that has been replaced. The caller holds mu.
 func (s *Service) fenced(fence uint64) error {
 	if !s.cfg.Assignable {
-		return fault.New(fault.FailedPrecondition, "assign layers: this shard takes no assignments")
+		return fault.New(fault.FailedPrecondition, "check the placer: this shard takes no assignments")
 	}
 	if fence < s.fence {
-		return fault.New(fault.Aborted, "assign layers: fence %d is older than %d: another router is the placer", fence,
+		return fault.New(fault.Aborted, "check the placer: fence %d is older than %d: another router is the placer", fence,
 			s.fence)
 	}
 	s.fence = fence
@@ -269,7 +269,7 @@ func (s *Service) release(h *held, grace time.Duration) {
 	tick := time.NewTicker(releaseTick)
 	defer tick.Stop()
 	limit := time.Now().Add(grace)
-	for h.open() > 0 {
+	for !h.retired() {
 		if !time.Now().Before(limit) {
 			h.endAll(fault.New(fault.Unavailable, "run layers %v of %s: they are being unloaded", h.stage.Range, h.name))
 		}
@@ -322,6 +322,19 @@ func (h *held) open() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.pipelines)
+}
+
+// retired reports whether no pipeline is open on the span. Then none can be opened any more, not even by a call that
+// found the span before it was taken off the list, and the memory of its adapters is free.
+func (h *held) retired() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.pipelines) > 0 {
+		return false
+	}
+	h.unloaded = true
+	h.freeAdapters()
+	return true
 }
 
 // endAll ends all pipelines on the span, and drops the detached ones.

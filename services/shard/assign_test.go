@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 	"github.com/lamina-mesh/lamina/services/shard"
 )
+
+// assignAdapters is the memory for adapters of an assignRig: room for one.
+const assignAdapters = 64 << 10
 
 // assignRig is a shard without layers that takes assignments.
 type assignRig struct {
@@ -49,7 +53,7 @@ func newAssignRig(t *testing.T, memory int64) *assignRig {
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	s := shard.New(shard.Config{Kernels: set, Dialer: dialer, KVPositions: 64, ID: "shard-x", Assignable: true,
-		Memory: memory, Zone: "west"})
+		Memory: memory, Zone: "west", AdapterBytes: assignAdapters})
 	s.Offer("stories", modelDigest, files)
 	server := rpc.NewServer(rpc.ServerOptions{})
 	s.Register(server)
@@ -221,7 +225,7 @@ func TestService_Assign_RefusesWhatDoesNotFit(t *testing.T) {
 	if _, err := r.assign(2, 3, 8); status.Code(err) != codes.Aborted {
 		t.Errorf("a placer that was replaced: %v", err)
 	}
-	if _, err := r.unload(1, 2, 8); status.Code(err) != codes.Aborted {
+	if _, err := r.unload(1, 2, 8); status.Code(err) != codes.Aborted || strings.Contains(err.Error(), "assign") {
 		t.Errorf("a placer that was replaced: %v", err)
 	}
 	if err := r.service.Hold("stories", modelDigest, r.files, model.Range{Lo: 4, Hi: 5}); err != nil {
@@ -229,6 +233,26 @@ func TestService_Assign_RefusesWhatDoesNotFit(t *testing.T) {
 	}
 	if _, err := r.unload(4, 5, 9); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("unload what was given by flag: %v", err)
+	}
+}
+
+// TestService_Unload_FreesTheAdaptersOfTheSpan loads an adapter on a span that is unloaded and assigned again. The
+// shard has room for one.
+func TestService_Unload_FreesTheAdaptersOfTheSpan(t *testing.T) {
+	r := newAssignRig(t, 0)
+	a := newAdapter(4, 1)
+	shards := &inferRig{t: t, ctx: r.ctx, shards: []shardv1.ShardServiceClient{r.client},
+		route: []*shardv1.Hop{{Lo: 0, Hi: 5}}}
+	for range 3 {
+		if _, err := r.assign(0, 5, 1); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := shards.loadOn(0, shards.opening(0, a), a); err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := r.unload(0, 5, 1); err != nil || !resp.GetDone() {
+			t.Fatalf("unload: %v, %v", resp, err)
+		}
 	}
 }
 

@@ -35,6 +35,9 @@ func (p *pipeline) tryAttach() (fence *pipeline, err error) {
 	defer h.mu.Unlock()
 	old := h.pipelines[p.id]
 	switch {
+	case h.unloaded:
+		return nil, fault.New(fault.NotFound, "open pipeline %x: layers %v of %s have been unloaded", p.id, h.stage.Range,
+			h.name)
 	case old == nil:
 		// A new pipeline needs pages, and most likely it replaces the ones that are detached.
 		for _, other := range h.pipelines {

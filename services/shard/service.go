@@ -127,6 +127,7 @@ type held struct {
 	adapterLimit int64
 
 	mu        sync.Mutex
+	unloaded  bool // no pipeline can open on it, and no adapter is loaded any more
 	adapters  map[adapter.Sum]*loaded
 	sessions  map[string]*session
 	pipelines map[string]*pipeline // that have a stream or are detached
