@@ -2,6 +2,8 @@ package shard
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,18 +23,24 @@ const (
 )
 
 // Measure computes some rows of some layers of every offered model, so that a placer knows how fast this host is. It
-// takes a second or two for each model, and returns early when ctx ends.
+// takes a second or two for each model, and returns early when ctx ends. A model that cannot be computed does not keep
+// it from the others; the error names all of them.
 func (s *Service) Measure(ctx context.Context) error {
 	s.mu.Lock()
 	var offers []*offer
-	for _, o := range s.offers {
-		offers = append(offers, o)
+	for _, digest := range slices.Sorted(maps.Keys(s.offers)) {
+		offers = append(offers, s.offers[digest])
 	}
 	s.mu.Unlock()
+	var failed []error
 	for _, o := range offers {
 		t, err := s.measure(ctx, o)
 		if err != nil {
-			return fault.Wrap(fault.CodeOf(err), err, "measure a layer of %s", o.name)
+			failed = append(failed, fault.Wrap(fault.CodeOf(err), err, "measure a layer of %s", o.name))
+			if ctx.Err() != nil {
+				break
+			}
+			continue
 		}
 		s.mu.Lock()
 		o.measured = t
@@ -40,7 +48,7 @@ func (s *Service) Measure(ctx context.Context) error {
 		s.mu.Unlock()
 		s.log.Info("measured a layer", "model", o.name, "row_ms", t.ms, "further_row_ms", t.row)
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // testSpan returns layers of the middle of a model with about testBytes, without the head if there are others.
@@ -77,7 +85,15 @@ func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 	seq := cache.NewSequence()
 	defer seq.Free()
 	pos, limit := 0, time.Now().Add(testLimit)
+	chunkRows, last := testChunk, rows
+	if stage.Spec.Bounded() {
+		last = min(last, stage.Spec.Context)
+		chunkRows = min(chunkRows, last)
+	}
 	run := func(n int) (time.Duration, error) {
+		if pos+n > last { // begin again: positions behind the context length cannot be computed
+			pos = 0
+		}
 		b := &model.Batch[float32]{Entries: []model.Entry[float32]{{Seq: seq, Pos: pos, Rows: n}}}
 		if stage.Last() {
 			b.Entries[0].Logits = min(1, n)
@@ -100,7 +116,7 @@ func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 	}
 	var chunks, singles []time.Duration
 	for range testRounds {
-		took, err := run(testChunk)
+		took, err := run(chunkRows)
 		if err != nil {
 			return layerTime{}, err
 		}
@@ -122,7 +138,7 @@ func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 	work := o.work(span)
 	one, chunk := median(singles), slices.Min(chunks)
 	ms := func(d time.Duration) float64 { return max(1e-6, d.Seconds()*1000/work) }
-	return layerTime{ms: ms(one), row: ms(max(0, chunk-one) / (testChunk - 1))}, nil
+	return layerTime{ms: ms(one), row: ms(max(0, chunk-one) / time.Duration(max(1, chunkRows-1)))}, nil
 }
 
 func median(d []time.Duration) time.Duration {
