@@ -93,6 +93,7 @@ func (d *direct) begin(ctx context.Context, end context.CancelCauseFunc, a attem
 	if a != d.at {
 		clear(d.partial)
 		clear(d.whole)
+		d.bad = nil // it came after its attempt had ended, perhaps from a replica that is no member any more
 	}
 	d.at, d.end, d.members, d.parcels = a, end, m, map[string]*parcel{}
 	for _, p := range parcels {

@@ -234,6 +234,45 @@ func TestReduce_BadGradientsAreRejected(t *testing.T) {
 	}
 }
 
+// A bad gradient that comes after its attempt has ended is not held against the next attempt, which its replica takes no
+// part in.
+func TestReduce_LateBadGradientOfALostReplicaIsForgotten(t *testing.T) {
+	norms, _ := alone(t, 1)
+	r := newTrainRig(t, gradbus.NewMemory(busLimit))
+	a, b := r.train(trainOpening(0, 3)), r.train(trainOpening(2, 3))
+	a.attempt(1, 0, 0, 1, 1, beside(3)...)
+	bad := gradientEvents(make([]float32, tensorCount))[0]
+	bad.Run = "other"
+	open := &shardv1.ReduceOpen{Chain: trainOpening(0, 3).GetChain(), From: trainOpening(1, 3).GetChain()}
+	stream, err := a.reduce(a.ctx, open, bad)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := a.rejected(); got.GetReplica() != 1 {
+		t.Errorf("rejected a gradient of replica %d", got.GetReplica())
+	}
+	err = stream.Send(&shardv1.ReduceRequest{Frame: &shardv1.ReduceRequest_Gradient{Gradient: bad}})
+	if err = errors.Join(err, stream.CloseSend()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) { // the stage has taken it
+		t.Errorf("the call ended with %v", err)
+	}
+	a.abort(1, 0)
+	members := beside(3)
+	members = []*shardv1.Member{members[0], members[2]}
+	members[0].Hi = members[1].GetLo()
+	a.attempt(1, 1, 0, 2, 2, members...)
+	b.attempt(1, 1, 2, 4, 2, members...)
+	for _, c := range []*conversation{a, b} {
+		if _, got := c.folded(); !sameNorms(got, norms[0]) {
+			t.Error("norms differ from those of a single replica")
+		}
+	}
+	a.end()
+	b.end()
+}
+
 // Members whose places cannot be are refused.
 func TestReduce_WrongPlacesNameTheField(t *testing.T) {
 	r := newTrainRig(t, gradbus.NewMemory(busLimit))
