@@ -47,6 +47,13 @@ func (s *Stage[F]) adaptRows(entries []Entry[F], rows func(*Entry[F]) int) {
 	s.batching = true
 }
 
+// endBatch forgets the adapters of the batch: one that is unloaded must not stay in memory until the next batch.
+func (s *Stage[F]) endBatch() {
+	s.batching = false
+	clear(s.adapted[:cap(s.adapted)])
+	clear(s.lows[:cap(s.lows)])
+}
+
 // adaptedRows returns the runs of rows that have adapters. Outside of Forward the adapter of Use is that of all t
 // rows.
 func (s *Stage[F]) adaptedRows(t int) []adapted[F] {

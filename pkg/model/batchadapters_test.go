@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"weak"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -308,5 +310,42 @@ func TestServeAdapter_RefusesWhatItCannotServe(t *testing.T) {
 		if halves.stages[0].Needs(m.Name) != first || halves.stages[1].Needs(m.Name) == first {
 			t.Errorf("the wrong stage needs %s", m.Name)
 		}
+	}
+}
+
+// TestForward_KeepsNoAdapterAfterTheBatch looks for an adapter that nobody else has after a batch with it and others.
+func TestForward_KeepsNoAdapterAfterTheBatch(t *testing.T) {
+	for _, files := range forms(t, "llama") {
+		c := newChain(t, files, kernel.Set[float32](ref.New[float32]()), 1)
+		var held []weak.Pointer[model.Adapter[float32]]
+		func() {
+			var turns []turn[float32]
+			for i := range 3 {
+				ad := c.serve(t, randomAdapter(t, &files.Spec, 2, queries, i == 2, uint64(i)))
+				held = append(held, weak.Make(ad[0]))
+				seq := c.sequence()
+				if err := seq[0].Reserve(1); err != nil {
+					t.Fatal(err)
+				}
+				turns = append(turns, turn[float32]{part[float32]{seq, []int32{1}, 0}, ad})
+			}
+			c.adapted(t, turns...)
+		}()
+		for try := 0; ; try++ { // a collection may come too early
+			runtime.GC()
+			left := 0
+			for _, p := range held {
+				if p.Value() != nil {
+					left++
+				}
+			}
+			if left == 0 {
+				break
+			}
+			if try == 10 {
+				t.Fatalf("%d of %d adapters are kept", left, len(held))
+			}
+		}
+		runtime.KeepAlive(c)
 	}
 }

@@ -72,7 +72,7 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	s.scratch.reset()
 	s.dropping = Dropout{}
 	s.adaptRows(b.Entries, func(e *Entry[F]) int { return e.Rows })
-	defer func() { s.batching = false }()
+	defer s.endBatch()
 	x := s.scratch.take(rows * s.Spec.Width)
 	pos := make([]int32, 0, rows)
 	for _, e := range b.Entries {
