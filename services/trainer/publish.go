@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
@@ -30,7 +31,7 @@ type Publish struct {
 }
 
 const (
-	publishTime  = 10 * time.Minute // for all routers
+	publishTime  = 10 * time.Minute // for all routers, which are sent to at once
 	publishAgain = time.Second      // before the second try at a router; doubled after each
 	publishLimit = 30 * time.Second // between two tries at most
 )
@@ -73,18 +74,24 @@ func (r *run) publish(ctx context.Context) error {
 	if err != nil {
 		addrs = []string{""}
 	}
-	for _, addr := range addrs {
-		done := &trainerv1.Published{Router: addr, Name: cmp.Or(p.Name, r.name)}
-		failure := err
-		if failure == nil {
-			failure = r.publishAt(limited, addr, done)
-		}
-		if failure != nil {
-			done.Error = failure.Error()
-			r.service.log.Warn("publish the adapter of a run", "run", r.name, "router", addr, "error", failure)
-		}
-		r.update(func(s *trainerv1.Run) { s.Published = append(s.Published, done) })
+	published := make([]*trainerv1.Published, len(addrs))
+	var work sync.WaitGroup // a router that cannot be reached takes no time from the others
+	for i, addr := range addrs {
+		work.Go(func() {
+			done := &trainerv1.Published{Router: addr, Name: cmp.Or(p.Name, r.name)}
+			failure := err
+			if failure == nil {
+				failure = r.publishAt(limited, addr, done)
+			}
+			if failure != nil {
+				done.Error = failure.Error()
+				r.service.log.Warn("publish the adapter of a run", "run", r.name, "router", addr, "error", failure)
+			}
+			published[i] = done
+		})
 	}
+	work.Wait()
+	r.update(func(s *trainerv1.Run) { s.Published = published })
 	return ctx.Err()
 }
 

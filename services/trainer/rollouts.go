@@ -183,6 +183,10 @@ func (t *training) answer(ctx context.Context, client routerv1.RouterServiceClie
 			}
 		case r.GetToken() != nil:
 			token := r.GetToken()
+			if len(out.ids) == m.GRPO.MaxTokens {
+				return out, fault.New(fault.Internal, "sample an answer to line %d: got more than %d tokens", p.line,
+					m.GRPO.MaxTokens)
+			}
 			out.ids, out.logprobs = append(out.ids, int32(token.GetId())), append(out.logprobs, token.GetLogprob())
 			text.WriteString(token.GetText())
 		case r.GetFinished() != nil:
@@ -190,9 +194,8 @@ func (t *training) answer(ctx context.Context, client routerv1.RouterServiceClie
 			finished = true
 		}
 	}
-	if len(out.ids) == 0 || len(out.ids) > m.GRPO.MaxTokens {
-		return out, fault.New(fault.Internal, "sample an answer to line %d: got %d tokens, want 1..%d", p.line,
-			len(out.ids), m.GRPO.MaxTokens)
+	if len(out.ids) == 0 {
+		return out, fault.New(fault.Internal, "sample an answer to line %d: got no tokens", p.line)
 	}
 	out.text = text.String()
 	return out, nil
