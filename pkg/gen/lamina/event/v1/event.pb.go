@@ -39,7 +39,8 @@ type Gradient struct {
 	Step uint64 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
 	// Part of the model: "lo-hi.b" for bucket b of the layers [lo,hi), which is a group of tensors that
 	// follow one another in name order, and "lo-hi.b.fold" for its sum over all slots ("lo-hi.b.sum" on
-	// the way to the replicas of one machine). "tied-embedding" and "tied-head" are the two halves of a tied embedding's gradient, if they are on different stages.
+	// the way to the replicas of one machine). "tied-embedding" and "tied-head" are the two parts of a tied
+	// embedding's gradient, if they are on different stages.
 	Part string `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`
 	// The node's first slot.
 	SlotLo uint32 `protobuf:"varint,4,opt,name=slot_lo,json=slotLo,proto3" json:"slot_lo,omitempty"`
