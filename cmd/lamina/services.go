@@ -180,11 +180,17 @@ type routerCmd struct {
 	hiddenStateFlags
 	placingFlags
 	schedulingFlags
+	metricsFlags
 	adapterFlags
 	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
 	natsFlags
 	Drain time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
 	Draft string        `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
+}
+
+// metricsFlags say how metrics are called.
+type metricsFlags struct {
+	MetricsPrefix string `help:"Prefix of the metrics that have vLLM's names, for its dashboards and for endpoint pickers; none leaves them out." default:"vllm:"`
 }
 
 // schedulingFlags are the settings of a router's schedulers.
@@ -259,8 +265,9 @@ func (c *routerCmd) Run(e *verb.Env) error {
 		Placing: placing,
 		HTTP:    c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
 		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk << 20,
-		NATS:  c.natsFlags.config(c.NATS),
-		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
+		NATS:          c.natsFlags.config(c.NATS),
+		MetricsPrefix: c.MetricsPrefix,
+		Bound:         func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
 

@@ -56,6 +56,7 @@ type upCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
+	metricsFlags
 	adapterFlags
 	adapterMemoryFlags
 	dataFlags
@@ -109,6 +110,8 @@ func (c *upCmd) Run(e *verb.Env) error {
 		Insecure:    c.InsecureListen,
 		Files:       rpc.Files{Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA},
 		Access:      c.access(),
+
+		MetricsPrefix: c.MetricsPrefix,
 	})
 	if err != nil {
 		return err

@@ -46,6 +46,24 @@ func NewRegistry() *prometheus.Registry {
 	return r
 }
 
+// CheckPrefix returns an error unless prefix can begin the names of metrics: letters, digits, underscores and colons,
+// and not the names of this program or of its runtime.
+func CheckPrefix(prefix string) error {
+	for i, c := range []byte(prefix) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_', c == ':', '0' <= c && c <= '9' && i > 0:
+		default:
+			return fault.Field("metrics-prefix", "parse %q: want letters, digits, underscores and colons", prefix)
+		}
+	}
+	for _, taken := range []string{"lamina_", "go_", "process_", "promhttp_"} {
+		if strings.HasPrefix(prefix, taken) {
+			return fault.Field("metrics-prefix", "%q: metrics of other meaning begin with %s", prefix, taken)
+		}
+	}
+	return nil
+}
+
 // Scope creates the metrics of one service, which are called lamina_SERVICE_NAME. A name ends in
 // its unit or in "total". Creating a metric twice is a programming error and panics.
 type Scope struct {

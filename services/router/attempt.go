@@ -142,6 +142,7 @@ func (q *request) token(o result) (bool, error) {
 	if q.first.IsZero() {
 		q.admitted, q.cached = o.admitted, o.cached
 	}
+	q.meterToken(now)
 	if q.echo.only {
 		q.first, q.last = now, now
 		return true, q.finish(samplerv1.FinishReason_FINISH_REASON_LENGTH, "", 0)
@@ -194,6 +195,7 @@ func (q *request) emit(t *samplerv1.Token) (bool, error) {
 
 // finish sends the last event of a request.
 func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int) error {
+	q.reason = reason
 	return q.sink.finished(&routerv1.Finished{
 		FinishReason: reason, Text: text, Context: q.usedContext(), StopString: q.stopString(),
 		Usage: &routerv1.Usage{

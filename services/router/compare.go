@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/plan"
@@ -262,57 +260,5 @@ func (s *Service) compare(p *routerv1.Pipeline, chain plan.Chain, held map[strin
 	if planned != nil {
 		p.PredictedTokenMs, p.PredictedTtftMs = planned.Predicted.TokenMS, planned.Predicted.TTFTMS
 		p.PredictedPromptTokens = uint32(max(0, planned.Predicted.PromptTokens))
-	}
-}
-
-// stageCollector exports the predicted and measured times of the stages of all pipelines that are open.
-type stageCollector struct {
-	s            *Service
-	stage, token *prometheus.Desc
-}
-
-func (m *metrics) observeStages(r prometheus.Registerer, s *Service) {
-	if r == nil || s.placer == nil {
-		return
-	}
-	r.MustRegister(&stageCollector{
-		s: s,
-		stage: prometheus.NewDesc("lamina_router_stage_seconds",
-			"Time of one row in a stage (part compute) and on the hop to it (part hop), as the plan has predicted it and "+
-				"as it was measured last.", []string{"model", "pipeline", "stage", "host", "part", "from"}, nil),
-		token: prometheus.NewDesc("lamina_router_token_seconds",
-			"Time of a token of a single stream, as the plan has predicted it, and of a step, as it was measured.",
-			[]string{"model", "pipeline", "from"}, nil),
-	})
-}
-
-// Describe implements prometheus.Collector.
-func (c *stageCollector) Describe(ch chan<- *prometheus.Desc) {
-	ch <- c.stage
-	ch <- c.token
-}
-
-// Collect implements prometheus.Collector. It asks the shards of the pipelines for their times.
-func (c *stageCollector) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), describeLimit)
-	defer cancel()
-	gauge := func(d *prometheus.Desc, ms float64, labels ...string) {
-		if ms > 0 {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, ms/1000, labels...)
-		}
-	}
-	for _, p := range c.s.mesh(ctx).GetPipelines() {
-		if p.GetPredictedTokenMs() == 0 {
-			continue
-		}
-		gauge(c.token, p.GetPredictedTokenMs(), p.GetModel(), p.GetId(), "plan")
-		gauge(c.token, float64(p.GetStepMs()), p.GetModel(), p.GetId(), "measured")
-		for i, t := range p.GetTimes() {
-			at := []string{p.GetModel(), p.GetId(), fmt.Sprint(i), t.GetHost()}
-			gauge(c.stage, t.GetPredictedMs(), append(at, "compute", "plan")...)
-			gauge(c.stage, t.GetMeasuredMs(), append(at, "compute", "measured")...)
-			gauge(c.stage, t.GetPredictedHopMs(), append(at, "hop", "plan")...)
-			gauge(c.stage, t.GetMeasuredHopMs(), append(at, "hop", "measured")...)
-		}
 	}
 }

@@ -193,6 +193,9 @@ type request struct {
 	admitted time.Time
 	first    time.Time
 	last     time.Time
+	meters   *modelMeters           // of the model; nil before it is known
+	reason   samplerv1.FinishReason // set when it has ended
+	taken    bool                   // another router has begun it
 }
 
 // run checks the request, finds the model, encodes the prompt and generates until the end.
@@ -209,7 +212,7 @@ func (q *request) run(
 			"prompt_tokens", len(q.prompt),
 			"tokens", max(0, len(q.log)-len(q.prompt)), "took", time.Since(q.arrived), "error", err)
 	}()
-	defer func() { q.service.m.requests.WithLabelValues(fault.CodeOf(err).String()).Inc() }()
+	defer func() { q.service.m.requests.WithLabelValues(ending(err)).Inc() }()
 	if err := q.bounds(); err != nil {
 		return err
 	}
@@ -223,7 +226,7 @@ func (q *request) run(
 	if err != nil {
 		return err
 	}
-	q.digest = p.digest
+	q.digest, q.meters = p.digest, p.meters
 	if err := auth.CheckModel(ctx, p.model(), p.digest, adapted(p.model(), q.adapterName)); err != nil {
 		return err
 	}
@@ -342,24 +345,20 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 // generate submits the session to a pipeline, and to another one when that dies or loses
 // the session. A request of which the same new rows are in flight on two pipelines in a row
 // when they die is set aside, since it may be the cause.
-func (q *request) generate(ctx context.Context) error {
+func (q *request) generate(ctx context.Context) (err error) {
+	defer func() { q.meterEnd(ctx, err) }()
 	moves := 0         // since the last token
 	since := q.arrived // when the request began to wait for a pipeline
 	first := uint64(1)
 	if q.started == nil { // it goes on from a journal, so it has been admitted before
 		first++
+		q.taken = true
 	}
 	moved := false
 	for epoch := first; ; epoch++ {
 		had := len(q.log)
 		log, maxLen := q.view()
-		if moved {
-			if err := q.service.replays.take(ctx, len(log), q.patience()-time.Since(since), againMoved); err != nil {
-				return err
-			}
-		}
-		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen, q.adapter},
-			q.patience()-time.Since(since))
+		p, err := q.place(ctx, log, maxLen, moved, q.patience()-time.Since(since))
 		if err != nil {
 			return err
 		}
@@ -399,6 +398,22 @@ func (q *request) generate(ctx context.Context) error {
 		q.service.log.InfoContext(ctx, "move session", "choice", q.sampling.GetChoice(), "tokens", len(q.log), "epoch",
 			epoch+1, "error", end.lost)
 	}
+}
+
+// place waits for a pipeline for the log, and first for the budget if the log was computed elsewhere before.
+func (q *request) place(ctx context.Context, log []int32, maxLen int, moved bool, wait time.Duration) (*pipeline, error) {
+	defer q.meters.waits()()
+	start := time.Now()
+	if moved {
+		if err := q.service.replays.take(ctx, len(log), wait, againMoved); err != nil {
+			return nil, err
+		}
+	}
+	p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen, q.adapter}, wait-time.Since(start))
+	if err == nil && q.meters == nil {
+		q.meters = p.meters
+	}
+	return p, err
 }
 
 // blame counts that the request may have been the cause of a loss, unless another attempt of it has computed the

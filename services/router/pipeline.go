@@ -37,6 +37,7 @@ type pipeline struct {
 	class   string
 	draft   bool // it runs the draft model
 	steps   prometheus.Counter
+	meters  *modelMeters
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -50,6 +51,7 @@ type pipeline struct {
 
 	drafters     sync.WaitGroup // drafters that use it; none is added once the pipeline is not listed
 	assigned     atomic.Int64   // sequences assigned to it, counted before they are submitted
+	epochs       atomic.Uint64  // epoch, for others to read
 	runningCount atomic.Int64
 	waitingCount atomic.Int64
 	rate         atomic.Uint64 // tokens per second, times 1000
@@ -139,7 +141,7 @@ func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*
 	if p.draft = s.isDraft(p.model(), chain.Digest()); p.draft {
 		role = "draft"
 	}
-	p.steps = s.m.steps.WithLabelValues(role)
+	p.steps, p.meters = s.m.steps.WithLabelValues(role), s.m.serving.of(p.model())
 	p.sched = sched.New(p.schedulerConfig())
 	return p, nil
 }
@@ -173,6 +175,7 @@ func (p *pipeline) openChain(ctx context.Context) ([]*shardv1.Held, error) {
 		return nil, err
 	}
 	p.epoch++
+	p.epochs.Store(p.epoch)
 	l, resp, err := openLink(ctx, "chain", first.Addr, &shardv1.InferRequest{
 		Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
 			Pipeline: p.name, Digest: first.Digest, Route: p.route(), Sampler: p.samplerAddr(),

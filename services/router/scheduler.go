@@ -112,6 +112,7 @@ type runner struct {
 	since          time.Time
 	chained        uint64 // windows that were counted in metrics
 	discarded      uint64
+	queried, hits  uint64 // positions that were counted in metrics
 }
 
 func newRunner(p *pipeline) *runner {
@@ -263,6 +264,11 @@ func (r *runner) step(now time.Time) error {
 	r.p.service.m.windows.WithLabelValues("sent").Add(float64(stats.Chained - r.chained))
 	r.p.service.m.windows.WithLabelValues("discarded").Add(float64(stats.Discarded - r.discarded))
 	r.chained, r.discarded = stats.Chained, stats.Discarded
+	if !r.p.draft {
+		r.p.meters.queried.Add(float64(stats.Queried - r.queried))
+		r.p.meters.hits.Add(float64(stats.Hits - r.hits))
+		r.queried, r.hits = stats.Queried, stats.Hits
+	}
 	if span := now.Sub(r.since); span >= time.Second {
 		r.p.rate.Store(uint64(float64(r.tokens) / span.Seconds() * 1000))
 		r.tokens, r.since = 0, now
@@ -322,6 +328,7 @@ func (r *runner) carryOut(c sched.Command) error {
 		}
 	case sched.Preempt:
 		r.p.service.m.preemptions.Inc()
+		r.p.meters.preempted.Inc()
 	case sched.Propose:
 		r.propose(c)
 	case sched.Fail:

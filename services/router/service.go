@@ -34,10 +34,13 @@ type Registry interface {
 
 // Config holds the dependencies and settings of a Service.
 type Config struct {
-	Log      *slog.Logger
-	Metrics  prometheus.Registerer // nil measures nothing
-	Dialer   Dialer
-	Registry Registry
+	Log     *slog.Logger
+	Metrics prometheus.Registerer // nil measures nothing
+	// MetricsPrefix is the prefix of the metrics that have vLLM's names. Empty means "vllm:", which the queries of
+	// dashboards and the settings of endpoint pickers have in them; NoMetricsPrefix leaves these metrics out.
+	MetricsPrefix string
+	Dialer        Dialer
+	Registry      Registry
 	// BatchRows is the maximum number of rows in a batch; 0 means 512.
 	BatchRows int
 	// ChunkRows is the maximum number of rows of one prompt in a batch; 0 means 256.
@@ -157,7 +160,7 @@ type modelInfo struct {
 // New returns a router. It finds no services until Run is called.
 func New(c Config) *Service {
 	s := &Service{
-		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(),
+		cfg: c, log: c.Log, m: newMetrics(c.Metrics, c.MetricsPrefix), grammars: newGrammarChecker(),
 		requests:  newRequests(),
 		instances: map[string][]discovery.Instance{}, missing: map[string]*missing{}, held: map[string]described{},
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
@@ -174,6 +177,7 @@ func New(c Config) *Service {
 		s.placer = newPlacer(s, *c.Placement)
 	}
 	s.m.observeStages(c.Metrics, s)
+	s.m.serving.register(c.Metrics, s)
 	if s.cfg.Hedge == 0 {
 		s.cfg.Hedge = hedgeLeast
 	}
@@ -321,134 +325,6 @@ func (p *pipeline) candidate(w work) (c sched.Candidate, ok bool) {
 		return c, false
 	}
 	return sched.Candidate{Load: int(p.load()), Cached: p.sched.Reusable(w.tenant, w.adapter.namespace(), w.log)}, true
-}
-
-// metrics holds the router's metrics.
-type metrics struct {
-	requests    *prometheus.CounterVec
-	tokens      prometheus.Counter
-	first       prometheus.Histogram
-	between     prometheus.Histogram
-	moves       prometheus.Counter
-	reopens     *prometheus.CounterVec
-	again       *prometheus.CounterVec
-	overBudget  prometheus.Counter
-	hedges      *prometheus.CounterVec
-	preemptions prometheus.Counter
-	drafted     *prometheus.CounterVec
-	accepted    *prometheus.CounterVec
-	steps       *prometheus.CounterVec
-	windows     *prometheus.CounterVec
-	dropped     *prometheus.CounterVec
-	drafting    prometheus.Histogram
-	resumed     *prometheus.CounterVec
-	moveBytes   prometheus.Counter
-	// unjournaled counts requests whose journal was given up.
-	unjournaled *prometheus.CounterVec
-}
-
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		requests: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests, by how they ended."},
-			[]string{"end"},
-		),
-		tokens: prometheus.NewCounter(
-			prometheus.CounterOpts{Name: "lamina_router_tokens_total", Help: "Tokens generated."},
-		),
-		first: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_first_token_seconds", Help: "Time from request to first token.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
-		}),
-		between: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_inter_token_seconds", Help: "Time between tokens of a request.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
-		}),
-		drafted: prometheus.NewCounterVec(
-			prometheus.CounterOpts{
-				Name: "lamina_router_draft_tokens_total", Help: "Draft tokens sent to be verified, by proposer.",
-			},
-			[]string{"proposer"},
-		),
-		accepted: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_accepted_tokens_total",
-				Help: "Draft tokens accepted, by proposer."},
-			[]string{"proposer"},
-		),
-		steps: prometheus.NewCounterVec(
-			prometheus.CounterOpts{
-				Name: "lamina_router_steps_total",
-				Help: "Batches sent, by the purpose of their pipeline: answer or draft.",
-			},
-			[]string{"pipeline"},
-		),
-		windows: prometheus.NewCounterVec(
-			prometheus.CounterOpts{
-				Name: "lamina_router_chained_windows_total",
-				Help: "Entries of draft tokens that were sent behind others, and those of them that were discarded.",
-			},
-			[]string{"event"},
-		),
-		dropped: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total",
-				Help: "Draft sessions dropped, by code."},
-			[]string{"code"},
-		),
-		drafting: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "lamina_router_draft_seconds",
-			Help:    "Time from a request for draft tokens to the draft model's answer.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
-		}),
-		preemptions: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "lamina_router_preemptions_total",
-			Help: "Running sequences that gave their KV pages back and waited again.",
-		}),
-		resumed: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_resumes_total",
-				Help: "Calls that read a resumable request again, by how they ended."},
-			[]string{"end"},
-		),
-		unjournaled: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_unjournaled_total",
-				Help: "Resumable requests whose journal was given up, by code."},
-			[]string{"code"},
-		),
-		reopens: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_reopens_total",
-				Help: "Pipelines with a broken stream that were opened again, by what became of them."},
-			[]string{"end"},
-		),
-		again: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_replayed_tokens_total",
-				Help: "Tokens whose positions were computed again: of sequences that moved, and of stages that " +
-					"were rebuilt."},
-			[]string{"why"},
-		),
-		overBudget: prometheus.NewCounter(
-			prometheus.CounterOpts{Name: "lamina_router_replays_over_budget_total",
-				Help: "Replays that had to wait for the budget."},
-		),
-		hedges: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_hedges_total",
-				Help: "Prompts with a late first token that were computed on a second pipeline too, by which " +
-					"answered first: the second has won or lost, or was dropped or over budget."},
-			[]string{"end"},
-		),
-		moves: prometheus.NewCounter(
-			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
-		),
-	}
-	m.moveBytes = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "lamina_router_planned_bytes_total", Help: "Bytes of weights that changes of the plan move to hosts.",
-	})
-	if r != nil {
-		r.MustRegister(
-			m.moveBytes, m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
-			m.preemptions,
-			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
-		)
-	}
-	return m
 }
 
 // AwaitPipelines waits until n pipelines are open. An encoder that shards hold completely counts as one.

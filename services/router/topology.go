@@ -177,9 +177,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 
 // describe returns the pipeline's entry in the topology.
 func (p *pipeline) describe() *routerv1.Pipeline {
-	p.mu.Lock()
-	stats := p.sched.Stats()
-	p.mu.Unlock()
+	stats := p.stats()
 	millis := func(d time.Duration) float32 { return float32(d.Microseconds()) / 1000 }
 	return &routerv1.Pipeline{
 		Id: p.id, Model: p.model(), Digest: p.digest, Stages: p.route(), Sampler: p.samplerAddr(),

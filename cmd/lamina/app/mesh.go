@@ -50,7 +50,9 @@ type MeshConfig struct {
 	Insecure     bool          // allow public addresses that other machines can reach, without TLS or keys
 	Files        rpc.Files     // certificate of the public addresses; empty for plaintext
 	Access       AccessConfig  // who may use the public addresses
-	Drain        time.Duration // how long requests may still run after a stop; 0 means 5 s
+	// MetricsPrefix is that of RouterConfig.
+	MetricsPrefix string
+	Drain         time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
 }
@@ -127,7 +129,8 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		train:        c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
-			Adapters: c.Adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk},
+			MetricsPrefix: c.MetricsPrefix,
+			Adapters:      c.Adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
 	p.set.router.Placing.Silent = cmp.Or(c.Placing.Silent, meshSilent)

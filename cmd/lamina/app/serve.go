@@ -175,6 +175,8 @@ type RouterConfig struct {
 	Adapters    []Adapter
 	AdapterDir  string
 	AdapterDisk int64
+	// MetricsPrefix is the prefix of the metrics with vLLM's names; empty means "vllm:", and "none" leaves them out.
+	MetricsPrefix string
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

@@ -16,6 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	journalnats "github.com/lamina-mesh/lamina/pkg/journal/nats"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
+	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/anthropic"
 	"github.com/lamina-mesh/lamina/services/router/console"
@@ -307,10 +308,14 @@ func (c RouterConfig) config() router.Config {
 		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, ReplayShare: scheduling.ReplayShare,
 		ReplayBurst: scheduling.ReplayBurst, ReplayRefill: scheduling.ReplayRefill,
 		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, ReadLimit: scheduling.ReadLimit,
+		MetricsPrefix: c.MetricsPrefix,
 	}
 }
 
 func (p *process) buildRouter() error {
+	if err := obs.CheckPrefix(p.set.router.MetricsPrefix); err != nil {
+		return err
+	}
 	adapters, err := p.adapterSources()
 	if err != nil {
 		return err
