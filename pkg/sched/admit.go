@@ -142,9 +142,9 @@ func (s *Scheduler) start(q *sequence) {
 		q.feed.Skip(q.done)
 		q.charged = max(q.charged, q.done)
 		s.startReplay(q)
+		s.stats.queried += uint64(q.feed.Len())
+		s.stats.hits += uint64(q.done)
 	}
-	s.stats.queried += uint64(q.feed.Len())
-	s.stats.hits += uint64(q.done)
 	if q.preempt == 0 {
 		q.cached = q.done
 	}

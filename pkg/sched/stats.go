@@ -14,7 +14,8 @@ type Stats struct {
 	// Chained counts windows of draft tokens that were sent behind others, and Discarded those of which no
 	// row counted.
 	Chained, Discarded uint64
-	// Queried counts the positions of admitted logs, and Hits those that were in the prefix cache.
+	// Queried counts the positions of admitted logs that were looked up in the prefix cache, and Hits those that were
+	// there.
 	Queried, Hits uint64
 	// Step is the moving average time of a decode step without draft tokens, Slow the 99th percentile.
 	Step, Slow time.Duration

@@ -212,7 +212,7 @@ func (q *request) run(
 			"prompt_tokens", len(q.prompt),
 			"tokens", max(0, len(q.log)-len(q.prompt)), "took", time.Since(q.arrived), "error", err)
 	}()
-	defer func() { q.service.m.requests.WithLabelValues(ending(err)).Inc() }()
+	defer func() { q.service.m.requests.WithLabelValues(endLabel(err)).Inc() }()
 	if err := q.bounds(); err != nil {
 		return err
 	}

@@ -139,8 +139,8 @@ func newMetrics(r prometheus.Registerer, prefix string) *metrics {
 
 // begin lets the series of known labels begin at 0, so that the first increase of each is seen.
 func (m *metrics) begin() {
-	for _, end := range []string{ending(nil), ending(fault.New(fault.Internal, "")),
-		ending(fault.New(fault.Unavailable, "")), ending(fault.New(fault.Exhausted, ""))} {
+	for _, end := range []string{endLabel(nil), endLabel(fault.New(fault.Internal, "")),
+		endLabel(fault.New(fault.Unavailable, "")), endLabel(fault.New(fault.Exhausted, ""))} {
 		m.requests.WithLabelValues(end)
 	}
 	for _, end := range []string{"resumed", "rebuilt", "lost"} {
@@ -154,8 +154,8 @@ func (m *metrics) begin() {
 	}
 }
 
-// ending is the label of how a request has ended: ok, or the code of its error.
-func ending(err error) string {
+// endLabel is the label of how a request has ended: ok, or the code of its error.
+func endLabel(err error) string {
 	if err == nil {
 		return "ok"
 	}

@@ -103,7 +103,7 @@ func (s *Service) Resume(r *routerv1.ResumeRequest, stream grpc.ServerStreamingS
 func (s *Service) resume(
 	ctx context.Context, r *routerv1.ResumeRequest, send func(*routerv1.ResumeResponse) error,
 ) (err error) {
-	defer func() { s.m.resumed.WithLabelValues(ending(err)).Inc() }()
+	defer func() { s.m.resumed.WithLabelValues(endLabel(err)).Inc() }()
 	if r.GetFrom() > maxFrom {
 		return fault.Field("from", "%d is more than %d", r.GetFrom(), maxFrom)
 	}
@@ -188,7 +188,7 @@ func (s *Service) takeOver(ctx context.Context, l *live) error {
 			}
 			s.log.InfoContext(ctx, "take request over", "tokens", len(log.ids), "writer", w.writer)
 			err = q.goOn(ctx, log, w)
-			s.m.requests.WithLabelValues(ending(err)).Inc()
+			s.m.requests.WithLabelValues(endLabel(err)).Inc()
 			return err
 		}
 		return q.goOn(ctx, log, nil)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -44,6 +45,15 @@ func scrape(t *testing.T, r prometheus.Gatherer) map[string]float64 {
 	return out
 }
 
+// takeTime lets each batch take a millisecond of virtual time on each stage.
+func (m *mesh) takeTime() {
+	for _, s := range m.shards {
+		s.mu.Lock()
+		s.cost = func(int) time.Duration { return time.Millisecond }
+		s.mu.Unlock()
+	}
+}
+
 // vllm is a series of the fake model.
 func vllm(name string) string { return "vllm:" + name + "{model_name=fake}" }
 
@@ -52,6 +62,7 @@ func TestServing_CountsWhatClientsSee(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		metrics := prometheus.NewRegistry()
 		m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
+		m.takeTime()
 		if got := scrape(t, metrics)[vllm("generation_tokens_total")]; got != 0 {
 			t.Errorf("%v tokens before the first request", got)
 		}
@@ -117,6 +128,7 @@ func TestServing_CountsAbortsAndIgnoresMadeUpNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		metrics := prometheus.NewRegistry()
 		m := newMesh(t, 1, 1, router.Config{Metrics: metrics})
+		m.takeTime()
 		before := len(scrape(t, metrics))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -169,10 +181,11 @@ func TestServing_CountsRequestsWithoutAPipeline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		metrics := prometheus.NewRegistry()
 		m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
+		m.takeTime()
 		done := make(chan error, 1)
 		begun := make(chan struct{})
 		go func() {
-			_, err := m.generate(t.Context(), greedy("wait for me", 300), func(n int) {
+			_, err := m.generate(t.Context(), greedy("wait for me", 900), func(n int) {
 				if n == 2 {
 					close(begun)
 				}
