@@ -53,13 +53,18 @@ func (c *tuneCmd) prompts(e *verb.Env, rows []row, r *tuning.Renderer, most int)
 	if c.Group < 2 || c.MaxTokens < 1 {
 		return nil, fault.Field("group", "%d answers of %d tokens: want 2 or more of 1 or more", c.Group, c.MaxTokens)
 	}
+	room := most/c.Group - c.MaxTokens + 1 // for the ids of a prompt
+	if room < 1 {
+		return nil, fault.Field("max-tokens", "%d tokens leave no room for a prompt: each of %d answers has %d rows of a "+
+			"sequence, with its prompt", c.MaxTokens, c.Group, most/c.Group)
+	}
 	d := &tuneData{report: tuning.NewReport(), field: "prompts", file: promptsFile}
 	var kept []*tuning.Prompt
 	for _, row := range rows {
 		conversation, answer, err := tuning.ParsePrompt(row.line, row.text)
 		var p *tuning.Prompt
 		if err == nil {
-			p, err = r.Prompt(e.Ctx, conversation, answer, most/c.Group-c.MaxTokens+1)
+			p, err = r.Prompt(e.Ctx, conversation, answer, room)
 		}
 		if e.Ctx.Err() != nil {
 			return nil, e.Ctx.Err()

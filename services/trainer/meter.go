@@ -233,6 +233,15 @@ func (t *meter) micro(stage *model.Stage[float32]) model.Micro[float32] {
 	if stage.Last() {
 		in.Targets = make([]int32, n)
 	}
+	if m.GRPO != nil { // a sequence has the answers of a group, and may be longer than the context
+		in.AsServed = true
+		each := max(1, min(in.T/m.GRPO.Group, t.spec.Context))
+		for range in.B {
+			for left := in.T; left > 0; left -= min(each, left) {
+				in.Documents = append(in.Documents, min(each, left))
+			}
+		}
+	}
 	return in
 }
 
