@@ -55,10 +55,13 @@ func (c Placing) placement(p *process) *router.Placement {
 }
 
 // offerModels opens the models of a folder and offers their layers. A file that is no model is passed over, and so is
-// one that this build does not run.
+// one that this build does not run, and an encoder.
 func (p *process) offerModels(s *shard.Service, set shardSetting) error {
 	if set.auto.ModelDir == "" {
 		m, err := p.open(set.model, set.as)
+		if err == nil && m.files.Spec.Encoder() {
+			err = fault.Field("auto", "%s is an encoder, which the router does not place: leave out --auto", m.name)
+		}
 		if err == nil {
 			s.Offer(m.name, m.digest, m.files)
 		}
@@ -75,11 +78,15 @@ func (p *process) offerModels(s *shard.Service, set shardSetting) error {
 			p.log.Info("pass over what is no model", "path", path, "error", err)
 			continue
 		}
+		if m.files.Spec.Encoder() {
+			p.log.Info("pass over an encoder, which routers do not place", "path", path)
+			continue
+		}
 		s.Offer(m.name, m.digest, m.files)
 		found++
 	}
 	if found == 0 {
-		return fault.Field("model-dir", "open models of %s: there is none", set.auto.ModelDir)
+		return fault.Field("model-dir", "open models of %s: there is none that can be placed", set.auto.ModelDir)
 	}
 	return nil
 }

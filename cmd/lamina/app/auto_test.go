@@ -6,12 +6,14 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -132,7 +134,7 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 	}
 	var log syncLog
 	m, router := startMesh(t, ctx, app.MeshConfig{
-		Model: path, Kernels: kernels, Auto: autoFleet(t, path, kv, 1, 2, 2, 4),
+		Model: path, Kernels: kernels, Auto: autoFleet(t, path, kv, 1, 2, 2, 4), AdapterBytes: 7 << 20,
 		Log: slog.New(slog.NewTextHandler(&log, nil)),
 		Placing: app.Placing{KVLeast: kv, KVMost: kv, Settle: 300 * time.Millisecond, Keeper: plan.KeeperConfig{
 			Steady: time.Second, Every: time.Second}},
@@ -151,6 +153,13 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 	}
 	if bytes, _ := loaded(first); bytes != p.GetMoveBytes() {
 		t.Errorf("hosts hold %d bytes, the plan moves %d", bytes, p.GetMoveBytes())
+	}
+	for _, member := range first.GetMembers() {
+		for _, h := range member.GetHeld() {
+			if h.GetAdapterLimit() != 7<<20 {
+				t.Errorf("%s has room for %d bytes of adapters", member.GetAddress(), h.GetAdapterLimit())
+			}
+		}
 	}
 	for i, s := range first.GetPipelines()[0].GetTimes() {
 		if s.GetPredictedMs() <= 0 {
@@ -197,6 +206,22 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 	t.Logf("%d answers under load", done.Load())
 	if done.Load() == 0 {
 		t.Error("there was no load")
+	}
+}
+
+// An encoder is not placed. A mesh says so and does not wait for a plan that never comes.
+func TestMesh_AutoShards_RefuseAnEncoder(t *testing.T) {
+	set := cpu.New(1)
+	t.Cleanup(set.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	m, err := app.Start(ctx, app.MeshConfig{Model: tinyEncoder(t), Kernels: app.Kernels{Set: set, Threads: 1},
+		Auto: []app.AutoShard{{Memory: 64 << 20}}})
+	if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "encoder") {
+		t.Errorf("started with %v", err)
+	}
+	if err == nil {
+		_ = m.Close()
 	}
 }
 

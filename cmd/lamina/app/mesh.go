@@ -175,7 +175,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	for i, auto := range c.Auto {
 		p.set.shards = append(p.set.shards, shardSetting{
 			name: fmt.Sprintf("shard-auto-%d", i), model: c.Model, as: served.name, kvPositions: c.KVPositions,
-			auto: &auto,
+			auto: &auto, adapterBytes: c.AdapterBytes,
 		})
 	}
 	if len(c.Auto) > 0 {
