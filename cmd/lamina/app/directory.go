@@ -42,6 +42,7 @@ func LiveInventory(ctx context.Context, addr, token string, dialer *rpc.Dialer) 
 	}
 	var mu sync.Mutex
 	var out []inventory.Shard
+	var failed error // one of those that did not answer
 	var work sync.WaitGroup
 	for _, m := range members {
 		if m.Service != "shard" || !m.Healthy {
@@ -49,17 +50,22 @@ func LiveInventory(ctx context.Context, addr, token string, dialer *rpc.Dialer) 
 		}
 		work.Go(func() {
 			s, err := describe(ctx, dialer, m.ID, m.Addr)
-			if err != nil {
-				return
-			}
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil {
+				failed = fault.Wrap(fault.CodeOf(err), err, "shard %s at %s", m.ID, m.Addr)
+				return
+			}
 			out = append(out, s)
 		})
 	}
 	work.Wait()
-	if len(out) == 0 {
-		return nil, fault.New(fault.NotFound, "read the inventory from consul at %s: no shard answers", addr)
+	switch {
+	case len(out) > 0:
+	case failed != nil:
+		return nil, fault.Wrap(fault.CodeOf(failed), failed, "read the inventory from consul at %s: no shard answers", addr)
+	default:
+		return nil, fault.New(fault.NotFound, "read the inventory from consul at %s: it lists no shard", addr)
 	}
 	return out, nil
 }

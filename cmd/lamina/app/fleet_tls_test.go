@@ -18,6 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/internal/agent"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/issue"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
@@ -100,6 +101,11 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		return app.Trainer(ctx, config(c, "trainer"), app.TrainerConfig{Dir: filepath.Join(dir, "runs"), Data: dir,
 			AllowPaths: []string{"/"}})
 	})
+	dialer := func(name string) *rpc.Dialer {
+		d := rpc.NewDialer(as(name, ""))
+		t.Cleanup(func() { d.Close() })
+		return d
+	}
 	connect := func(addr string, o rpc.DialOptions) *grpc.ClientConn {
 		d := rpc.NewDialer(o)
 		t.Cleanup(func() { d.Close() })
@@ -191,6 +197,15 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		if err := call(); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+
+	// Plans are made of shards by who may ask them. The error says why nobody answers.
+	if _, err := app.LiveInventory(ctx, registry.Addr(), "", dialer("client-operator")); fault.CodeOf(err) !=
+		fault.PermissionDenied {
+		t.Errorf("an operator reads the inventory: %v", err)
+	}
+	if live, err := app.LiveInventory(ctx, registry.Addr(), "", dialer("router")); err != nil || len(live) != len(shards) {
+		t.Errorf("a router reads an inventory of %d shards: %v", len(live), err)
 	}
 
 	// Metrics are served over TLS and not to everyone. The router has found all members.
