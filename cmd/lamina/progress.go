@@ -194,7 +194,9 @@ func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
 		if s := r.GetSecondsLeft(); s > 0 { // the trainer knows the run from before this watch
 			left = time.Duration(s * float64(time.Second))
 		}
-		fmt.Fprintf(&b, "  %s left", left.Round(time.Second))
+		if left > 0 { // `lamina runs show` has not watched the run
+			fmt.Fprintf(&b, "  %s left", left.Round(time.Second))
+		}
 	}
 	return b.String()
 }
