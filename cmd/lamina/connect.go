@@ -1,6 +1,7 @@
 package main
 
 import (
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -8,7 +9,7 @@ import (
 type connectFlags struct {
 	APIKey      string `name:"api-key"      env:"LAMINA_API_KEY"         help:"API key to show. Prefer the environment variable: other users of the machine can see command lines."`
 	InsecureKey bool   `name:"insecure-key" env:"LAMINA_INSECURE_KEY"    help:"Send the API key to other machines without TLS."`
-	CA          string `name:"server-ca"    env:"LAMINA_SERVER_CA"       help:"Certificate authority of the service (PEM file). Default: none, and no TLS."`
+	CA          string `name:"server-ca"    env:"LAMINA_SERVER_CA"       help:"Certificate authority of the service (PEM file). Default: none, and no TLS; with --client-cert those of the system."`
 	ClientCert  string `name:"client-cert"  env:"LAMINA_CLIENT_CERT"     help:"Certificate to show instead of an API key (PEM file)."`
 	ClientKey   string `name:"client-key"   env:"LAMINA_CLIENT_CERT_KEY" help:"Private key of the certificate (PEM file)."`
 }
@@ -16,6 +17,9 @@ type connectFlags struct {
 // options returns the options of a dialer that shows the key or the certificate.
 func (f connectFlags) options() (rpc.DialOptions, error) {
 	o := rpc.DialOptions{Secret: f.APIKey, Insecure: f.InsecureKey}
+	if (f.ClientCert == "") != (f.ClientKey == "") {
+		return o, fault.Field("client-cert", "give --client-cert and --client-key together")
+	}
 	certs, err := rpc.Files{Cert: f.ClientCert, Key: f.ClientKey, CA: f.CA}.Open(nil)
 	if err != nil {
 		return o, err

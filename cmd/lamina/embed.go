@@ -17,6 +17,7 @@ import (
 
 type embedCmd struct {
 	verb.KernelFlags
+	connectFlags
 	Model     string `short:"m" help:"GGUF file or Hugging Face folder of an encoder (BERT, XLM-RoBERTa) or a decoder. With --router: the name or digest of a model." type:"model"`
 	Router    string `help:"Address of a router that computes the embeddings, instead of this process." env:"LAMINA_ROUTER"`
 	Stages    int    `help:"Number of stages into which the model is split. The embeddings have the same bits for any number." default:"1"`

@@ -18,7 +18,10 @@ const embedTexts = 64
 
 // remote prints the embeddings that a router computes.
 func (c *embedCmd) remote(e *verb.Env) error {
-	dialer := rpc.NewDialer(rpc.DialOptions{})
+	dialer, err := c.dialer()
+	if err != nil {
+		return err
+	}
 	conn, err := dialer.Dial(c.Router)
 	if err != nil {
 		return errors.Join(err, dialer.Close())

@@ -27,15 +27,16 @@ type keyFileFlags struct {
 	AuditLog string `help:"File to which the change is appended as a line of JSON. Default: none." env:"LAMINA_AUDIT_LOG"`
 }
 
-// audit writes a change of the keys to the audit log.
-func (f keyFileFlags) audit(what, id string, result error) error {
+// audit changes the keys and writes that to the audit log. Without the log nothing is changed.
+func (f keyFileFlags) audit(what, id string, change func() error) error {
 	if f.AuditLog == "" {
-		return result
+		return change()
 	}
 	w, err := auth.OpenAuditLog(f.AuditLog)
 	if err != nil {
 		return err
 	}
+	result := change()
 	who := "unknown"
 	if u, err := user.Current(); err == nil {
 		who = u.Username
@@ -54,7 +55,7 @@ func (f keyFileFlags) audit(what, id string, result error) error {
 
 // change applies f to the key with an id, or to the only key with that name.
 func (f keyFileFlags) change(what, id string, change func(*auth.Key) error) error {
-	return f.audit(what, id, auth.UpdateKeys(f.Keys, func(keys []auth.Key) ([]auth.Key, error) {
+	update := func(keys []auth.Key) ([]auth.Key, error) {
 		var found []int
 		for i, k := range keys {
 			if k.ID == id || k.Name == id {
@@ -68,7 +69,8 @@ func (f keyFileFlags) change(what, id string, change func(*auth.Key) error) erro
 			return keys, change(&keys[found[0]])
 		}
 		return nil, fault.Field("key", "%d keys have the name %q: give an id", len(found), id)
-	}))
+	}
+	return f.audit(what, id, func() error { return auth.UpdateKeys(f.Keys, update) })
 }
 
 type keysCreateCmd struct {
@@ -107,15 +109,15 @@ func (c *keysCreateCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
-	err = c.audit("create", k.ID, auth.UpdateKeys(c.Keys, func(keys []auth.Key) ([]auth.Key, error) {
+	add := func(keys []auth.Key) ([]auth.Key, error) {
 		if c.Name != "" && slices.ContainsFunc(keys, func(o auth.Key) bool {
 			return o.Name == c.Name && o.State(now) == "active"
 		}) {
 			return nil, fault.New(fault.AlreadyExists, "make key %q: %s has an active key of that name", c.Name, c.Keys)
 		}
 		return append(keys, k), nil
-	}))
-	if err != nil {
+	}
+	if err := c.audit("create", k.ID, func() error { return auth.UpdateKeys(c.Keys, add) }); err != nil {
 		return err
 	}
 	return printSecret(e, c.Format, k, secret)

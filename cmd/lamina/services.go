@@ -131,6 +131,9 @@ func (f adapterFlags) adapters() ([]app.Adapter, error) {
 
 // Run serves until interrupted.
 func (c *shardCmd) Run(e *verb.Env) error {
+	if c.Drain <= 0 || c.Drain > maxDrain {
+		return fault.Field("drain", "%v: want more than 0 and at most %v", c.Drain, maxDrain)
+	}
 	adapterBytes, err := c.bytes()
 	if err != nil {
 		return err
@@ -169,7 +172,7 @@ func (c *shardCmd) automatic() (*app.AutoShard, error) {
 	return &auto, err
 }
 
-// maxDrain is the longest time that a router may take to stop.
+// maxDrain is the longest time that a router or shard may take to stop.
 const maxDrain = time.Hour
 
 type routerCmd struct {
