@@ -174,6 +174,19 @@ func (r *Keyring) Authenticate(secret string) (*Principal, error) {
 		secret = secret[:maxSecret]
 	}
 	digest := sha256.Sum256([]byte(secret))
+	k, meter, err := r.find(digest)
+	if err != nil || long {
+		return nil, errKey()
+	}
+	return &Principal{ID: "key:" + k.ID, Name: k.Name, Tenant: k.Tenant, Roles: k.Roles, key: k, meter: meter,
+		check: func() error {
+			_, _, err := r.find(digest)
+			return err
+		}}, nil
+}
+
+// find returns the key and the budgets of a secret that is valid now, given its digest.
+func (r *Keyring) find(digest [sha256.Size]byte) (*Key, *Meter, error) {
 	r.mu.Lock()
 	e := r.found[digest]
 	var meter *Meter
@@ -182,10 +195,9 @@ func (r *Keyring) Authenticate(secret string) (*Principal, error) {
 	}
 	r.mu.Unlock()
 	now := r.now()
-	if subtle.ConstantTimeCompare(digest[:], e.digest[:]) != 1 || e.key == nil || long ||
-		e.key.State(now) != "active" || !e.until.IsZero() && !now.Before(e.until) {
-		return nil, errKey()
+	if subtle.ConstantTimeCompare(digest[:], e.digest[:]) != 1 || e.key == nil || e.key.State(now) != "active" ||
+		!e.until.IsZero() && !now.Before(e.until) {
+		return nil, nil, errKey()
 	}
-	return &Principal{ID: "key:" + e.key.ID, Name: e.key.Name, Tenant: e.key.Tenant, Roles: e.key.Roles, key: e.key,
-		meter: meter}, nil
+	return e.key, meter, nil
 }

@@ -61,12 +61,31 @@ func TestKeyring_OneAnswerToEveryInvalidSecret(t *testing.T) {
 	wrong := map[string]string{"wrong": auth.NewSecret(), "a digest": valid.Digest, "an id": valid.ID,
 		"revoked": revokedSecret, "long": secret + strings.Repeat("x", 1000), "prefix": secret[:len(secret)-1]}
 	check("now", []string{secret, oldSecret, newSecret}, wrong)
+	var callers []*auth.Principal // whose calls go on
+	for _, s := range []string{oldSecret, secret, newSecret} {
+		p, err := r.Authenticate(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		callers = append(callers, p)
+	}
+	stillValid := func(when string, want ...bool) {
+		t.Helper()
+		for i, p := range callers {
+			if err := p.Check(); (err == nil) != want[i] || err != nil && fault.CodeOf(err) != fault.Unauthenticated {
+				t.Errorf("%s, caller %d: %v", when, i, err)
+			}
+		}
+	}
+	stillValid("now", true, true, true)
 	c.pass(time.Minute)
 	wrong["replaced"] = oldSecret
 	check("after the grace", []string{secret, newSecret}, wrong)
+	stillValid("after the grace", false, true, true)
 	c.pass(time.Hour)
 	wrong["expired"] = secret
 	check("after the expiry", []string{newSecret}, wrong)
+	stillValid("after the expiry", false, false, true)
 }
 
 // eventually waits for a condition.

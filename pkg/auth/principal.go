@@ -18,6 +18,16 @@ type Principal struct {
 
 	key   *Key // nil for a certificate
 	meter *Meter
+	check func() error // of a key; nil for a certificate
+}
+
+// Check returns an error if the key of the principal is no longer valid. Calls that would not end by themselves ask for
+// it from time to time.
+func (p *Principal) Check() error {
+	if p == nil || p.check == nil {
+		return nil
+	}
+	return p.check()
 }
 
 // LogValue returns the id, which is no secret.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,14 +19,19 @@ import (
 // withKey returns a context of requests by the owner of a key.
 func withKey(t *testing.T, k auth.Key) context.Context {
 	t.Helper()
-	k.Roles = []auth.Role{auth.User}
 	now := time.Now() // budgets gain nothing meanwhile
-	k, secret, err := auth.NewKey(k, now)
+	return withKeyAt(t, k, func() time.Time { return now })
+}
+
+// withKeyAt is withKey under a clock.
+func withKeyAt(t *testing.T, k auth.Key, now func() time.Time) context.Context {
+	t.Helper()
+	k.Roles = []auth.Role{auth.User}
+	k, secret, err := auth.NewKey(k, now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := auth.KeyringOptions{Now: func() time.Time { return now }}
-	p, err := auth.NewKeyring([]auth.Key{k}, o).Authenticate(secret)
+	p, err := auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{Now: now}).Authenticate(secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,6 +129,28 @@ func TestEmbed_NamesTheTextThatIsAtFault(t *testing.T) {
 	})
 	if got.Error() != "inputs[2]: is bad" {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestBackend_WatchEndsWithTheKey watches the topology by a key that expires meanwhile.
+func TestBackend_WatchEndsWithTheKey(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	start := time.Now()
+	var late atomic.Bool
+	ctx := withKeyAt(t, auth.Key{Expires: start.Add(time.Hour)}, func() time.Time {
+		if late.Load() {
+			return start.Add(2 * time.Hour)
+		}
+		return start
+	})
+	sent := 0
+	err := m.service.Backend().Watch(ctx, func(*routerv1.Mesh) error {
+		sent++
+		late.Store(true)
+		return nil
+	})
+	if fault.CodeOf(err) != fault.Unauthenticated || sent != 1 {
+		t.Errorf("after %d topologies: %v", sent, err)
 	}
 }
 

@@ -106,11 +106,15 @@ func (s *Service) WatchTopology(
 	)
 }
 
+// watch sends the topology until the caller has gone or its key is no longer valid.
 func (s *Service) watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
 	var last *routerv1.Mesh
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
+		if err := auth.From(ctx).Check(); err != nil {
+			return err
+		}
 		s.mu.Lock()
 		changed := s.changed
 		s.mu.Unlock()
