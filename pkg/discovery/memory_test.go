@@ -4,14 +4,13 @@ import (
 	"fmt"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/discovery/discoverytest"
 )
 
 func TestMemory_KeepsTheContract(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	n := 0
 	discoverytest.Run(t, discovery.NewMemory(), func(*testing.T) (string, func()) {
 		n++

@@ -8,11 +8,10 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
@@ -20,7 +19,7 @@ import (
 // TestMesh_SpeculationChangesNoToken generates with and without speculation. Several requests run at
 // once: greedy, with a temperature, with penalties, and constrained by a grammar.
 func TestMesh_SpeculationChangesNoToken(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	zero, warm := float32(0), float32(0.8)
 	rules := []*routerv1.Sampling{
 		{Temperature: &zero},

@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -35,7 +35,7 @@ const (
 // chatMesh is a mesh with a chat model and its HTTP API.
 func chatMesh(t *testing.T) (routerv1.RouterServiceClient, string) {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+	t.Cleanup(func() { leak.Check(t) })
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)

@@ -13,9 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
@@ -187,7 +186,7 @@ func TestTrain_PackedDocumentsGiveTheSameWeightsOnAnyLayout(t *testing.T) {
 // TestTrain_EverySampleCountsOnce is promise T5: under lost shards, stops and resumes on other layouts the ledger
 // has every sample of every epoch exactly once, in the order of the undisturbed run.
 func TestTrain_EverySampleCountsOnce(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	dir := tokenData(t, 120, 2)
 	t.Run("run", func(t *testing.T) {
 		d, err := corpus.Open(dir)

@@ -6,8 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/lamina-mesh/lamina/internal/leak"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/services/trainer"
@@ -28,7 +27,7 @@ func forward(t *testing.T) func(*trainerv1.Run) {
 // T8: of three replicas one is killed again and again, and another one takes its place. The run never goes back to a
 // checkpoint, repeats at most one step for each that is lost, and ends with the same weights.
 func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	for _, c := range []struct {
 		name   string
 		stages uint32

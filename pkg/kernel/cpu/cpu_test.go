@@ -7,8 +7,7 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/kerneltest"
@@ -48,7 +47,7 @@ func random(seed uint64, n int) []float32 {
 }
 
 func TestSet_SameBitsOnThreadsAndConcurrentCalls(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	const rows, cols, n = 300, 256, 33
 	x, w, dy := random(1, n*cols), random(2, rows*cols), random(3, n*rows)
 	m := &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: w}

@@ -6,11 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/lamina-mesh/lamina/internal/leak"
 )
 
 func TestPool_RunsEveryIndexOnce(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	for _, threads := range []int{1, 2, 5} {
 		p := newPool(threads)
 		for round := range 3000 {

@@ -14,12 +14,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/loadtest"
+	"github.com/lamina-mesh/lamina/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // inProcess serves requests by a handler without a network, so that tests can use the clock of
 // testing/synctest and know every latency.
