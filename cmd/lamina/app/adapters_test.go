@@ -192,7 +192,7 @@ func TestMesh_AdaptersAreLoadedLive(t *testing.T) {
 	adapters := writeAdapters(t, file, 2)
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	m, router := startMesh(t, ctx, app.MeshConfig{
 		Model: file, Name: "stories", Stages: 2, HTTP: "127.0.0.1:0", AdapterDir: t.TempDir(),

@@ -10,9 +10,8 @@ import (
 
 	"github.com/lamina-mesh/lamina/internal/fixtures"
 
-	"go.uber.org/goleak"
-
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
@@ -45,7 +44,7 @@ func startMesh(t *testing.T, ctx context.Context, c app.MeshConfig) (*app.Mesh, 
 
 func mesh(t *testing.T, c app.MeshConfig) routerv1.RouterServiceClient {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	c.Kernels = app.Kernels{Set: ref.New[float32](), Threads: 2}
 	_, router := startMesh(t, ctx, c)
@@ -53,7 +52,7 @@ func mesh(t *testing.T, c app.MeshConfig) routerv1.RouterServiceClient {
 }
 
 func TestMesh_TokensOfTheReferenceOverAnySplit(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	const want = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 	for _, stages := range []int{1, 2, 5} {
 		t.Run(fmt.Sprint(stages), func(t *testing.T) {

@@ -70,7 +70,7 @@ func placementOf(
 	t *testing.T, ctx context.Context, router routerv1.RouterServiceClient, what string, ok func(*routerv1.Mesh) bool,
 ) *routerv1.Mesh {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -88,6 +88,23 @@ func placementOf(
 			t.Fatalf("%s did not happen; error %v, topology %v", what, err, last)
 		}
 	}
+}
+
+// complete reports whether a topology has the pipeline of a plan, with predictions, and everything that the plan has
+// loaded. What a plan moves is all that is loaded only for the first one; a machine that is slow to start may have
+// made another one already.
+func complete(m *routerv1.Mesh) bool {
+	if hostsOf(m) == nil {
+		return false
+	}
+	for _, s := range m.GetPipelines()[0].GetTimes() {
+		if s.GetPredictedMs() <= 0 {
+			return false
+		}
+	}
+	bytes, _ := loaded(m)
+	p := m.GetPlacement()
+	return p.GetVersion() > 1 || p.GetVersion() == 1 && bytes == p.GetMoveBytes()
 }
 
 // hostsOf returns the hosts of the stages of the only pipeline, or nil.
@@ -120,7 +137,7 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 	const kv = 512
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	kernels := app.Kernels{Set: set, Threads: 2}
 	prompt := []uint32{1, 403, 407, 261, 378}
@@ -144,26 +161,18 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 			t.Log(log.String())
 		}
 	}()
-	first := placementOf(t, ctx, router, "a pipeline", func(m *routerv1.Mesh) bool { return hostsOf(m) != nil })
+	first := placementOf(t, ctx, router, "a pipeline with what its plan loads", complete)
 	hosts, p := hostsOf(first), first.GetPlacement()
 	t.Logf("stages %v; plan %d: %s; %d layers of %d bytes are moved", first.GetPipelines()[0].GetStages(), p.GetVersion(),
 		p.GetReason(), p.GetMoveLayers(), p.GetMoveBytes())
 	if len(hosts) < 2 {
 		t.Fatalf("the stages are on %v, want several hosts", hosts)
 	}
-	if bytes, _ := loaded(first); bytes != p.GetMoveBytes() {
-		t.Errorf("hosts hold %d bytes, the plan moves %d", bytes, p.GetMoveBytes())
-	}
 	for _, member := range first.GetMembers() {
 		for _, h := range member.GetHeld() {
 			if h.GetAdapterLimit() != 7<<20 {
 				t.Errorf("%s has room for %d bytes of adapters", member.GetAddress(), h.GetAdapterLimit())
 			}
-		}
-	}
-	for i, s := range first.GetPipelines()[0].GetTimes() {
-		if s.GetPredictedMs() <= 0 {
-			t.Errorf("stage %d has no prediction: %v", i, s)
 		}
 	}
 

@@ -12,12 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -98,7 +98,7 @@ const (
 // sampling parameters whose state spans the slides. The greedy answer is compared with a model that is
 // given the kept tokens alone.
 func TestMesh_Slide_SameBytesOverSplitsAndLostPipelines(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	const length, sinks, window, tokens = 96, 4, 40, 230
 	zero, seed := float32(0), uint64(7)
 	kinds := []*routerv1.Sampling{
@@ -112,7 +112,7 @@ func TestMesh_Slide_SameBytesOverSplitsAndLostPipelines(t *testing.T) {
 	}
 	set := cpu.New(2)
 	defer set.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	var want []held
 	for _, c := range []struct {
@@ -196,7 +196,7 @@ func checkWindows(t *testing.T, ctx context.Context, router routerv1.RouterServi
 func TestMesh_TruncateMiddle_DropsWholeTurns(t *testing.T) {
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	_, router := startMesh(t, ctx, app.MeshConfig{
 		Model:  shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"),

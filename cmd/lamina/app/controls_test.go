@@ -14,9 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -62,8 +61,8 @@ func randomCaller(t *testing.T) string {
 
 // A model with random weights calls the tools that it is offered, with control tokens.
 func TestMesh_RandomModelCallsByControlTokens(t *testing.T) {
-	defer goleak.VerifyNone(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer leak.Check(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx,
 		app.MeshConfig{Model: randomCaller(t), Stages: 2, Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2}})

@@ -11,11 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -32,7 +31,7 @@ type measured struct {
 
 func measure(t *testing.T, c app.MeshConfig) *measured {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
@@ -92,7 +91,7 @@ func prompt(text string, n int, s *routerv1.Sampling) *routerv1.GenerateRequest 
 // token is accepted, and each of them saves a step. A draft model of that size costs about as much as it
 // saves, so it may rest after a few rounds.
 func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	zero := float32(0)
 	for _, c := range []struct {
 		model, text string
@@ -127,7 +126,7 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 // TestMesh_DraftChangesNoToken runs requests of every kind at once, with a good and with a bad draft
 // model.
 func TestMesh_DraftChangesNoToken(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	zero, warm := float32(0), float32(0.8)
 	most, more, seed := float32(0.9), float32(1.3), uint64(7)
 	rules := []*routerv1.Sampling{

@@ -115,7 +115,7 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		}
 		return conn
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 
 	// A generation: router, tokenizer, both shards, sampler.

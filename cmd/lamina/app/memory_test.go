@@ -29,7 +29,7 @@ func heapMiB() float64 {
 func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 	set := cpu.New(2)
 	defer set.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
 		Kernels: app.Kernels{Set: set, Threads: 2}, Model: "../../../models/lamina-tolstoy", Stages: 2,

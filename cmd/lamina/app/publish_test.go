@@ -104,7 +104,7 @@ func TestRuns_AdapterIsPublishedWhenTheRunIsDone(t *testing.T) {
 	})
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	runs, store := t.TempDir(), t.TempDir()
 	m, router := startMesh(t, ctx, app.MeshConfig{

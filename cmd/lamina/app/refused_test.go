@@ -24,7 +24,7 @@ func sessionName(n int) []byte { return fmt.Appendf(nil, "%016d", n) }
 func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 	set := cpu.New(2)
 	defer set.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	m, err := app.Start(
 		ctx,

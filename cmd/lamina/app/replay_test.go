@@ -31,7 +31,7 @@ func (l lostStage) run(t *testing.T, set kernel.Set[float32]) (ids []uint32, sta
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	m, router := startMesh(t, ctx, app.MeshConfig{
-		HTTP: "127.0.0.1:0", Model: l.file, Stages: 2, Replicas: 2, KVPositions: l.prompt + 64,
+		HTTP: "127.0.0.1:0", Model: l.file, Stages: 2, Replicas: 2, KVPositions: l.prompt + 264,
 		Kernels: app.Kernels{Set: set, Threads: 2},
 	})
 	pipelines := awaitPipelines(t, ctx, router, func(list []*routerv1.Pipeline) bool { return len(list) == 2 })
@@ -50,7 +50,7 @@ func (l lostStage) run(t *testing.T, set kernel.Set[float32]) (ids []uint32, sta
 	}
 	stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
 		Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: a.prompt[:l.prompt]}},
-		MaxTokens: 24, Sampling: a.sampling, IgnoreEnd: true,
+		MaxTokens: 200, Sampling: a.sampling, IgnoreEnd: true,
 	})
 	if err != nil {
 		t.Fatal(err)

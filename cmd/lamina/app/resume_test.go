@@ -8,13 +8,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
@@ -94,8 +95,8 @@ func (h *resumed) resume(t *testing.T, ctx context.Context, s *router.Service) e
 }
 
 func TestResume_LostRouter_TheSameBytesWithRealSampling(t *testing.T) {
-	defer goleak.VerifyNone(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer leak.Check(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	m, _ := startMesh(t, ctx, app.MeshConfig{
 		Model: shared(
@@ -134,6 +135,7 @@ func TestResume_LostRouter_TheSameBytesWithRealSampling(t *testing.T) {
 		ready.Wait()
 		kill()
 	}()
+	var cut atomic.Int32 // of the streams; a fast one may end before the slowest has begun
 	for name, sampling := range kinds {
 		wg.Go(func() {
 			var want, got resumed
@@ -144,11 +146,11 @@ func TestResume_LostRouter_TheSameBytesWithRealSampling(t *testing.T) {
 					ready.Done()
 				}
 			})
-			if err == nil {
-				t.Errorf("%s: the request ended before its router was lost", name)
-				return
+			if err != nil {
+				cut.Add(1)
 			}
 			had := len(got.ids)
+			got.reason = samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED // the end may be lost too
 			if err := got.resume(t, ctx, second); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -164,12 +166,15 @@ func TestResume_LostRouter_TheSameBytesWithRealSampling(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if cut.Load() == 0 {
+		t.Error("every request ended before its router was lost")
+	}
 }
 
 func TestResume_OverHTTP_TheStreamGoesOn(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	defer http.DefaultClient.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	m, _ := startMesh(t, ctx, app.MeshConfig{
 		Model: shared(t, "models/stories260K/stories260K-f32.gguf"), HTTP: "127.0.0.1:0",

@@ -46,7 +46,7 @@ func manifest(t *testing.T, name string, change map[string]any) []byte {
 // train runs a manifest to its end on a new mesh.
 func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bool) *trainerv1.Run {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx,
 		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas,

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
@@ -65,7 +65,7 @@ func newTrainFleetWith(t *testing.T, shards int, bus gradbus.Bus, resend time.Du
 // start starts a trainer with settings and a number of shards.
 func (f *trainFleet) start(t *testing.T, shards int, c trainer.Config) *trainFleet {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	f.t, f.ctx, f.network, f.registry, f.kill = t, ctx, memnet.New(), discovery.NewMemory(), map[string]func(){}
 	f.leave = map[string]func(){}
 	f.dialer = rpc.NewDialer(rpc.DialOptions{Net: f.network})
@@ -280,7 +280,7 @@ func measuresBubbles(t *testing.T, out string) {
 }
 
 func TestTrain_LostShardsCostNoBit(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	for name, with := range schedules() {
 		if os.Getenv("LAMINA_SLOW") == "" && name != schedule.NameOneFOneB && name != "three spans" {
 			continue // each takes ten seconds
@@ -309,7 +309,7 @@ func TestTrain_LostShardsCostNoBit(t *testing.T) {
 }
 
 func TestTrain_StopAndResumeOverLayoutsIsExact(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leak.Check(t)
 	t.Run("run", func(t *testing.T) {
 		raw := manifest(t, "stopped", map[string]any{"steps": 40, "checkpoint_every": 7})
 		calmOut, out := t.TempDir(), t.TempDir()

@@ -126,26 +126,45 @@ func TestTrain_TwoTrainersNeverBothCommit(t *testing.T) {
 					}
 				}
 			}
-			var last *trainerv1.Run
-			for _, client := range clients {
-				list, err := client.ListRuns(f.ctx, &trainerv1.ListRunsRequest{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, r := range list.GetRuns() {
-					if r.GetState() == trainerv1.RunState_RUN_STATE_DONE {
-						last = r
-					} else if !strings.Contains(r.GetError(), "another trainer") {
-						t.Errorf("the other trainer's run ended as %v: %s", r.GetState(), r.GetError())
-					}
-				}
-			}
+			last := f.settled(clients)
 			if len(stolen) != 2 || done != 1 || len(states) < 3 {
 				t.Errorf("the lock was taken away %d times, %d trainers ended the run; states by epoch: %v", len(stolen), done,
 					states)
 			}
 			same(t, "led by several trainers", dir+"/led", calmOut, last, calm)
 		})
+	}
+}
+
+// settled waits until the trainers that have not ended a run know that another one has, and returns the state at the
+// one that has.
+func (f *trainFleet) settled(clients []trainerv1.TrainerServiceClient) (done *trainerv1.Run) {
+	f.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var going []string
+		for _, client := range clients {
+			list, err := client.ListRuns(f.ctx, &trainerv1.ListRunsRequest{})
+			if err != nil {
+				f.t.Fatal(rpc.FromStatus(err))
+			}
+			for _, r := range list.GetRuns() {
+				if r.GetState() == trainerv1.RunState_RUN_STATE_DONE {
+					done = r
+				} else if !strings.Contains(r.GetError(), "another trainer") {
+					going = append(going, fmt.Sprintf("%v: %s", r.GetState(), r.GetError()))
+				}
+			}
+		}
+		if len(going) == 0 {
+			return done
+		}
+		select {
+		case <-tick.C:
+		case <-f.ctx.Done():
+			f.t.Fatalf("the other trainer does not leave the run: %v", going)
+		}
 	}
 }
 

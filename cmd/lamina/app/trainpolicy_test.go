@@ -40,7 +40,7 @@ func policyManifest(t *testing.T, name string, grpo, change map[string]any) []by
 func trainPolicy(t *testing.T, base string, set kernel.Set[float32], raw []byte, serving, stages, replicas int,
 	out string) *trainerv1.Run {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	m, _ := startMesh(t, ctx, app.MeshConfig{Model: base, Stages: serving, AdapterDir: t.TempDir(), Train: true,
 		Trainers: stages * replicas, Kernels: app.Kernels{Set: set, Threads: 2},

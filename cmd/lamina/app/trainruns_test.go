@@ -30,7 +30,7 @@ type runsMesh struct {
 // startRuns starts a mesh with four shards that train.
 func startRuns(t *testing.T, c app.TrainerConfig) *runsMesh {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	m, err := app.Start(
 		ctx,

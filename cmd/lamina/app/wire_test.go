@@ -17,7 +17,7 @@ import (
 // TestMesh_HiddenStatesAsBFloat16 sends hidden states as bfloat16, which the fingerprint shows, and
 // checks the metrics of each shard.
 func TestMesh_HiddenStatesAsBFloat16(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
 		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2},
