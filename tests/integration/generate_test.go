@@ -79,7 +79,7 @@ func TestGenerate_AnySplitGivesTheSameBytes(t *testing.T) {
 	var first []answer
 	for _, l := range []Layout{{1, 1}, {2, 1}, {2, 2}, {4, 1}} {
 		mesh := start(t, l)
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		var got []answer
 		for i, prompt := range prompts {
@@ -108,7 +108,7 @@ func TestGenerate_AnySplitGivesTheSameBytes(t *testing.T) {
 func TestGenerate_ManyStreamsShareTheBatch(t *testing.T) {
 	const streams = 32
 	mesh := start(t, Layout{2, 2})
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	request := func(i int) *routerv1.GenerateRequest {
 		if i%2 == 0 {
@@ -141,7 +141,7 @@ func TestGenerate_ManyStreamsShareTheBatch(t *testing.T) {
 
 func TestGenerate_CancelFreesEveryStage(t *testing.T) {
 	mesh := start(t, Layout{2, 1})
-	ctx, cancelAll := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancelAll := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancelAll()
 	for i := range 20 {
 		ctx, cancel := context.WithCancel(ctx)

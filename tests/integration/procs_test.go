@@ -102,7 +102,7 @@ func begin(t *testing.T, cmd *exec.Cmd) *strings.Builder {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(15 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("%s did not stop in time", cmd.Path)
 			_ = cmd.Process.Kill()
 			<-ended

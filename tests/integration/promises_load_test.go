@@ -19,13 +19,15 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
+// leastFlow is how many tokens a second must flow before a fault, without which a run proves nothing. Other tests run
+// beside the short ones.
+func leastFlow() float64 { return float64(pickInt(5, 100)) }
+
 const (
-	// leastFlow is how many tokens a second must flow before a fault, without which a run proves nothing.
-	leastFlow = 100
 	// stallLeast is the shortest gap between two tokens that counts as a stall.
 	stallLeast = 250 * time.Millisecond
 	// patience is the limit for one request under faults.
-	patience = 90 * time.Second
+	patience = 5 * time.Minute
 )
 
 const person = `{"type":"object","properties":{"name":{"type":"string","maxLength":24},` +
@@ -63,7 +65,7 @@ func mixed(n int, tokens uint32) []*routerv1.GenerateRequest {
 // undisturbed returns the answer to each request while nothing is wrong.
 func undisturbed(t *testing.T, router routerv1.RouterServiceClient, requests []*routerv1.GenerateRequest) []answer {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	out, errs := make([]answer, len(requests)), make([]error, len(requests))
 	slots := make(chan bool, 8)
@@ -265,20 +267,20 @@ func (f *flow) count() int {
 }
 
 // prove fails the test unless traffic flows before a fault. It returns the tokens per second. A machine that
-// is busy for a moment gets a second chance.
+// is busy for a while gets further chances.
 func (f *flow) prove() float64 {
 	f.t.Helper()
 	rate, before, begin := 0., f.count(), time.Now()
-	if !poll(time.Second, 20*time.Second, func() bool {
+	if !poll(time.Second, 2*time.Minute, func() bool {
 		now, passed := f.count(), time.Since(begin)
 		if passed < time.Second/2 {
 			return false
 		}
 		rate = float64(now-before) / passed.Seconds()
 		before, begin = now, begin.Add(passed)
-		return rate >= leastFlow
+		return rate >= leastFlow()
 	}) {
-		f.t.Fatalf("the run is invalid: %.0f tokens/s flow before the fault, want at least %d", rate, leastFlow)
+		f.t.Fatalf("the run is invalid: %.0f tokens/s flow before the fault, want at least %.0f", rate, leastFlow())
 	}
 	return rate
 }

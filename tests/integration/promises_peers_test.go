@@ -151,7 +151,7 @@ func TestPromise_S6_DeadPeersAreFreed(t *testing.T) {
 	pause(t, limit/2) // their buffers are full, and the others go on
 	// New streams of the same tenant wait for their first token behind all that the peers have asked for.
 	flow.hold(within(time.Duration(pickInt(5, 15)) * time.Second))
-	l.idle(2*limit + 90*time.Second) // a busy machine needs most of that to fill their buffers
+	l.idle(2*limit + 5*time.Minute) // a busy machine needs long to fill their buffers
 	freed := time.Since(begin)
 	// An answer over HTTP may fit into the buffers of the kernel, one over gRPC does not fit into the window.
 	cut := 0.0
@@ -164,20 +164,20 @@ func TestPromise_S6_DeadPeersAreFreed(t *testing.T) {
 	t.Logf("%d peers have vanished, %v of their %d gRPC requests were cut, nothing is left after %v", 2*n, cut, choices*n,
 		freed.Round(time.Millisecond))
 	if slow() { // the router closes their connections itself
-		awaitBaseline(t, l, before+n*8, 60*time.Second) // what is left here of n gRPC connections
+		awaitBaseline(t, l, before+n*8) // what is left here of n gRPC connections
 	}
 	for _, end := range ends {
 		end()
 	}
-	awaitBaseline(t, l, before, 20*time.Second)
+	awaitBaseline(t, l, before)
 }
 
 // awaitBaseline waits until no page is held and no more goroutines run than before.
-func awaitBaseline(t *testing.T, l *local, before int, limit time.Duration) {
+func awaitBaseline(t *testing.T, l *local, before int) {
 	t.Helper()
 	var pages uint32
 	now := 0
-	if !poll(50*time.Millisecond, limit, func() bool {
+	if !poll(50*time.Millisecond, 2*time.Minute, func() bool {
 		_, pages = l.held()
 		now = runtime.NumGoroutine()
 		return pages == 0 && now <= before
@@ -215,24 +215,22 @@ func TestPromise_S10_BurstOfStalledReadersIsCut(t *testing.T) {
 	}
 	most := uint32(0)
 	var freed time.Duration
-	if !poll(50*time.Millisecond, 4*limit+time.Minute, func() bool {
+	if !poll(50*time.Millisecond, 4*limit+5*time.Minute, func() bool {
 		sessions, _ := l.held()
 		most, freed = max(most, sessions), time.Since(begin)
-		return freed > limit && sessions <= 2*4 // the other streams
+		return int(most) >= len(conns)*choices && freed > limit && sessions <= 2*4 // the other streams
 	}) {
-		t.Fatalf("stalled readers still hold sessions after %v", freed)
+		t.Fatalf("stalled readers still hold sessions after %v; %d were held at most, want %d", freed, most,
+			len(conns)*choices)
 	}
 	// New streams of the same tenant wait for their first token behind all that the readers have asked for.
 	flow.hold(within(time.Duration(pickInt(5, 15)) * time.Second))
 	t.Logf("%d readers held up to %d sessions on two stages, and none after %v", len(conns), most,
 		freed.Round(time.Millisecond))
-	if int(most) < len(conns)*choices {
-		t.Errorf("only %d sessions were held: the readers hardly stalled", most)
-	}
 	var whole atomic.Int64
 	for _, c := range conns {
 		readers.Go(func() {
-			text, err := drain(c, 10*time.Second+2*limit)
+			text, err := drain(c, time.Minute+2*limit)
 			var timeout net.Error
 			switch {
 			case strings.Contains(text, "data: [DONE]"):
@@ -249,7 +247,7 @@ func TestPromise_S10_BurstOfStalledReadersIsCut(t *testing.T) {
 	if n := int(whole.Load()); n > len(conns)/4 { // an answer may fit into the buffers of the kernel
 		t.Errorf("%d of %d answers are complete: the readers hardly stalled", n, len(conns))
 	}
-	awaitBaseline(t, l, before, 20*time.Second)
+	awaitBaseline(t, l, before)
 }
 
 // drain reads what is left of an answer, until its end or until nothing has come for a limit. The limit must be longer

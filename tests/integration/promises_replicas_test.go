@@ -103,7 +103,7 @@ func TestPromise_S4_LostStageIsTold(t *testing.T) {
 	if cut < streams/2 {
 		t.Errorf("only %d of %d streams ran when the stage was lost", cut, streams)
 	}
-	if limit := max(within(5*time.Second)/3, 5*time.Second); told > limit {
+	if limit := within(5 * time.Second); told > limit {
 		t.Errorf("a stream was told after %v, want at most %v", told, limit)
 	}
 }
@@ -120,7 +120,8 @@ func TestPromise_S17_WedgedStageIsLeft(t *testing.T) {
 			random := rand.New(rand.NewPCG(17, uint64(stages)))
 			shards := f.match("shard-*")
 			swallowed, wedged := 0, 0
-			for end := time.Now().Add(soak(t)); time.Now().Before(end); wedged++ {
+			begin := time.Now()
+			for ; time.Since(begin) < soak(t) || swallowed == 0 && time.Since(begin) < 2*time.Minute; wedged++ {
 				victim := shards[random.IntN(len(shards))]
 				before := victim.gate.swallowed()
 				victim.gate.wedge(true)
@@ -216,7 +217,7 @@ func TestPromise_S15_ReadyMeansThatEveryStageComputes(t *testing.T) {
 	f.members["shard-0-0"].start()
 	f.await(time.Minute, "the probe to reach the wedged stage", func() bool { return stage.gate.swallowed() > before })
 	for begin := time.Now(); time.Since(begin) < 2*time.Second; {
-		if f.ready(0) || f.pipelines(0) != 0 {
+		if f.ready(0) || f.pipelines(0) > 0 {
 			t.Fatal("a pipeline with a wedged stage is advertised")
 		}
 	}

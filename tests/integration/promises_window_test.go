@@ -133,18 +133,15 @@ func TestPromise_S10_StalledStreamsAreCut(t *testing.T) {
 	}
 	most := uint32(0)
 	var freed time.Duration
-	if !poll(50*time.Millisecond, 4*limit+time.Minute, func() bool {
+	if !poll(50*time.Millisecond, 4*limit+5*time.Minute, func() bool {
 		sessions, pages := l.held()
 		most, freed = max(most, sessions), time.Since(begin)
-		return freed > limit && sessions == 0 && pages == 0
+		return int(most) >= len(clients) && freed > limit && sessions == 0 && pages == 0
 	}) {
-		t.Fatalf("stalled streams still hold sessions after %v", freed)
+		t.Fatalf("stalled streams still hold sessions after %v; %d were held at most, want %d", freed, most, len(clients))
 	}
 	t.Logf("%d streams held up to %d sessions on two stages, and none after %v", len(clients), most,
 		freed.Round(time.Millisecond))
-	if int(most) < len(clients) {
-		t.Errorf("only %d sessions were held: the streams hardly stalled", most)
-	}
 	cut := fmt.Sprint(uint32(codes.DeadlineExceeded))
 	for i, c := range clients {
 		if err := c.widen(); err != nil {
@@ -163,5 +160,5 @@ func TestPromise_S10_StalledStreamsAreCut(t *testing.T) {
 		}
 		<-c.ended
 	}
-	awaitBaseline(t, l, before, 20*time.Second)
+	awaitBaseline(t, l, before)
 }
