@@ -185,8 +185,12 @@ func TestRun_EveryFailureHasItsClass(t *testing.T) {
 				url = serve(t, test.handler)
 			}
 			var sample loadtest.Sample
+			limit := time.Minute
+			if test.class == loadtest.Timeout {
+				limit = 3 * time.Second
+			}
 			r := run(t, loadtest.Config{URLs: []string{url}, Prompts: prompts(t, 1), Requests: 1,
-				Timeout: 500 * time.Millisecond, Observe: func(s loadtest.Sample) { sample = s }})
+				Timeout: limit, Observe: func(s loadtest.Sample) { sample = s }})
 			if r.All.Failed != 1 || len(r.All.Errors) != 1 || r.All.OK != 0 {
 				t.Fatalf("got %+v", r.All)
 			}
