@@ -25,7 +25,7 @@ func TestPolicies_SufficeAndGiveNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := agent(t, "-config-file="+config)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	settings := api.DefaultConfig()
 	settings.Address, settings.Token = a.addr(), management
@@ -87,7 +87,7 @@ func TestPolicies_SufficeAndGiveNothingElse(t *testing.T) {
 			t.Errorf("a %s registers a %s", kind, other)
 			_ = reg.Deregister(ctx)
 		}
-		limited, done := context.WithTimeout(ctx, 20*time.Second)
+		limited, done := context.WithTimeout(ctx, time.Minute)
 		lease, err := r.Lock(limited, "run-"+kind, kind)
 		done()
 		if (err == nil) != (kind == "trainer" || kind == "router") {
