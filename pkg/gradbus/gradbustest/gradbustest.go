@@ -18,7 +18,7 @@ import (
 
 // Run tests a bus. open returns an empty bus that stores at most limit bytes for each run.
 func Run(t *testing.T, open func(t *testing.T, limit int) gradbus.Bus) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	t.Run("DeliversAPartInOrder", func(t *testing.T) { order(ctx, t, open(t, 1<<24)) })
 	t.Run("TakesAKeyOnce", func(t *testing.T) { once(ctx, t, open(t, 1<<24)) })

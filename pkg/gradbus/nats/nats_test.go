@@ -9,15 +9,15 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"go.uber.org/goleak"
 
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/gradbustest"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // embedded starts a server that stops with the test.
 func embedded(t *testing.T) *nats.Embedded {
@@ -85,7 +85,7 @@ func TestBus_CountLimitRefuses(t *testing.T) {
 }
 
 func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	e := embedded(t)
 	a, b := join(t, e, nats.Config{Memory: true}), join(t, e, nats.Config{Memory: true})
@@ -126,7 +126,7 @@ func listening(t *testing.T, dir string, port int) *server.Server {
 		t.Fatal(err)
 	}
 	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("the server is not ready")
 	}
 	return s
@@ -138,7 +138,7 @@ func stop(s *server.Server) {
 }
 
 func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
 	s := listening(t, dir, 0)
@@ -181,7 +181,7 @@ func TestConnect_RefusedCredentialsAreNotTriedForEver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := b.Await(ctx); fault.CodeOf(err) != fault.Unauthenticated {
 		t.Errorf("a wrong token: %v", err)
@@ -206,7 +206,7 @@ func TestConnect_WaitsForAServerThatStartsLater(t *testing.T) {
 	}
 	s = listening(t, dir, port)
 	defer stop(s)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := b.Await(ctx); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"go.uber.org/goleak"
 
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	bus "github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/journal"
@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/journal/nats"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // embedded starts a server that stops with the test.
 func embedded(t *testing.T) *bus.Embedded {
@@ -91,7 +91,7 @@ func listening(t *testing.T, dir string, port int) *server.Server {
 		t.Fatal(err)
 	}
 	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("the server is not ready")
 	}
 	return s
@@ -136,7 +136,7 @@ func TestJournal_GoesOnWhenTheServerComesBack(t *testing.T) {
 		t.Errorf("read with no server: %v", err)
 	}
 	s = listening(t, dir, port)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for { // until the connection is there again
 		// The client may have kept the record and sent it when the server came back.
@@ -164,7 +164,7 @@ func TestJournal_StoreThatWasErasedHasNoRecords(t *testing.T) {
 	stop(s)
 	s = listening(t, t.TempDir(), port)
 	defer stop(s)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		_, err := j.Append(ctx, key, first, []byte("tokens"))
