@@ -180,14 +180,7 @@ func TestLoadAdapter_MovesANameWithoutAFailedStream(t *testing.T) {
 	held(1)
 	var wg sync.WaitGroup
 	began := make(chan struct{})
-	setCost := func(d time.Duration) {
-		for _, s := range m.shards {
-			s.mu.Lock()
-			s.cost = func(int) time.Duration { return d }
-			s.mu.Unlock()
-		}
-	}
-	setCost(5 * time.Millisecond)
+	m.slow(20 * time.Millisecond)
 	wg.Go(func() { // it runs while the name moves
 		m.mustAnswer(withAdapter("x", "old request", 900), 900, digests[0], func(n int) {
 			if n == 5 {
@@ -202,7 +195,7 @@ func TestLoadAdapter_MovesANameWithoutAFailedStream(t *testing.T) {
 	}
 	m.mustAnswer(withAdapter("x", "new request", 30), 30, digests[1], nil)
 	held(2)
-	setCost(0)
+	m.slow(0)
 	wg.Wait()
 	held(1)
 	point := func(want string, i int) {

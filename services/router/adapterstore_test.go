@@ -131,10 +131,7 @@ func TestLoadAdapter_MakesRoomInTheFolder(t *testing.T) {
 		t.Fatalf("the folder has %v", got)
 	}
 	// A request goes on with version 0, which is older than all others.
-	s := m.shards["shard-0-0"]
-	s.mu.Lock()
-	s.cost = func(int) time.Duration { return 5 * time.Millisecond }
-	s.mu.Unlock()
+	m.slow(50 * time.Millisecond)
 	var wg sync.WaitGroup
 	began := make(chan struct{})
 	if _, err := load(t, m.client, &routerv1.LoadAdapterOpen{Name: "old", Digest: digits[0]}, nil); err != nil {
@@ -175,9 +172,7 @@ func TestLoadAdapter_MakesRoomInTheFolder(t *testing.T) {
 	if got := kept(); !slices.Equal(got, []int{0, 3, 4, 5}) {
 		t.Errorf("after one that has found no room the folder has %v", got)
 	}
-	s.mu.Lock()
-	s.cost = func(int) time.Duration { return 0 }
-	s.mu.Unlock()
+	m.slow(0)
 	wg.Wait()
 	if _, err := load(t, m.client, &routerv1.LoadAdapterOpen{Name: "x", Digest: "previous"}, nil); err != nil {
 		t.Fatal(err)

@@ -2,8 +2,10 @@ package router_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -25,7 +27,7 @@ const (
 	endID      = 0
 	contextLen = 1024
 	pageLen    = 16
-	patience   = 20 * time.Second // a test that waits longer than this fails
+	patience   = 2 * time.Minute // a test that waits longer than this fails
 )
 
 // next is the fake model: the token after a log depends on every token before it, so
@@ -190,6 +192,16 @@ func (m *mesh) used() int {
 	return n
 }
 
+// slow makes a step of every shard take a time, so that a request runs while a test does something else. Zero makes
+// them fast again.
+func (m *mesh) slow(step time.Duration) {
+	for _, s := range m.shards {
+		s.mu.Lock()
+		s.cost = func(int) time.Duration { return step }
+		s.mu.Unlock()
+	}
+}
+
 // eventually polls a condition until it holds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -240,6 +252,9 @@ func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each f
 		case *routerv1.GenerateResponse_Finished:
 			a.text += e.Finished.GetText()
 			a.finished = e.Finished
+			if _, err := stream.Recv(); !errors.Is(err, io.EOF) { // once the router has cleaned up after the request
+				return a, fmt.Errorf("after the end: %w", err)
+			}
 			return a, nil
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
@@ -93,6 +94,7 @@ func TestResume_TokensBeyondTheJournal_AreTheSame(t *testing.T) {
 	j := &broken{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24})}
 	m := newMesh(t, 1, 1, router.Config{})
 	a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+	m.slow(2 * time.Millisecond)
 	m.shards["shard-0-0"].strike(300, a.cancel)
 	var p part
 	err := p.generate(patient(t), a.client, resumable("short journal", 400), func(n int) bool {
@@ -181,6 +183,7 @@ func TestResume_OvertakenRouter_StopsItsRequests(t *testing.T) {
 	j := &scripted{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24}), n: 2,
 		answer: func(*journalv1.Record) error { return fault.New(fault.Aborted, "another writer has appended") }}
 	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	m.slow(5 * time.Millisecond)
 	var wg sync.WaitGroup
 	for i := range 16 { // so many tokens that no request ends before its third record
 		wg.Go(func() {
@@ -234,6 +237,7 @@ func TestResume_OtherFingerprint_IsLeftToItsRouter(t *testing.T) {
 	m := newMesh(t, 2, 1, router.Config{})
 	a := m.peer("router-a", router.Config{Journal: j})
 	b := m.peer("router-b", router.Config{Journal: j, HiddenType: tensorv1.ElementType_ELEMENT_TYPE_BF16})
+	m.slow(2 * time.Millisecond)
 	m.shards["shard-0-0"].strike(50, a.cancel)
 	var p part
 	if err := p.generate(patient(t), a.client, resumable("exact", 300), nil); err == nil || p.id == "" {

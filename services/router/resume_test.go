@@ -230,11 +230,7 @@ func TestResume_LostRouter_StreamsContinueOnAnother(t *testing.T) {
 			b := m.peer("router-b", router.Config{Journal: j})
 			a := m.peer("router-a", router.Config{Journal: j})
 			const tokens = 128
-			// Steps take so long that most streams run when the last one has begun.
-			first := m.shards["shard-0-0"]
-			first.mu.Lock()
-			first.cost = func(int) time.Duration { return 2 * time.Millisecond }
-			first.mu.Unlock()
+			m.slow(3 * time.Millisecond) // so that most streams run when the last one has begun
 			streams := 48
 			if os.Getenv("LAMINA_SLOW") != "" {
 				streams = 200
@@ -368,6 +364,7 @@ func TestResume_StopString_EndsAtTheSamePlace(t *testing.T) {
 	whole := expect("stop where", 300)
 	r := resumable("stop where", 300)
 	r.Stop = []string{whole[200:206]}
+	m.slow(2 * time.Millisecond)
 	m.shards["shard-0-0"].strike(100, a.cancel)
 	var p part
 	if err := p.generate(patient(t), a.client, r, nil); err == nil || len(p.tokens) == 0 {

@@ -11,12 +11,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -25,7 +25,7 @@ import (
 )
 
 // TestMain fails if a goroutine outlives the tests.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // check fails the test if the router violated a shard's protocol.
 func (m *mesh) check() {
@@ -366,13 +366,14 @@ func TestService_NumbersOutOfBounds_NameTheField(t *testing.T) {
 func TestService_Topology_NamesMembersAndStages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh(t, 2, 2, router.Config{})
-		resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n := len(resp.GetMesh().GetMembers()); n != 8 { // 4 shards, 2 tokenizers, sampler, router
-			t.Errorf("%d members, want 8", n)
-		}
+		var resp *routerv1.TopologyResponse
+		eventually(t, "8 members", func() (ok bool) { // 4 shards, 2 tokenizers, sampler, router
+			var err error
+			if resp, err = m.client.Topology(t.Context(), &routerv1.TopologyRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			return len(resp.GetMesh().GetMembers()) == 8
+		})
 		for _, p := range resp.GetMesh().GetPipelines() {
 			if s := p.GetStages(); len(s) != 2 || s[0].GetLo() != 0 || s[0].GetHi() != s[1].GetLo() ||
 				s[1].GetHi() != 2 {

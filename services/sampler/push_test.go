@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
@@ -89,16 +90,23 @@ func TestPush_BytesAreCounted(t *testing.T) {
 		b.rows(r)
 		b.hear()
 	}
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
 	got := map[string]float64{}
-	for _, f := range families {
-		got[f.GetName()] = f.GetMetric()[0].GetCounter().GetValue()
-	}
-	if got["lamina_sampler_row_bytes_total"] != want || got["lamina_sampler_tokens_total"] != tokens {
-		t.Errorf("counted %v, want %v bytes and %v tokens", got, want, tokens)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); ; <-tick.C { // a token may come before it is counted
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			got[f.GetName()] = f.GetMetric()[0].GetCounter().GetValue()
+		}
+		if got["lamina_sampler_row_bytes_total"] == want && got["lamina_sampler_tokens_total"] == tokens {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("counted %v, want %v bytes and %v tokens", got, want, tokens)
+		}
 	}
 }
 

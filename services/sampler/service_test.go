@@ -42,7 +42,7 @@ func open(t *testing.T) *both {
 
 func openOn(t *testing.T, s *sampler.Service) *both {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	l, server := bufconn.Listen(1<<20), grpc.NewServer()
 	s.Register(server)

@@ -51,7 +51,7 @@ func newAssignRig(t *testing.T, memory int64) *assignRig {
 	}
 	set, network := cpu.New(1), memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	s := shard.New(shard.Config{Kernels: set, Dialer: dialer, KVPositions: 64, ID: "shard-x", Assignable: true,
 		Memory: memory, Zone: "west", AdapterBytes: assignAdapters})
 	s.Offer("stories", modelDigest, files)

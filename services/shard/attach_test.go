@@ -29,7 +29,7 @@ func (r *inferRig) mustOpenEpoch(name []byte, epoch uint64) *testPipeline {
 // higher epoch.
 func (r *inferRig) reopen(name []byte, epoch uint64) *testPipeline {
 	r.t.Helper()
-	for limit := time.Now().Add(10 * time.Second); ; epoch++ {
+	for limit := time.Now().Add(time.Minute); ; epoch++ {
 		p, err := r.openFrom(0, name, epoch)
 		switch {
 		case err == nil:
@@ -54,7 +54,7 @@ func (p *testPipeline) over() error {
 	select {
 	case err := <-p.ended:
 		return rpc.FromStatus(err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		p.t.Fatal("the stream does not end")
 	}
 	return nil
@@ -63,7 +63,7 @@ func (p *testPipeline) over() error {
 // eventually polls what the stages hold until a condition is true for each of them.
 func (r *inferRig) eventually(what string, ok func(*shardv1.Held) bool) {
 	r.t.Helper()
-	for limit := time.After(20 * time.Second); ; {
+	for limit := time.After(2 * time.Minute); ; {
 		held := r.held()
 		if !slices.ContainsFunc(held, func(h *shardv1.Held) bool { return !ok(h) }) {
 			return

@@ -43,7 +43,7 @@ func newEmbedRig(t *testing.T, stages int) *embedRig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	r := &embedRig{ctx: ctx, spans: model.Split(len(files.Spec.Layers), stages), width: files.Spec.Width}
 	text, err := os.ReadFile(filepath.Join(folder, "golden.json"))
 	if err == nil {

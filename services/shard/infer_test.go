@@ -97,7 +97,7 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	set := cpu.New(1)
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	r := &inferRig{t: t, network: network, ctx: ctx, sampler: &rowSink{rows: map[string]chan *samplerv1.Row{}}}
 	var servers sync.WaitGroup
 	serve := func(name string, register func(grpc.ServiceRegistrar)) {
@@ -260,7 +260,7 @@ func await[T any](p *testPipeline, c chan T, what string) (v T) {
 	case v = <-c:
 	case err := <-p.ended:
 		p.t.Fatalf("wait for %s: the stream ended: %v", what, err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		p.t.Fatalf("wait for %s: nothing came", what)
 	}
 	return v
@@ -315,7 +315,7 @@ func (p *testPipeline) end() {
 		if !errors.Is(err, io.EOF) {
 			p.t.Errorf("the pipeline ended with %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		p.t.Fatal("the pipeline does not end")
 	}
 }

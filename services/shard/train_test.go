@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -34,7 +34,7 @@ const (
 	slotCount  = 4
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // trainRig is one shard that trains. The test plays the trainer.
 type trainRig struct {
@@ -68,7 +68,7 @@ func newRig(t *testing.T, bus shard.Bus, runs checkpoint.FS, set kernel.Set[floa
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	done := make(chan error, 1)
 	go func() { done <- rpc.Serve(ctx, server, l, func() {}, rpc.DrainLimit(time.Second)) }()
 	conn, err := dialer.Dial("mem:shard")

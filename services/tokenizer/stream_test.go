@@ -24,7 +24,7 @@ import (
 func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *tokenizerv1.EncodeOpen,
 	pieces func(func([]byte) bool), early ...*int) (ids []uint32, starts, ends []uint64, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	stream, err := c.EncodeStream(ctx)
 	if err != nil {

@@ -315,7 +315,7 @@ func TestChoices_DrawIndependentlyWithOneSeed(t *testing.T) {
 func TestStream_DisconnectedReaderCancelsTheRequest(t *testing.T) {
 	b := &backend{words: []string{"a"}, failAt: -1, canceled: make(chan struct{})}
 	s := serve(t, b)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/completions",
 		strings.NewReader(`{"prompt":"x","stream":true}`))
@@ -333,7 +333,7 @@ func TestStream_DisconnectedReaderCancelsTheRequest(t *testing.T) {
 	cancel()
 	select {
 	case <-b.canceled:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the backend's context goes on after its reader has gone")
 	}
 }
