@@ -1,13 +1,10 @@
 package model
 
 import (
-	"fmt"
-	"math"
 	"slices"
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -45,118 +42,6 @@ type lora[F tensor.Float] struct {
 	base      *linear[F]
 	lengths   []float64        // [N]: of the rows of W + s·B·A; nil until they are needed
 	gain      kernel.Buffer[F] // [N]: magnitude / length
-}
-
-// Linears lists the modules of a model that an adapter may be for, with the sizes of their matrices [Out,In].
-// The matrices of experts and their routers are not among them.
-func (s *Spec) Linears() ([]LinearInfo, error) {
-	params, err := s.Parameters()
-	if err != nil {
-		return nil, err
-	}
-	shapes := map[string][]int{}
-	for _, p := range params {
-		shapes[p.Name] = p.Shape
-	}
-	var out []LinearInfo
-	add := func(module string, t LinearInfo) {
-		if shape := shapes[module+".weight"]; len(shape) == 2 {
-			t.Module, t.Out, t.In = module, shape[0], shape[1]
-			if t.Embeds { // its input is a token
-				t.In, t.Out = shape[0], shape[1]
-			}
-			out = append(out, t)
-		}
-	}
-	add(s.Embedding.Tokens.Param, LinearInfo{Target: adapter.Target{Embeds: true}, Layer: -1})
-	for i := range s.Layers {
-		l := &s.Layers[i]
-		for _, m := range l.linears() {
-			if x := l.FFN.Experts; x == nil || m != &x.Router {
-				add(m.Param, LinearInfo{Layer: i})
-			}
-		}
-	}
-	add(s.Head.Param, LinearInfo{Target: adapter.Target{Head: true}, Layer: len(s.Layers)})
-	return out, nil
-}
-
-// LinearInfo is a module with a matrix.
-type LinearInfo struct {
-	adapter.Target
-	In, Out int
-	Layer   int // -1 of the embedding, the number of layers of the head
-}
-
-// CheckAdapter checks that the modules of an adapter and their sizes are those of the model.
-func (s *Spec) CheckAdapter(a *adapter.Adapter) error {
-	linears, err := s.Linears()
-	if err != nil {
-		return err
-	}
-	for i := range a.Modules {
-		m := &a.Modules[i]
-		at := slices.IndexFunc(linears, func(l LinearInfo) bool { return l.Module == m.Name })
-		switch {
-		case at < 0:
-			return &adapter.FieldError{File: adapter.WeightsFile, Field: m.Name,
-				Msg: "the model has no such module that an adapter can be for"}
-		case m.In != linears[at].In || m.Out != linears[at].Out || m.Embeds != linears[at].Embeds:
-			return &adapter.FieldError{File: adapter.WeightsFile, Field: m.Name,
-				Msg: fmt.Sprintf("want %d inputs and %d outputs, got %d and %d", linears[at].In, linears[at].Out, m.In,
-					m.Out)}
-		}
-	}
-	return nil
-}
-
-// NewAdapterFor returns an adapter of the modules that a config selects, with initial values as PEFT has them:
-// A uniform within 1/sqrt(I), B zero, so that the model starts as its base. Of an embedding A is zero and B
-// normal. A value depends on the seed, the name of its tensor and the index only. Magnitudes of DoRA are left to
-// the stages, which have the weights.
-func (s *Spec) NewAdapterFor(c adapter.Config, seed uint64) (*adapter.Adapter, error) {
-	linears, err := s.Linears()
-	if err != nil {
-		return nil, err
-	}
-	out := &adapter.Adapter{Config: c}
-	for _, l := range linears {
-		if !c.Selects(l.Target) {
-			continue
-		}
-		rank, scale := c.For(l.Module)
-		m := adapter.Module{Name: l.Module, Rank: rank, Scale: scale, In: l.In, Out: l.Out, Embeds: l.Embeds,
-			A: make([]float32, rank*l.In), B: make([]float32, l.Out*rank)}
-		if l.Embeds {
-			if c.DoRA {
-				return nil, fault.Field("adapter.dora", "is not possible for %s, an embedding", l.Module)
-			}
-			key := mix(seed ^ hashName(adapter.Name(l.Module, adapter.EmbedB)))
-			for i := range m.B {
-				m.B[i] = float32(normal(mix(key + uint64(i)*0x9e3779b97f4a7c15)))
-			}
-		} else {
-			key := mix(seed ^ hashName(adapter.Name(l.Module, adapter.A)))
-			bound := 1 / math.Sqrt(float64(l.In))
-			for i := range m.A {
-				u := float64(mix(key+uint64(i)*0x9e3779b97f4a7c15)>>11) / (1 << 53)
-				m.A[i] = float32((2*u - 1) * bound)
-			}
-		}
-		out.Modules = append(out.Modules, m)
-	}
-	if len(out.Modules) == 0 {
-		var names []string
-		for _, l := range linears {
-			if name := l.Module[strings.LastIndexByte(l.Module, '.')+1:]; !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-		return nil, fault.Field("adapter.target_modules", "match no module; the model has %s",
-			strings.Join(names, ", "))
-	}
-	slices.SortFunc(out.Modules, func(x, y adapter.Module) int { return strings.Compare(x.Name, y.Name) })
-	return out, nil
 }
 
 // linears lists the matrices of the stage that an adapter may be for.
@@ -258,45 +143,6 @@ func (ad *Adapter[F]) add(m *adapter.Module, p *lora[F], a, b kernel.Buffer[F]) 
 		Param[F]{Name: adapter.Name(m.Name, partA), Shape: []int{p.a.Rows, p.a.Cols}, Data: a},
 		Param[F]{Name: adapter.Name(m.Name, partB), Shape: []int{m.Out, m.Rank}, Data: b})
 	ad.scales[m.Name] = m.Scale
-}
-
-// pairs reports whether the outputs of a module are in the order of interleaved rotations: those of queries
-// and keys of a GGUF file that is used as it lies. Adapters are in Hugging Face's order.
-func (s *Stage[F]) pairs(module string) bool { return s.Spec.Pairs(module) }
-
-// Pairs reports whether the spec orders the outputs of a module in rotated pairs, unlike Hugging Face's files.
-func (s *Spec) Pairs(module string) bool {
-	rope := s.Rope()
-	if rope == nil || !rope.Interleaved {
-		return false
-	}
-	return slices.ContainsFunc(s.Layers, func(l Layer) bool {
-		return l.Attention.Q.Param == module || l.Attention.K.Param == module
-	})
-}
-
-// pair is the opposite of unpair: it puts the rows of each head into the order of interleaved rotations.
-func pair[F tensor.Float](w []F, cols, headDim int) []F {
-	out := make([]F, len(w))
-	for r := range len(w) / cols {
-		head, d := r/headDim*headDim, r%headDim
-		from := head + d/2 + d%2*(headDim/2)
-		copy(out[r*cols:(r+1)*cols], w[from*cols:(from+1)*cols])
-	}
-	return out
-}
-
-// Unpair puts rows of heads in the order of interleaved rotations into Hugging Face's order. Rows have cols
-// elements.
-func Unpair(w []float32, cols, headDim int) []float32 { return unpair(w, cols, headDim) }
-
-// convert converts values to F.
-func convert[F tensor.Float](x []float32) []F {
-	out := make([]F, len(x))
-	for i, v := range x {
-		out[i] = F(v)
-	}
-	return out
 }
 
 // Use sets the adapter of all following passes; nil for none.
@@ -417,71 +263,5 @@ func (s *Stage[F]) embedLow(x kernel.Buffer[F], ids []int32) {
 		s.set.Scale(u, p.scale)
 		s.set.MatMul(v, u, &p.b, nil, t)
 		s.set.Add(x[r.lo*p.b.Rows:r.hi*p.b.Rows], v)
-	}
-}
-
-// embedLowGrad adds the gradients of the embedding's adapter, given the gradient dx[T,C] of the embeddings.
-func (s *Stage[F]) embedLowGrad(dx kernel.Buffer[F], ids []int32, g *Params[F]) {
-	if s.trained == nil || s.trained.embed == nil {
-		return
-	}
-	p, t := s.trained.embed, len(ids)
-	dA, dB := g.at(p.atA), g.at(p.atB)
-	s.low.reset()
-	u, du := s.low.take(t*p.a.Cols), s.low.take(t*p.a.Cols)
-	s.set.Embed(u, &p.a, ids)
-	s.set.Scale(u, p.scale)
-	s.set.MatMulGrad(du, u, t, kernel.ProductGrad[F]{DY: dx, W: &p.b, DW: dB})
-	s.set.Scale(du, p.scale)
-	if dA != nil {
-		s.set.EmbedGrad(dA, du, ids, p.a.Cols)
-	}
-}
-
-// adaptedGrad overwrites dx with the gradient of the input that the branches share, of the matrices alone, and
-// then adds that of their adapters.
-func (s *Stage[F]) adaptedGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branches ...branch[F]) {
-	s.low.reset()
-	parts := make([]*lora[F], len(branches))
-	for i := range branches {
-		if parts[i] = s.adapter.at(branches[i].l); parts[i] != nil && parts[i].magnitude != nil {
-			branches[i].dy = s.magnifyGrad(parts[i], branches[i].dy, x, t, g)
-		}
-	}
-	s.productGrad(dx, x, t, g, branches...)
-	for i, p := range parts {
-		if p != nil {
-			s.lowGrad(p, dx, x, branches[i].dy, t, g)
-		}
-	}
-}
-
-// lowGrad adds to dx[T,I] the gradient of the input of a matrix's adapter, and computes the gradients of the
-// adapter, given that of the product, dy[T,N]. A nil x leaves the adapter's gradients out.
-func (s *Stage[F]) lowGrad(p *lora[F], dx, x, dy kernel.Buffer[F], t int, g *Params[F]) {
-	dA, dB := g.at(p.atA), g.at(p.atB)
-	if s.trained != s.adapter || x == nil {
-		dA, dB = nil, nil
-	}
-	if dx == nil && dA == nil && dB == nil {
-		return
-	}
-	var u, in kernel.Buffer[F]
-	if x != nil && (dA != nil || dB != nil) {
-		u, in = s.lowInput(p, x, t)
-	}
-	du := s.low.take(t * p.a.Rows)
-	s.set.MatMulGrad(du, u, t, kernel.ProductGrad[F]{DY: dy, W: &p.b, DW: dB})
-	s.set.Scale(du, p.scale)
-	var dIn kernel.Buffer[F]
-	if dx != nil {
-		dIn = s.low.take(t * p.a.Cols)
-	}
-	s.set.MatMulGrad(dIn, in, t, kernel.ProductGrad[F]{DY: du, W: &p.a, DW: dA})
-	if dx != nil {
-		if d := s.adapterDropout(p); d.Rate != 0 {
-			s.set.Dropout(dIn, d, t, p.a.Cols)
-		}
-		s.set.Add(dx, dIn)
 	}
 }

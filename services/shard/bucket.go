@@ -9,6 +9,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
+// These are the two parts of a tied embedding whose two uses are on different stages.
+const (
+	tiedEmbedding = "tied-embedding"
+	tiedHead      = "tied-head"
+)
+
 // A bucket is full with bucketValues. It has tensors of one layer only, unless they are fewer than leastValues:
 // a bucket goes out as soon as the gradients of its layers are final.
 const (

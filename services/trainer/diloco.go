@@ -3,6 +3,7 @@ package trainer
 import (
 	"math"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -164,6 +165,6 @@ func (t *training) workerGradients(
 		idle.add(reports)
 		mu.Unlock()
 	}
-	slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return compare(a.GetName(), b.GetName()) })
+	slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return norms, nil
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/template"
@@ -90,81 +89,6 @@ type Manifest struct {
 	DType        string  `json:"dtype"`
 	Samples      Samples `json:"samples"`       // texts to generate while the run goes on
 	ChatTemplate string  `json:"chat_template"` // for the trained model's tokenizer_config.json; empty for none
-}
-
-// Data names what is read: texts, of which a step reads random windows, or token data, of which every epoch
-// reads each sequence once. All paths are on the trainer's machine.
-type Data struct {
-	Text string   `json:"text"` // a file
-	More []string `json:"more"` // further files, in order
-
-	// Tokens are folders that "lamina data build" has written, with one vocabulary.
-	Tokens []TokenData `json:"tokens,omitempty"`
-	// Examples is a file of samples that are encoded already, as JSON lines {"ids", "mask"}, such as "lamina tune"
-	// and "lamina data masks --rows-only" write. The mask says which ids are trained. Samples are never divided, and
-	// attention keeps them apart. Packing is "best-fit" (default) or "none": a sequence for each.
-	Examples string `json:"examples,omitempty"`
-	// Pairs is a file of preferences that are encoded already, as JSON lines {"prompt_ids", "chosen_ids",
-	// "rejected_ids"} or {"chosen": {"ids", "mask"}, "rejected": {"ids", "mask"}}, such as "lamina tune" writes. Both
-	// answers of a pair, with their prompts, fit into one sequence. Packing is that of examples.
-	Pairs string `json:"pairs,omitempty"`
-	// Prompts is a file of prompts, as JSON lines {"prompt_ids", "prompt", "answer"}, such as "lamina tune" writes.
-	// Rewards see the text of the prompt and the right answer.
-	Prompts string `json:"prompts,omitempty"`
-
-	// Packing says how the documents of token data fill sequences: "concat" (default) puts one behind the other
-	// and divides them anywhere; "best-fit" divides no document that fits, and pads what is left.
-	Packing string `json:"packing,omitempty"`
-	// Isolate lets a token attend only to its own document. Positions restart in every document.
-	Isolate bool `json:"isolate,omitempty"`
-
-	// ValidationFraction is the share that is not trained on: of the characters, at the end of each text; of the
-	// tokens, in whole documents at the end of each folder.
-	ValidationFraction float64 `json:"validation_fraction"`
-	// Validation are further texts or folders of token data that are only for validation.
-	Validation []string `json:"validation,omitempty"`
-}
-
-// TokenData is a folder of token data in a mixture.
-type TokenData struct {
-	Path string `json:"path"`
-	// Weight is the folder's share of the sequences, divided by the sum of all weights. Without weights the
-	// folders are mixed as if they were one, each as often as its epochs say.
-	Weight float64 `json:"weight,omitempty"`
-	// Epochs is how often the run may read the folder, such as 0.5 or 3. Absent: as often as it has to.
-	Epochs float64 `json:"epochs,omitempty"`
-}
-
-// LearningRate holds the settings of the learning rate schedule.
-type LearningRate struct {
-	Type   string  `json:"type"` // "cosine" (default), "linear", "constant" or "wsd" (warmup-stable-decay)
-	Max    float64 `json:"max"`
-	Min    float64 `json:"min"`
-	Warmup int     `json:"warmup"` // steps
-	Decay  int     `json:"decay"`  // steps of wsd's decay, at the end; a tenth of all when absent
-}
-
-// Optimizer holds the settings of the optimizer. AdamW's own are fields of the manifest.
-type Optimizer struct {
-	// Type is "adamw" (default), "muon" (for the layers' matrices; AdamW steps the rest) or "sgd".
-	Type     string   `json:"type"`
-	Momentum *float64 `json:"momentum"` // of muon (0.95 when absent) and sgd (0.9)
-	Nesterov *bool    `json:"nesterov"` // of muon (true when absent) and sgd (false)
-	// Iterations is the number of steps of Muon's Newton-Schulz iteration; 5 when absent.
-	Iterations int `json:"iterations"`
-	// Scale is "adamw" (default) or "original". With "adamw" Muon's steps are as large as AdamW's, so that
-	// both take the same learning rate.
-	Scale string `json:"scale"`
-}
-
-// ParameterRule changes how the parameters that a pattern matches are stepped. Absent fields change
-// nothing. A tied head goes by the name of the embedding.
-type ParameterRule struct {
-	Match        string   `json:"match"`                   // * stands for any characters and ? for one
-	Optimizer    string   `json:"optimizer,omitempty"`     // "adamw", "muon" or "sgd"
-	LearningRate *float64 `json:"learning_rate,omitempty"` // multiplies the learning rate
-	Decay        *float64 `json:"decay,omitempty"`         // replaces the weight decay
-	Trainable    *bool    `json:"trainable,omitempty"`     // false freezes the parameters
 }
 
 // Dropout has rates from 0 to below 1.
@@ -259,63 +183,24 @@ func (m *Manifest) setDefaults() {
 	o.Iterations, o.Scale = cmp.Or(o.Iterations, defaults.Iterations), cmp.Or(o.Scale, scaleAdamW)
 }
 
-// The names of the sizes of Muon's steps.
-const (
-	scaleAdamW    = "adamw"
-	scaleOriginal = "original"
-)
-
-// optim returns how the parameters are stepped.
-func (m *Manifest) optim() optim.Config {
-	o := &m.Optimizer
-	out := optim.Config{
-		Name:  o.Type,
-		AdamW: optim.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon},
-		Muon: optim.Muon{Momentum: *o.Momentum, Nesterov: *o.Nesterov, Iterations: o.Iterations,
-			MatchAdamW: o.Scale == scaleAdamW},
-		SGD:   optim.SGD{Momentum: *o.Momentum, Nesterov: *o.Nesterov},
-		Decay: m.Decay, DecayMatricesOnly: m.DecayMatricesOnly,
-	}
-	for _, r := range m.Parameters {
-		out.Rules = append(out.Rules, optim.Rule{Match: r.Match, Optimizer: r.Optimizer, Rate: r.LearningRate,
-			Decay: r.Decay, Trainable: r.Trainable})
-	}
-	return out
-}
-
-// checkOptimizer checks the optimizer, the learning rate and the rules for parameters.
-func (m *Manifest) checkOptimizer() error {
-	if err := m.rate().Check(); err != nil {
-		return fault.Wrap(fault.Invalid, err, "learning_rate")
-	}
-	if s := m.Optimizer.Scale; s != scaleAdamW && s != scaleOriginal {
-		return fault.Field("optimizer.scale", "%q is neither %s nor %s", s, scaleAdamW, scaleOriginal)
-	}
-	config := m.optim()
-	return config.Check()
-}
-
-// checkParameters checks the rules for parameters.
-func (m *Manifest) checkParameters(spec *model.Spec, low *lowRank) error {
-	config := m.optim()
-	if low != nil {
-		return config.CheckNames(low.names)
-	}
-	params, err := spec.Parameters()
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "model")
-	}
-	var all []optim.Parameter
-	for _, p := range params {
-		all = append(all, optim.Parameter{Name: p.Owner(), Shape: p.Shape, Hidden: spec.Hidden(p.Name)})
-	}
-	return config.CheckNames(all)
-}
-
+// check returns the first error that it finds, which names the field.
 func (m *Manifest) check() error {
 	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`).MatchString(m.Name) {
 		return fault.Field("name", "%q: want at most 64 letters, digits, '.', '_' and '-'", m.Name)
 	}
+	for _, check := range []func() error{
+		m.checkNumbers, m.checkNames, m.Samples.check, m.checkData, m.checkObjective, m.checkGradients, m.checkSpikes,
+		m.checkOptimizer, m.checkAdapter, m.checkPublish, m.checkModel,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkNumbers checks the bounds of numbers.
+func (m *Manifest) checkNumbers() error {
 	for _, f := range []struct {
 		name     string
 		v        int
@@ -351,6 +236,11 @@ func (m *Manifest) check() error {
 		return fault.Field("slot_sequences", "%d sequences of %d tokens exceed the %d tokens of a message",
 			m.SlotSequences, m.SequenceLen, maxSlotTokens)
 	}
+	return nil
+}
+
+// checkNames checks fields that name one of several things.
+func (m *Manifest) checkNames() error {
 	switch m.Vocabulary.Type {
 	case "char", vocabModel, vocabularyTokens:
 	case "bpe":
@@ -375,89 +265,6 @@ func (m *Manifest) check() error {
 	if _, err := template.Parse(m.ChatTemplate); err != nil {
 		return fault.Field("chat_template", "%v", err)
 	}
-	if err := m.Samples.check(); err != nil {
-		return err
-	}
-	if err := m.Data.check(m.Vocabulary.Type); err != nil {
-		return err
-	}
-	if err := m.checkObjective(); err != nil {
-		return err
-	}
-	if err := m.checkGradients(); err != nil {
-		return err
-	}
-	if err := m.checkSpikes(); err != nil {
-		return err
-	}
-	if err := m.checkOptimizer(); err != nil {
-		return err
-	}
-	if err := m.checkAdapter(); err != nil {
-		return err
-	}
-	if err := m.checkPublish(); err != nil {
-		return err
-	}
-	return m.checkModel()
-}
-
-// vocabularyTokens is the type of a vocabulary that token data brings along.
-const vocabularyTokens = "tokens"
-
-// maxFolders bounds the folders of token data, all of which stay open.
-const maxFolders = 1024
-
-// check checks the data. Folders are checked when they are opened.
-func (d *Data) check(vocabulary string) error {
-	field, samples := "", 0
-	for _, f := range []struct{ name, path string }{{"data.prompts", d.Prompts}, {"data.pairs", d.Pairs},
-		{"data.examples", d.Examples}} {
-		if f.path != "" {
-			field, samples = f.name, samples+1
-		}
-	}
-	if samples > 0 {
-		switch {
-		case d.Text != "" || len(d.More) > 0 || len(d.Tokens) > 0 || samples > 1:
-			return fault.Field(field, "excludes texts, token data and other samples")
-		case vocabulary != vocabModel:
-			return fault.Field("vocabulary.type", "%q: %s are encoded with the vocabulary of a model", vocabulary, field)
-		case d.Packing != corpus.PackBestFit && d.Packing != packExamples:
-			return fault.Field("data.packing", "%q is neither %s nor %s", d.Packing, corpus.PackBestFit, packExamples)
-		}
-		return nil
-	}
-	if len(d.Tokens) == 0 {
-		switch {
-		case vocabulary == vocabularyTokens:
-			return fault.Field("vocabulary.type", "%q is for data.tokens only", vocabulary)
-		case d.Text == "":
-			return fault.Field("data.text", "want the name of a text file, or data.tokens")
-		case d.Packing != "":
-			return fault.Field("data.packing", "%q is for data.tokens only", d.Packing)
-		case d.Isolate:
-			return fault.Field("data.isolate", "it is for data.tokens only")
-		}
-		return nil
-	}
-	if vocabulary != vocabularyTokens && vocabulary != vocabModel {
-		return fault.Field("vocabulary.type", "%q: token data has its own vocabulary", vocabulary)
-	}
-	if d.Text != "" || len(d.More) > 0 {
-		return fault.Field("data.text", "want either texts or data.tokens")
-	}
-	if n := len(d.Tokens) + len(d.Validation); n > maxFolders {
-		return fault.Field("data.tokens", "%d folders, at most %d are allowed", n, maxFolders)
-	}
-	if d.Packing != corpus.PackConcat && d.Packing != corpus.PackBestFit {
-		return fault.Field("data.packing", "%q is neither %s nor %s", d.Packing, corpus.PackConcat, corpus.PackBestFit)
-	}
-	for i, t := range d.Tokens {
-		if t.Path == "" {
-			return fault.Field(fmt.Sprintf("data.tokens[%d].path", i), "want a folder of token data")
-		}
-	}
 	return nil
 }
 
@@ -469,54 +276,5 @@ func (m *Manifest) spans(stages int) int {
 	return m.Spans
 }
 
-// rate returns the learning-rate schedule.
-func (m *Manifest) rate() optim.Rate {
-	r := &m.LearningRate
-	return optim.Rate{Name: r.Type, Max: r.Max, Min: r.Min, Warmup: r.Warmup, Decay: r.Decay, Total: m.Steps}
-}
-
 // String names the run for logs.
 func (m *Manifest) String() string { return fmt.Sprintf("run %s", m.Name) }
-
-// files lists the fields that name files or folders of the trainer's machine.
-func (m *Manifest) files() []fileField {
-	var out []fileField
-	switch {
-	case m.Data.Examples != "":
-		out = append(out, fileField{"data.examples", &m.Data.Examples})
-	case m.Data.Pairs != "":
-		out = append(out, fileField{"data.pairs", &m.Data.Pairs})
-	case m.Data.Prompts != "":
-		out = append(out, fileField{"data.prompts", &m.Data.Prompts})
-	case len(m.Data.Tokens) == 0:
-		out = append(out, fileField{"data.text", &m.Data.Text})
-	}
-	for i := range m.Data.More {
-		out = append(out, fileField{fmt.Sprintf("data.more[%d]", i), &m.Data.More[i]})
-	}
-	for i := range m.Data.Tokens {
-		out = append(out, fileField{fmt.Sprintf("data.tokens[%d].path", i), &m.Data.Tokens[i].Path})
-	}
-	for i := range m.Data.Validation {
-		out = append(out, fileField{fmt.Sprintf("data.validation[%d]", i), &m.Data.Validation[i]})
-	}
-	return out
-}
-
-// fileField is a field of a manifest that names a file or a folder.
-type fileField struct {
-	name string
-	path *string
-}
-
-// resolve replaces the names of files by their real paths.
-func (m *Manifest) resolve(p paths) error {
-	for _, f := range m.files() {
-		path, err := p.resolve(f.name, *f.path)
-		if err != nil {
-			return err
-		}
-		*f.path = path
-	}
-	return nil
-}

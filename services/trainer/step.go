@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -195,7 +196,7 @@ func (t *training) tryGradients(
 		}
 		c.measured(reports[c])
 		norms := folded[c]
-		slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return compare(a.GetName(), b.GetName()) })
+		slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return strings.Compare(a.GetName(), b.GetName()) })
 		if !slices.EqualFunc(norms, first, func(a, b *shardv1.Norm) bool { return proto.Equal(a, b) }) {
 			return nil, nil, fault.New(fault.DataLoss, "step %d: the replicas folded different gradients", step)
 		}
