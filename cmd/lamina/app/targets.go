@@ -378,16 +378,15 @@ func (p *process) buildHTTP() error {
 
 // httpAPIs returns the HTTP APIs with all their routes. limit is how long a client may take to read an event.
 func httpAPIs(b *router.Backend, log *slog.Logger, limit time.Duration) []httpapi.API {
-	fail := openai.Fail(openai.Options{Log: log, WriteTimeout: limit})
+	o := httpapi.Options{Log: log, WriteTimeout: limit}
+	fail := openai.Fail(o)
 	apis := []httpapi.API{
-		openai.Routes(b, openai.Options{Log: log, WriteTimeout: limit}),
-		responses.Routes(b, responses.Options{
-			Log: log, WriteTimeout: limit, Fail: fail, Error: openai.ErrorObject,
-		}),
-		anthropic.Routes(b, anthropic.Options{Log: log, WriteTimeout: limit}),
-		ollama.Routes(b, ollama.Options{Log: log, WriteTimeout: limit}),
-		vllm.Routes(b, vllm.Options{Log: log, WriteTimeout: limit, Fail: fail}),
-		kserve.Routes(b, kserve.Options{Log: log, WriteTimeout: limit}),
+		openai.Routes(b, o),
+		responses.Routes(b, responses.Options{Options: o, Fail: fail, Error: openai.ErrorObject}),
+		anthropic.Routes(b, o),
+		ollama.Routes(b, o),
+		vllm.Routes(b, vllm.Options{Options: o, Fail: fail}),
+		kserve.Routes(b, o),
 	}
 	return append(apis, openapi.Routes(apis, fail, log))
 }

@@ -2,11 +2,8 @@ package anthropic
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
-	"time"
 
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
@@ -20,27 +17,17 @@ type Backend interface {
 }
 
 // Options are the settings of the API.
-type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
-}
+type Options = httpapi.Options
 
 type server struct {
+	Options
 	backend Backend
-	log     *slog.Logger
-	timeout time.Duration
 }
 
 // Routes returns the routes of the API.
 func Routes(b Backend, o Options) httpapi.API {
-	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
-	if s.timeout == 0 {
-		s.timeout = httpapi.WriteTimeout
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	return httpapi.API{Name: "anthropic", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
+	s := &server{o.WithDefaults(), b}
+	return httpapi.API{Name: "anthropic", Fail: s.fail, Log: s.Log, Routes: []httpapi.Route{
 		{Method: http.MethodPost, Path: "/v1/messages", Handle: s.messages,
 			Summary: "Answer a chat.", Body: request{}, Stream: httpapi.EventStream},
 		{Method: http.MethodPost, Path: "/v1/messages/count_tokens", Handle: s.count,
@@ -131,7 +118,7 @@ func (s *server) messages(w http.ResponseWriter, r *http.Request) {
 func (s *server) stream(
 	w http.ResponseWriter, r *http.Request, req *routerv1.ChatRequest, parsing httpapi.Parsing, thinking bool,
 ) {
-	sse := httpapi.NewStream(w, httpapi.EventStream, s.timeout)
+	sse := httpapi.NewStream(w, httpapi.EventStream, s.WriteTimeout)
 	send := func(events []event) error {
 		for _, e := range events {
 			if err := sse.Event(e.name(), e); err != nil {
@@ -163,7 +150,7 @@ func (s *server) stream(
 		err = sse.Event("error", errorBody{Type: "error", Error: body})
 	}
 	if err != nil {
-		s.log.DebugContext(r.Context(), "end stream", "error", err)
+		s.Log.DebugContext(r.Context(), "end stream", "error", err)
 	}
 }
 
@@ -189,11 +176,5 @@ func (s *server) count(w http.ResponseWriter, r *http.Request) {
 
 // json writes one object.
 func (s *server) json(w http.ResponseWriter, status int, v any) {
-	err := httpapi.WriteJSON(w, s.timeout, status, v)
-	switch {
-	case fault.CodeOf(err) == fault.Internal:
-		s.fail(w, err)
-	case err != nil:
-		s.log.Debug("write answer", "error", err)
-	}
+	s.Reply(w, status, v, s.fail)
 }

@@ -1,8 +1,6 @@
 package anthropic_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -23,41 +21,16 @@ import (
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
+func routes(b *httpapitest.Backend) httpapi.API { return anthropic.Routes(b, anthropic.Options{}) }
+
 func serve(t *testing.T, b *httpapitest.Backend) *httptest.Server {
 	t.Helper()
-	s := httptest.NewServer(httpapi.Mux(anthropic.Routes(b, anthropic.Options{})))
-	t.Cleanup(s.Close)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	return s
+	return httpapitest.Serve(t, routes(b))
 }
 
 func post(t *testing.T, url, body string) (int, string) {
 	t.Helper()
-	resp, err := http.Post(url, "application/json", strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(text)
-}
-
-// same compares JSON by value.
-func same(t *testing.T, what, got, want string) {
-	t.Helper()
-	var a, b any
-	if err := json.Unmarshal([]byte(got), &a); err != nil {
-		t.Fatalf("%s: %v in %s", what, err, got)
-	}
-	if err := json.Unmarshal([]byte(want), &b); err != nil {
-		t.Fatalf("%s: the golden text: %v", what, err)
-	}
-	if !reflect.DeepEqual(a, b) {
-		t.Errorf("%s is\n%s\nwant\n%s", what, got, want)
-	}
+	return httpapitest.Call(t, http.MethodPost, url, body)
 }
 
 // sse is one event of a stream.
@@ -80,19 +53,10 @@ func readEvents(t *testing.T, text string) (out []sse) {
 const weather = `,"tools":[{"name":"weather","description":"d","input_schema":{"type":"object",` +
 	`"properties":{"city":{"type":"string"}}}}]`
 
-// talker writes reasoning, text and a call.
-func talker() *httpapitest.Backend {
-	return &httpapitest.Backend{
-		Pieces: []string{"<think>", "hm", "m</think>", "I ", "look.", "\n<tool_call>\n{\"name\": \"weather\", ",
-			"\"arguments\": {\"city\"", ": \"Rom\"}}\n</tool_call>"},
-		Format: &tokenizerv1.ChatFormat{Calls: "hermes", Reasoning: "think"},
-	}
-}
-
 const body = `{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"hi"}]`
 
 func TestMessages_Whole(t *testing.T) {
-	s := serve(t, talker())
+	s := serve(t, httpapitest.Talker())
 	_, text := post(t, s.URL+"/v1/messages", body+weather+`,"thinking":{"type":"enabled","budget_tokens":5}}`)
 	var got struct {
 		Content []struct {
@@ -107,7 +71,7 @@ func TestMessages_Whole(t *testing.T) {
 		got.Content[0].Signature == "" {
 		t.Fatalf("%v in %s", err, text)
 	}
-	same(t, "the answer", text, `{"id":"msg_r","type":"message","role":"assistant","model":"m","content":[
+	httpapitest.SameJSON(t, "the answer", text, `{"id":"msg_r","type":"message","role":"assistant","model":"m","content":[
 		{"type":"thinking","thinking":"hmm","signature":"`+got.Content[0].Signature+`"},{"type":"text","text":"I look."},
 		{"type":"tool_use","id":"`+got.Content[2].ID+`","name":"weather","input":{"city":"Rom"}}],
 		"stop_reason":"tool_use","stop_sequence":null,"usage":{"input_tokens":3,"cache_read_input_tokens":2,
@@ -118,7 +82,7 @@ func TestMessages_Whole(t *testing.T) {
 }
 
 func TestMessages_StreamAddsUpToTheWholeAnswer(t *testing.T) {
-	s := serve(t, talker())
+	s := serve(t, httpapitest.Talker())
 	more := weather + `,"thinking":{"type":"adaptive"}`
 	_, whole := post(t, s.URL+"/v1/messages", body+more+`}`)
 	_, text := post(t, s.URL+"/v1/messages", body+more+`,"stream":true}`)
@@ -175,7 +139,7 @@ func TestMessages_StreamAddsUpToTheWholeAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, "the stream", string(got), whole)
+	httpapitest.SameJSON(t, "the stream", string(got), whole)
 	if want := "message_start ping content_block_start content_block_delta content_block_stop content_block_start " +
 		"content_block_delta content_block_stop content_block_start content_block_delta content_block_stop " +
 		"message_delta message_stop"; strings.Join(names, " ") != want {
@@ -235,14 +199,14 @@ func TestMessages_BecomeAChat(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the messages are %q", got)
 	}
-	same(t, "the call", r.GetMessages()[2].GetJson(), `{"role":"assistant","content":null,"reasoning_content":"hm",
+	httpapitest.SameJSON(t, "the call", r.GetMessages()[2].GetJson(), `{"role":"assistant","content":null,"reasoning_content":"hm",
 		"reasoning":"hm","thinking":"hm","tool_calls":[{"id":"1","type":"function",
 		"function":{"name":"weather","arguments":"{\"city\":\"Rom\"}"}}]}`)
-	same(t, "the result", r.GetMessages()[3].GetJson(),
+	httpapitest.SameJSON(t, "the result", r.GetMessages()[3].GetJson(),
 		`{"role":"tool","content":"sun","tool_call_id":"1","name":"weather"}`)
-	same(t, "the tools", r.GetToolsJson(), `[{"type":"function","function":{"name":"weather","description":"d",
+	httpapitest.SameJSON(t, "the tools", r.GetToolsJson(), `[{"type":"function","function":{"name":"weather","description":"d",
 		"parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`)
-	same(t, "the variables", r.GetVariablesJson(),
+	httpapitest.SameJSON(t, "the variables", r.GetVariablesJson(),
 		`{"enable_thinking":true,"thinking":true,"reasoning_effort":"low"}`)
 	if !r.GetNoGenerationPrompt() || !r.GetContinueFinalMessage() || r.GetMaxTokens() != 64 || r.GetStop()[0] != "X" ||
 		r.GetSampling().
@@ -353,29 +317,7 @@ func TestStream_InterruptedAnswerNeverLooksFinished(t *testing.T) {
 }
 
 func TestStream_DisconnectedReaderCancelsTheChat(t *testing.T) {
-	b := &httpapitest.Backend{Pieces: []string{"a"}, Hang: make(chan struct{})}
-	s := serve(t, b)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/messages",
-		strings.NewReader(body+`,"stream":true}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if _, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	select {
-	case <-b.Hang:
-	case <-time.After(time.Minute):
-		t.Error("the chat goes on after its reader has gone")
-	}
+	httpapitest.CancelsChat(t, routes, "/v1/messages", body+`,"stream":true}`)
 }
 
 func FuzzMessages(f *testing.F) {
@@ -383,7 +325,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add(`{"max_tokens":1,"system":[{"type":"text","text":"x"}],"messages":[{"role":"assistant","content":[
 		{"type":"tool_use","id":"1","name":"n","input":{}}]},{"role":"user","content":[{"type":"tool_result",
 		"tool_use_id":"1","content":"x"}]}],"output_config":{"format":{"type":"json_schema","schema":{"type":"object"}}}}`)
-	h := httpapi.Mux(anthropic.Routes(&httpapitest.Backend{Pieces: []string{"a"}}, anthropic.Options{}))
+	h := httpapi.Mux(routes(&httpapitest.Backend{Pieces: []string{"a"}}))
 	f.Fuzz(func(t *testing.T, body string) {
 		for _, path := range []string{"/v1/messages", "/v1/messages/count_tokens"} {
 			w := httptest.NewRecorder()

@@ -9,12 +9,8 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
-	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
-
-const maxInteger = 1 << 24 // limit of max_tokens and top_k, as in the backend
 
 // request is the body of both endpoints.
 type request struct {
@@ -97,8 +93,8 @@ func (c *request) limits(out *routerv1.ChatRequest, whole bool) error {
 	switch {
 	case c.MaxTokens == nil && whole:
 		return fault.Field("max_tokens", "is missing")
-	case c.MaxTokens != nil && (*c.MaxTokens < 1 || *c.MaxTokens > maxInteger):
-		return fault.Field("max_tokens", "%d is not within 1..%d", *c.MaxTokens, maxInteger)
+	case c.MaxTokens != nil && (*c.MaxTokens < 1 || *c.MaxTokens > httpapi.MaxInteger):
+		return fault.Field("max_tokens", "%d is not within 1..%d", *c.MaxTokens, httpapi.MaxInteger)
 	case c.MaxTokens != nil:
 		out.MaxTokens = uint32(*c.MaxTokens)
 	}
@@ -114,8 +110,8 @@ func (c *request) limits(out *routerv1.ChatRequest, whole bool) error {
 func (c *request) sampling(out *routerv1.ChatRequest) error {
 	out.Sampling = &routerv1.Sampling{Temperature: c.Temperature, TopP: c.TopP}
 	if c.TopK != nil {
-		if *c.TopK < 0 || *c.TopK > maxInteger {
-			return fault.Field("top_k", "%d is not within 0..%d", *c.TopK, maxInteger)
+		if *c.TopK < 0 || *c.TopK > httpapi.MaxInteger {
+			return fault.Field("top_k", "%d is not within 0..%d", *c.TopK, httpapi.MaxInteger)
 		}
 		out.Sampling.TopK = proto.Uint32(uint32(*c.TopK))
 	}
@@ -131,10 +127,8 @@ func (c *request) sampling(out *routerv1.ChatRequest) error {
 	case !httpapi.Given(format.Schema):
 		return fault.Field(field+".schema", "is missing")
 	}
-	out.Sampling.Grammar = &samplerv1.Grammar{
-		Kind: samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, Source: string(format.Schema),
-	}
-	_, err := samplerules.Grammar(field+".schema", out.Sampling.GetGrammar())
+	var err error
+	out.Sampling.Grammar, err = httpapi.Schema(field+".schema", string(format.Schema))
 	return err
 }
 

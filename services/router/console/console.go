@@ -4,7 +4,6 @@ import (
 	"context"
 	"embed"
 	"errors"
-	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 //go:embed static
@@ -27,26 +27,16 @@ type Backend interface {
 }
 
 // Options are the settings of the page.
-type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
-}
+type Options = httpapi.Options
 
 type server struct {
+	Options
 	backend Backend
-	log     *slog.Logger
-	timeout time.Duration
 }
 
 // New returns the handler of the page, its files and /api/topology.
 func New(b Backend, o Options) http.Handler {
-	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	if s.timeout == 0 {
-		s.timeout = 30 * time.Second
-	}
+	s := &server{o.WithDefaults(), b}
 	mux := http.NewServeMux()
 	for pattern, file := range files() {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -80,7 +70,7 @@ func (s *server) topology(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return fault.Wrap(fault.Internal, err, "write the mesh as JSON")
 		}
-		if err := control.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
+		if err := control.SetWriteDeadline(time.Now().Add(s.WriteTimeout)); err != nil {
 			return fault.Wrap(fault.Canceled, err, "set the write deadline of an event")
 		}
 		if !begun {
@@ -101,7 +91,7 @@ func (s *server) topology(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled): // the browser reconnects by itself, or has gone
 	case begun:
-		s.log.Debug("end topology stream", "error", err)
+		s.Log.Debug("end topology stream", "error", err)
 	default:
 		http.Error(w, err.Error(), rpc.HTTPStatus(fault.CodeOf(err)))
 	}

@@ -16,9 +16,10 @@ import (
 const (
 	maxBody     = 4 << 20
 	readTimeout = 30 * time.Second // for a client to send its request
-	// WriteTimeout is how long a client may take to read an event, unless the program says otherwise.
-	WriteTimeout = 30 * time.Second
 )
+
+// MaxInteger is the limit of counts, such as max_tokens and top_k, as in the backend.
+const MaxInteger = 1 << 24
 
 // Decode reads a body of at most 4 MiB into v. An error names the field or the byte. embedded are the names of
 // structs that v embeds, which are no part of a field's name.

@@ -13,10 +13,8 @@ package kserve
 import (
 	"context"
 	"encoding/json"
-	"log/slog"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -27,7 +25,6 @@ const (
 	inputName  = "text_input"
 	outputName = "text_output"
 	maxPrompts = 16
-	maxInteger = 1 << 24 // limit of max_tokens and top_k, as in the backend
 )
 
 // Backend runs generations and lists models. Its errors are faults.
@@ -38,10 +35,7 @@ type Backend interface {
 }
 
 // Options are the settings of the API.
-type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read an answer; 0 means 30 s
-}
+type Options = httpapi.Options
 
 type server struct {
 	Options
@@ -50,14 +44,8 @@ type server struct {
 
 // Routes returns the routes of the API.
 func Routes(b Backend, o Options) httpapi.API {
-	if o.WriteTimeout == 0 {
-		o.WriteTimeout = httpapi.WriteTimeout
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	s := &server{o, b}
-	return httpapi.API{Name: "kserve", Fail: s.fail, Log: o.Log, Routes: []httpapi.Route{
+	s := &server{o.WithDefaults(), b}
+	return httpapi.API{Name: "kserve", Fail: s.fail, Log: s.Log, Routes: []httpapi.Route{
 		{Method: http.MethodGet, Path: "/v2", Handle: s.metadata, Summary: "Describe the server."},
 		{Method: http.MethodGet, Path: "/v2/health/live", Handle: s.live, Summary: "Tell whether the server runs."},
 		{
@@ -100,13 +88,7 @@ func apiField(field string) string {
 }
 
 func (s *server) json(w http.ResponseWriter, status int, v any) {
-	err := httpapi.WriteJSON(w, s.WriteTimeout, status, v)
-	switch {
-	case fault.CodeOf(err) == fault.Internal:
-		s.fail(w, err)
-	case err != nil:
-		s.Log.Debug("write answer", "error", err)
-	}
+	s.Reply(w, status, v, s.fail)
 }
 
 func (s *server) metadata(w http.ResponseWriter, _ *http.Request) {
@@ -217,8 +199,8 @@ func (c *inferRequest) base(model string) (*routerv1.GenerateRequest, error) {
 		FrequencyPenalty: p.FrequencyPenalty,
 	}}
 	if p.MaxTokens != nil {
-		if *p.MaxTokens < 1 || *p.MaxTokens > maxInteger {
-			return nil, fault.Field("parameters.max_tokens", "%d is not within 1..%d", *p.MaxTokens, maxInteger)
+		if *p.MaxTokens < 1 || *p.MaxTokens > httpapi.MaxInteger {
+			return nil, fault.Field("parameters.max_tokens", "%d is not within 1..%d", *p.MaxTokens, httpapi.MaxInteger)
 		}
 		out.MaxTokens = uint32(*p.MaxTokens)
 	}

@@ -1,11 +1,7 @@
 package kserve_test
 
 import (
-	"encoding/json"
-	"io"
 	"net/http"
-	"net/http/httptest"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -17,11 +13,7 @@ import (
 )
 
 func call(b *httpapitest.Backend, method, path, body string) (int, string) {
-	w := httptest.NewRecorder()
-	httpapi.Mux(kserve.Routes(b, kserve.Options{})).ServeHTTP(w, httptest.NewRequest(method, path,
-		strings.NewReader(body)))
-	text, _ := io.ReadAll(w.Body)
-	return w.Code, string(text)
+	return httpapitest.Record(httpapi.Mux(kserve.Routes(b, kserve.Options{})), method, path, body)
 }
 
 func TestRoutes_Answers(t *testing.T) {
@@ -41,16 +33,10 @@ func TestRoutes_Answers(t *testing.T) {
 			`{"id":"7","model_name":"m","outputs":[{"name":"text_output","datatype":"BYTES","shape":[2],"data":["ab!","ab!"]}]}`},
 	} {
 		status, text := call(b, c.method, c.path, c.body)
-		var got, want any
-		if err := json.Unmarshal([]byte(text), &got); err != nil || status != 200 {
+		if status != 200 {
 			t.Fatalf("%s: %d %s", c.path, status, text)
 		}
-		if err := json.Unmarshal([]byte(c.want), &want); err != nil {
-			t.Fatal(err)
-		}
-		if !reflect.DeepEqual(got, want) {
-			t.Errorf("%s is\n%s\nwant\n%s", c.path, text, c.want)
-		}
+		httpapitest.SameJSON(t, c.path, text, c.want)
 	}
 	all := b.Generations()
 	if len(all) != 2 {

@@ -2,10 +2,8 @@ package ollama
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -24,27 +22,17 @@ type Backend interface {
 }
 
 // Options are the settings of the API.
-type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read a line; 0 means 30 s
-}
+type Options = httpapi.Options
 
 type server struct {
+	Options
 	backend Backend
-	log     *slog.Logger
-	timeout time.Duration
 }
 
 // Routes returns the routes of the API.
 func Routes(b Backend, o Options) httpapi.API {
-	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
-	if s.timeout == 0 {
-		s.timeout = httpapi.WriteTimeout
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	return httpapi.API{Name: "ollama", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
+	s := &server{o.WithDefaults(), b}
+	return httpapi.API{Name: "ollama", Fail: s.fail, Log: s.Log, Routes: []httpapi.Route{
 		{Method: http.MethodPost, Path: "/api/chat", Handle: s.chat,
 			Summary: "Answer a chat.", Body: chatRequest{}, Stream: httpapi.JSONLines},
 		{Method: http.MethodPost, Path: "/api/generate", Handle: s.generate,
@@ -91,13 +79,7 @@ func message(p httpapi.Problem) string {
 
 // json writes one object.
 func (s *server) json(w http.ResponseWriter, status int, v any) {
-	err := httpapi.WriteJSON(w, s.timeout, status, v)
-	switch {
-	case fault.CodeOf(err) == fault.Internal:
-		s.fail(w, err)
-	case err != nil:
-		s.log.Debug("write answer", "error", err)
-	}
+	s.Reply(w, status, v, s.fail)
 }
 
 // modelName returns the mesh's name of a model.
@@ -257,7 +239,7 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 		s.json(w, http.StatusOK, done)
 		return
 	}
-	if err := httpapi.NewStream(w, httpapi.JSONLines, s.timeout).Line(done); err != nil {
-		s.log.DebugContext(r.Context(), "end stream", "error", err)
+	if err := httpapi.NewStream(w, httpapi.JSONLines, s.WriteTimeout).Line(done); err != nil {
+		s.Log.DebugContext(r.Context(), "end stream", "error", err)
 	}
 }

@@ -1,10 +1,7 @@
 package ollama_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -24,47 +21,19 @@ import (
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
+func routes(b *httpapitest.Backend) httpapi.API { return ollama.Routes(b, ollama.Options{}) }
+
 func serve(t *testing.T, b *httpapitest.Backend) *httptest.Server {
 	t.Helper()
-	s := httptest.NewServer(httpapi.Mux(ollama.Routes(b, ollama.Options{})))
-	t.Cleanup(s.Close)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	return s
+	return httpapitest.Serve(t, routes(b))
 }
 
-func call(t *testing.T, method, url, body string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(text)
-}
-
-// same compares JSON by value, after it sets the time of creation to T.
+// same compares JSON by value, after it sets the time of creation to T and drops durations that are measured.
 func same(t *testing.T, what, got, want string) {
 	t.Helper()
-	var a, b any
 	got = regexp.MustCompile(`"created_at":"20[^"]*Z"`).ReplaceAllString(got, `"created_at":"T"`)
 	got = regexp.MustCompile(`"total_duration":[0-9]+,"prompt_eval_count"`).ReplaceAllString(got, `"prompt_eval_count"`)
-	if err := json.Unmarshal([]byte(got), &a); err != nil {
-		t.Fatalf("%s: %v in %s", what, err, got)
-	}
-	if err := json.Unmarshal([]byte(want), &b); err != nil {
-		t.Fatalf("%s: the golden text: %v", what, err)
-	}
-	if !reflect.DeepEqual(a, b) {
-		t.Errorf("%s is\n%s\nwant\n%s", what, got, want)
-	}
+	httpapitest.SameJSON(t, what, got, want)
 }
 
 const tools = `,"tools":[{"type":"function","function":{"name":"weather","description":"d","parameters":` +
@@ -74,16 +43,8 @@ const hi = `{"model":"m:latest","messages":[{"role":"user","content":"hi"}]`
 
 const counts = `"prompt_eval_count":5,"prompt_eval_duration":2000,"eval_duration":3000`
 
-func talker() *httpapitest.Backend {
-	return &httpapitest.Backend{
-		Pieces: []string{"<think>", "hm", "m</think>", "I ", "look.", "\n<tool_call>\n{\"name\": \"weather\", ",
-			"\"arguments\": {\"city\"", ": \"Rom\"}}\n</tool_call>"},
-		Format: &tokenizerv1.ChatFormat{Calls: "hermes", Reasoning: "think"},
-	}
-}
-
 func TestChat_Whole(t *testing.T) {
-	_, text := call(t, "POST", serve(t, talker()).URL+"/api/chat", hi+tools+`,"stream":false}`)
+	_, text := httpapitest.Call(t, "POST", serve(t, httpapitest.Talker()).URL+"/api/chat", hi+tools+`,"stream":false}`)
 	id := regexp.MustCompile(`"id":"(\w{9})"`).FindStringSubmatch(text)
 	if id == nil {
 		t.Fatal(text)
@@ -94,9 +55,9 @@ func TestChat_Whole(t *testing.T) {
 }
 
 func TestChat_StreamAddsUpToTheWholeAnswer(t *testing.T) {
-	s := serve(t, talker())
-	_, whole := call(t, "POST", s.URL+"/api/chat", hi+tools+`,"stream":false}`)
-	_, text := call(t, "POST", s.URL+"/api/chat", hi+tools+`}`)
+	s := serve(t, httpapitest.Talker())
+	_, whole := httpapitest.Call(t, "POST", s.URL+"/api/chat", hi+tools+`,"stream":false}`)
+	_, text := httpapitest.Call(t, "POST", s.URL+"/api/chat", hi+tools+`}`)
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	var sum map[string]any
 	content, thinking := "", ""
@@ -128,8 +89,8 @@ func TestChat_StreamAddsUpToTheWholeAnswer(t *testing.T) {
 }
 
 func TestChat_ThinkFalseHasNoReasoning(t *testing.T) {
-	b := talker()
-	_, text := call(t, "POST", serve(t, b).URL+"/api/chat", hi+`,"stream":false,"think":false}`)
+	b := httpapitest.Talker()
+	_, text := httpapitest.Call(t, "POST", serve(t, b).URL+"/api/chat", hi+`,"stream":false,"think":false}`)
 	if strings.Contains(text, "thinking") ||
 		b.Last().GetVariablesJson() != `{"enable_thinking":false,"thinking":false}` {
 		t.Errorf("%s with %s", text, b.Last().GetVariablesJson())
@@ -138,7 +99,7 @@ func TestChat_ThinkFalseHasNoReasoning(t *testing.T) {
 
 func TestChat_BecomesARequest(t *testing.T) {
 	b := &httpapitest.Backend{}
-	status, text := call(t, "POST", serve(t, b).URL+"/api/chat", `{"model":"m","stream":false,"keep_alive":"5m",
+	status, text := httpapitest.Call(t, "POST", serve(t, b).URL+"/api/chat", `{"model":"m","stream":false,"keep_alive":"5m",
 		"format":{"type":"object"},"think":"low","options":{"num_predict":7,"temperature":0.5,"top_k":3,"seed":9,"num_ctx":4096,
 		"stop":["X",""],"repeat_penalty":1.5,"repeat_last_n":-1,"mirostat":2,"mirostat_tau":4},"messages":[
 		{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"","thinking":"hm",
@@ -173,18 +134,18 @@ func TestChat_BecomesARequest(t *testing.T) {
 func TestGenerate_UsesTheTemplateUnlessRaw(t *testing.T) {
 	b := &httpapitest.Backend{Pieces: []string{"a"}, Rest: "!", Length: true}
 	s := serve(t, b)
-	_, text := call(t, "POST", s.URL+"/api/generate", `{"model":"m","prompt":"p","system":"S","stream":false}`)
+	_, text := httpapitest.Call(t, "POST", s.URL+"/api/generate", `{"model":"m","prompt":"p","system":"S","stream":false}`)
 	same(t, "the answer", text, `{"model":"m","created_at":"T","response":"a!","done":true,"done_reason":"length",
 		"eval_count":1,`+counts+`}`)
 	if m := b.Last().GetMessages(); len(m) != 2 || m[0].GetContent() != "S" || m[1].GetContent() != "p" {
 		t.Errorf("the messages are %v", m)
 	}
-	if _, text := call(t, "POST", s.URL+"/api/generate", `{"prompt":"p","raw":true}`); strings.Count(text, "\n") != 3 {
+	if _, text := httpapitest.Call(t, "POST", s.URL+"/api/generate", `{"prompt":"p","raw":true}`); strings.Count(text, "\n") != 3 {
 		t.Errorf("the stream is %s", text)
 	}
-	call(t, "POST", s.URL+"/api/generate", `{"prompt":"p","suffix":"q"}`)
+	httpapitest.Call(t, "POST", s.URL+"/api/generate", `{"prompt":"p","suffix":"q"}`)
 	plain := &httpapitest.Backend{Plain: true}
-	call(t, "POST", serve(t, plain).URL+"/api/generate", `{"prompt":"p"}`)
+	httpapitest.Call(t, "POST", serve(t, plain).URL+"/api/generate", `{"prompt":"p"}`)
 	got := append(b.Generations(), plain.Generations()...)
 	if len(got) != 3 || got[0].GetText() != "p" || got[0].Suffix != nil || got[1].GetSuffix() != "q" ||
 		got[2].GetText() != "p" {
@@ -216,10 +177,10 @@ func TestModels_ListShowAndPull(t *testing.T) {
 		{"POST", "/api/generate", `{"model":"m"}`, `{"model":"m","created_at":"T","response":"","done":true,
 			"done_reason":"load"}`},
 	} {
-		_, text := call(t, c.method, s.URL+c.path, c.body)
+		_, text := httpapitest.Call(t, c.method, s.URL+c.path, c.body)
 		same(t, c.path, text, c.want)
 	}
-	if _, text := call(t, "GET", s.URL+"/api/version", ""); !strings.Contains(text, `"version":"0.`) {
+	if _, text := httpapitest.Call(t, "GET", s.URL+"/api/version", ""); !strings.Contains(text, `"version":"0.`) {
 		t.Errorf("the version is %s", text)
 	}
 }
@@ -283,7 +244,7 @@ func TestErrors_AreTexts(t *testing.T) {
 		{"/api/embed", `{"input":"x"}`, fault.Field("inputs[0]", "bad"), 400, `input[0]: bad`},
 		{"/api/pull", `{}`, nil, 400, `model: is missing`},
 	} {
-		status, text := call(t, "POST", serve(t, &httpapitest.Backend{Fail: c.fail}).URL+c.path, c.body)
+		status, text := httpapitest.Call(t, "POST", serve(t, &httpapitest.Backend{Fail: c.fail}).URL+c.path, c.body)
 		if status != c.status || !strings.Contains(text, c.want) || !strings.HasPrefix(text, `{"error":"`) {
 			t.Errorf("%s %s: %d %s, want %d and %s", c.path, c.body, status, text, c.status, c.want)
 		}
@@ -294,7 +255,7 @@ func TestStream_InterruptedAnswerNeverLooksFinished(t *testing.T) {
 	for path, body := range map[string]string{"/api/chat": hi + `}`, "/api/generate": `{"prompt":"x"}`} {
 		s := serve(t, &httpapitest.Backend{Pieces: []string{"a", "b"}, FailAt: 1,
 			Fail: fault.New(fault.Unavailable, "lost")})
-		_, text := call(t, "POST", s.URL+path, body)
+		_, text := httpapitest.Call(t, "POST", s.URL+path, body)
 		if !strings.HasSuffix(text, "{\"error\":\"lost\"}\n") || strings.Contains(text, `"done":true`) {
 			t.Errorf("%s: a cut stream is\n%s", path, text)
 		}
@@ -302,28 +263,7 @@ func TestStream_InterruptedAnswerNeverLooksFinished(t *testing.T) {
 }
 
 func TestStream_DisconnectedReaderCancelsTheChat(t *testing.T) {
-	b := &httpapitest.Backend{Pieces: []string{"a"}, Hang: make(chan struct{})}
-	s := serve(t, b)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/api/chat", strings.NewReader(hi+`}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if _, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	select {
-	case <-b.Hang:
-	case <-time.After(time.Minute):
-		t.Error("the chat goes on after its reader has gone")
-	}
+	httpapitest.CancelsChat(t, routes, "/api/chat", hi+`}`)
 }
 
 func FuzzRequests(f *testing.F) {
@@ -331,7 +271,7 @@ func FuzzRequests(f *testing.F) {
 		`{"prompt":"x","system":"S","raw":false,"stream":false}`, `{"name":"m","stream":false}`, `{"model":"m"}`} {
 		f.Add(uint8(i), body)
 	}
-	h := httpapi.Mux(ollama.Routes(&httpapitest.Backend{Pieces: []string{"a"}}, ollama.Options{}))
+	h := httpapi.Mux(routes(&httpapitest.Backend{Pieces: []string{"a"}}))
 	paths := []string{"/api/chat", "/api/generate", "/api/pull", "/api/show", "/api/embed", "/api/embeddings"}
 	f.Fuzz(func(t *testing.T, which uint8, body string) {
 		path := paths[int(which)%len(paths)]

@@ -10,11 +10,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
-
-const maxInteger = 1 << 24 // limit of counts, as in the backend
 
 // common holds the fields that chat and generate share.
 type common struct {
@@ -91,8 +88,8 @@ func count(name string, v *int64) (uint32, error) {
 	if v == nil {
 		return 0, nil
 	}
-	if *v > maxInteger {
-		return 0, fault.Field("options."+name, "%d is more than %d", *v, maxInteger)
+	if *v > httpapi.MaxInteger {
+		return 0, fault.Field("options."+name, "%d is more than %d", *v, httpapi.MaxInteger)
 	}
 	return uint32(max(*v, 0)), nil
 }
@@ -162,9 +159,7 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 	} else if !strings.HasPrefix(strings.TrimSpace(source), "{") {
 		return nil, fault.Field("format", `want "json" or a JSON schema`)
 	}
-	g := &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, Source: source}
-	_, err := samplerules.Grammar("format", g)
-	return g, err
+	return httpapi.Schema("format", source)
 }
 
 // thinking returns the variables of the chat template that turn reasoning on and off, and whether the answer has

@@ -20,7 +20,7 @@ type writer struct {
 }
 
 func (s *server) newWriter(w http.ResponseWriter, streamed bool) *writer {
-	return &writer{s: s, w: w, streamed: streamed, lines: httpapi.NewStream(w, httpapi.JSONLines, s.timeout)}
+	return &writer{s: s, w: w, streamed: streamed, lines: httpapi.NewStream(w, httpapi.JSONLines, s.WriteTimeout)}
 }
 
 // chat sends what was added to a message, or adds it to all.
@@ -65,7 +65,7 @@ func (o *writer) end(r *http.Request, l line) {
 		return
 	}
 	if err := o.line(l); err != nil {
-		o.s.log.DebugContext(r.Context(), "end stream", "error", err)
+		o.s.Log.DebugContext(r.Context(), "end stream", "error", err)
 	}
 }
 
@@ -79,6 +79,6 @@ func (o *writer) fail(r *http.Request, err error) {
 		err = o.lines.Line(map[string]string{"error": message(httpapi.Explain(err))})
 	}
 	if err != nil {
-		o.s.log.DebugContext(r.Context(), "end stream", "error", err)
+		o.s.Log.DebugContext(r.Context(), "end stream", "error", err)
 	}
 }

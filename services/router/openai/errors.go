@@ -103,11 +103,5 @@ func (s *server) fail(w http.ResponseWriter, err error) {
 
 // json writes one object. The client must read it within the write timeout.
 func (s *server) json(w http.ResponseWriter, status int, v any) {
-	err := httpapi.WriteJSON(w, s.timeout, status, v)
-	switch {
-	case fault.CodeOf(err) == fault.Internal:
-		s.fail(w, err)
-	case err != nil:
-		s.log.Debug("write answer", "error", err)
-	}
+	s.Reply(w, status, v, s.fail)
 }

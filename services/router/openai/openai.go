@@ -2,9 +2,7 @@ package openai
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
-	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -26,15 +24,11 @@ type Backend interface {
 }
 
 // Options are the settings of the API.
-type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
-}
+type Options = httpapi.Options
 
 type server struct {
+	Options
 	backend Backend
-	log     *slog.Logger
-	timeout time.Duration
 }
 
 // New returns the handler of /v1/.
@@ -45,14 +39,7 @@ func New(b Backend, o Options) http.Handler {
 }
 
 func newServer(b Backend, o Options) *server {
-	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
-	if s.timeout == 0 {
-		s.timeout = httpapi.WriteTimeout
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	return s
+	return &server{o.WithDefaults(), b}
 }
 
 // Unknown answers requests for paths that no API has.
@@ -75,7 +62,7 @@ func ErrorObject(err error) any {
 // Routes returns the routes of the API.
 func Routes(b Backend, o Options) httpapi.API {
 	s := newServer(b, o)
-	return httpapi.API{Name: "openai", Fail: s.fail, Log: s.log, Routes: []httpapi.Route{
+	return httpapi.API{Name: "openai", Fail: s.fail, Log: s.Log, Routes: []httpapi.Route{
 		{Method: http.MethodGet, Path: "/v1/models", Handle: s.models,
 			Summary: "List the models that are served."},
 		{Method: http.MethodGet, Path: "/v1/models/{id...}", Handle: s.model,

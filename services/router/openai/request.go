@@ -13,10 +13,9 @@ import (
 )
 
 const (
-	maxChoices = 128     // limit of n and best_of; the backend also limits them by its memory
-	maxJobs    = 256     // prompts times choices
-	maxInteger = 1 << 24 // limit of max_tokens and top_k, as in the backend
-	maxTop     = 20      // candidates reported with a token, as in the backend
+	maxChoices = 128 // limit of n and best_of; the backend also limits them by its memory
+	maxJobs    = 256 // prompts times choices
+	maxTop     = 20  // candidates reported with a token, as in the backend
 )
 
 // decode reads a body; an error names the field or the byte.
@@ -103,8 +102,8 @@ func limit(field string, v *int64) (uint32, error) {
 	if v == nil {
 		return 0, nil
 	}
-	if *v < 1 || *v > maxInteger {
-		return 0, fault.Field(field, "%d is not within 1..%d", *v, maxInteger)
+	if *v < 1 || *v > httpapi.MaxInteger {
+		return 0, fault.Field(field, "%d is not within 1..%d", *v, httpapi.MaxInteger)
 	}
 	return uint32(*v), nil
 }
@@ -135,8 +134,8 @@ func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
 		out.RepetitionPenalty = proto.Float32(1)
 	}
 	if c.TopK != nil {
-		if *c.TopK < -1 || *c.TopK > maxInteger { // -1 is a common spelling of "all"
-			return nil, fault.Field("top_k", "%d is not within 0..%d", *c.TopK, maxInteger)
+		if *c.TopK < -1 || *c.TopK > httpapi.MaxInteger { // -1 is a common spelling of "all"
+			return nil, fault.Field("top_k", "%d is not within 0..%d", *c.TopK, httpapi.MaxInteger)
 		}
 		out.TopK = proto.Uint32(uint32(max(0, *c.TopK)))
 	}

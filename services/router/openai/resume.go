@@ -73,7 +73,7 @@ func beyond(from int) error {
 // firstEvent returns the number of the first event that a client asks for. An EventSource that connects
 // again says which event it has seen last; that counts, since its URL is still the first one.
 func firstEvent(r *http.Request) (int, error) {
-	const limit = maxInteger + extraEvents
+	const limit = httpapi.MaxInteger + extraEvents
 	read := func(field, text string, most int) (int, error) {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > most {

@@ -11,6 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 // rules holds the sampling fields beyond OpenAI's, as llama.cpp's and vLLM's servers spell
@@ -47,8 +48,8 @@ func count(field string, v *int64, least int64) (uint32, error) {
 	if v == nil {
 		return 0, nil
 	}
-	if *v < least || *v > maxInteger {
-		return 0, fault.Field(field, "%d is not within %d..%d", *v, least, maxInteger)
+	if *v < least || *v > httpapi.MaxInteger {
+		return 0, fault.Field(field, "%d is not within %d..%d", *v, least, httpapi.MaxInteger)
 	}
 	return uint32(max(*v, 0)), nil
 }

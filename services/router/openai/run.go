@@ -185,7 +185,7 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 // their index, and those after the last token go on counting. from is the number of the first event
 // to send; earlier ones are formatted and dropped, since the later ones depend on them.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape, from int) {
-	out := newStream(w, s.timeout)
+	out := newStream(w, s.WriteTimeout)
 	var mu sync.Mutex // guards the variables below
 	var first *routerv1.Started
 	var total usage
@@ -275,6 +275,6 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		err = out.fail(body, wait)
 	}
 	if err != nil {
-		s.log.DebugContext(r.Context(), "end stream", "error", err)
+		s.Log.DebugContext(r.Context(), "end stream", "error", err)
 	}
 }

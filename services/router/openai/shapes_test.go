@@ -11,6 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
@@ -18,17 +19,8 @@ func TestMain(m *testing.M) { leak.Main(m) }
 // same compares JSON by value, after it sets the time of creation to 1.
 func same(t *testing.T, what, got, want string) {
 	t.Helper()
-	var a, b any
 	got = regexp.MustCompile(`"created":[1-9][0-9]*`).ReplaceAllString(got, `"created":1`)
-	if err := json.Unmarshal([]byte(got), &a); err != nil {
-		t.Fatalf("%s: %v in %s", what, err, got)
-	}
-	if err := json.Unmarshal([]byte(want), &b); err != nil {
-		t.Fatalf("%s: the golden text: %v", what, err)
-	}
-	if !reflect.DeepEqual(a, b) {
-		t.Errorf("%s is\n%s\nwant\n%s", what, got, want)
-	}
+	httpapitest.SameJSON(t, what, got, want)
 }
 
 // events returns the data of a stream's events.

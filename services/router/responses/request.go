@@ -9,12 +9,8 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
-	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
-
-const maxInteger = 1 << 24 // limit of max_output_tokens, as in the backend
 
 // request is the body of POST /v1/responses.
 type request struct {
@@ -105,8 +101,8 @@ func (c *request) supported(*routerv1.ChatRequest) error {
 
 func (c *request) limits(out *routerv1.ChatRequest) error {
 	if most := c.MaxOutputTokens; most != nil {
-		if *most < 1 || *most > maxInteger {
-			return fault.Field("max_output_tokens", "%d is not within 1..%d", *most, maxInteger)
+		if *most < 1 || *most > httpapi.MaxInteger {
+			return fault.Field("max_output_tokens", "%d is not within 1..%d", *most, httpapi.MaxInteger)
 		}
 		out.MaxTokens = uint32(*most)
 	}
@@ -145,10 +141,8 @@ func (c *request) format(out *routerv1.ChatRequest) error {
 	default:
 		return fault.Field("text.format.type", "%q is not supported: want text, json_object or json_schema", f.Type)
 	}
-	out.Sampling.Grammar = &samplerv1.Grammar{
-		Kind: samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, Source: source,
-	}
-	_, err := samplerules.Grammar("text.format.schema", out.Sampling.GetGrammar())
+	var err error
+	out.Sampling.Grammar, err = httpapi.Schema("text.format.schema", source)
 	return err
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -19,8 +18,7 @@ import (
 
 // Options are the settings of the API.
 type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
+	httpapi.Options
 	// Fail writes an error in OpenAI's shape, and Error returns the error object.
 	Fail  func(w http.ResponseWriter, err error)
 	Error func(err error) any
@@ -49,12 +47,7 @@ func Routes(b httpapi.Chatter, o Options) httpapi.API {
 	if o.MaxAge == 0 {
 		o.MaxAge = defaultAge
 	}
-	if o.WriteTimeout == 0 {
-		o.WriteTimeout = httpapi.WriteTimeout
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	o.Options = o.WithDefaults()
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -93,13 +86,7 @@ func rename(err error) error {
 func (s *server) fail(w http.ResponseWriter, err error) { s.Fail(w, rename(err)) }
 
 func (s *server) json(w http.ResponseWriter, status int, v any) {
-	err := httpapi.WriteJSON(w, s.WriteTimeout, status, v)
-	switch {
-	case fault.CodeOf(err) == fault.Internal:
-		s.fail(w, err)
-	case err != nil:
-		s.Log.Debug("write answer", "error", err)
-	}
+	s.Reply(w, status, v, s.fail)
 }
 
 // run is one request with what has become of it.

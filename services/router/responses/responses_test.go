@@ -1,10 +1,7 @@
 package responses_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -16,7 +13,6 @@ import (
 	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
-	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -32,31 +28,15 @@ func options() responses.Options {
 
 func serve(t *testing.T, b *httpapitest.Backend, o responses.Options) *httptest.Server {
 	t.Helper()
-	s := httptest.NewServer(httpapi.Mux(responses.Routes(b, o)))
-	t.Cleanup(s.Close)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	return s
+	return httpapitest.Serve(t, responses.Routes(b, o))
 }
 
 func call(t *testing.T, method, url, tenant, body string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
+	if tenant == "" {
+		return httpapitest.Call(t, method, url, body)
 	}
-	if tenant != "" {
-		req.Header.Set("Lamina-Tenant", tenant)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(text)
+	return httpapitest.Call(t, method, url, body, "Lamina-Tenant", tenant)
 }
 
 // masked replaces what is random: the ids of responses, of items and of calls.
@@ -67,24 +47,7 @@ func masked(text string) string {
 
 func same(t *testing.T, what, got, want string) {
 	t.Helper()
-	var a, b any
-	if err := json.Unmarshal([]byte(masked(got)), &a); err != nil {
-		t.Fatalf("%s: %v in %s", what, err, got)
-	}
-	if err := json.Unmarshal([]byte(masked(want)), &b); err != nil {
-		t.Fatalf("%s: the golden text: %v", what, err)
-	}
-	if !reflect.DeepEqual(a, b) {
-		t.Errorf("%s is\n%s\nwant\n%s", what, masked(got), masked(want))
-	}
-}
-
-func talker() *httpapitest.Backend {
-	return &httpapitest.Backend{
-		Pieces: []string{"<think>", "hm", "m</think>", "I ", "look.", "\n<tool_call>\n{\"name\": \"weather\", ",
-			"\"arguments\": {\"city\"", ": \"Rom\"}}\n</tool_call>"},
-		Format: &tokenizerv1.ChatFormat{Calls: "hermes", Reasoning: "think"},
-	}
+	httpapitest.SameJSON(t, what, masked(got), masked(want))
 }
 
 const weather = `,"tools":[{"type":"function","name":"weather","description":"d","parameters":{"type":"object",` +
@@ -99,7 +62,7 @@ const created = `{"id":"resp_00000000000000000000000000000000","object":"respons
 	"strict":null,"parameters":{"type":"object","properties":{"city":{"type":"string"}}}}],`
 
 func TestResponses_Whole(t *testing.T) {
-	s := serve(t, talker(), options())
+	s := serve(t, httpapitest.Talker(), options())
 	_, text := call(t, "POST", s.URL+"/v1/responses", "", `{"model":"m","input":"hi","instructions":"I"`+weather+`}`)
 	want := created + `"status":"completed","completed_at":1000,"incomplete_details":null,"output":[
 		{"type":"reasoning","id":"rs_X_0","status":"completed","summary":[],"content":[{"type":"reasoning_text","text":"hmm"}]},
@@ -118,7 +81,7 @@ func TestResponses_Whole(t *testing.T) {
 }
 
 func TestResponses_StreamAddsUpToTheWholeResponse(t *testing.T) {
-	s := serve(t, talker(), options())
+	s := serve(t, httpapitest.Talker(), options())
 	body := `{"model":"m","input":"hi","instructions":"I"` + weather
 	_, whole := call(t, "POST", s.URL+"/v1/responses", "", body+`}`)
 	_, text := call(t, "POST", s.URL+"/v1/responses", "", body+`,"stream":true}`)
@@ -229,7 +192,7 @@ func create(t *testing.T, s *httptest.Server, tenant, body string) string {
 }
 
 func TestResponses_PreviousOnesAreContinued(t *testing.T) {
-	b := talker()
+	b := httpapitest.Talker()
 	s := serve(t, b, options())
 	first := create(t, s, "", `{"model":"m","input":"hi","instructions":"I"`+weather+`}`)
 	var whole struct {
@@ -428,29 +391,8 @@ func TestStream_InterruptedResponseNeverLooksFinished(t *testing.T) {
 }
 
 func TestStream_DisconnectedReaderCancelsTheChat(t *testing.T) {
-	b := &httpapitest.Backend{Pieces: []string{"a"}, Hang: make(chan struct{})}
-	s := serve(t, b, options())
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/responses",
-		strings.NewReader(`{"input":"x","stream":true}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if _, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	select {
-	case <-b.Hang:
-	case <-time.After(time.Minute):
-		t.Error("the chat goes on after its reader has gone")
-	}
+	httpapitest.CancelsChat(t, func(b *httpapitest.Backend) httpapi.API { return responses.Routes(b, options()) },
+		"/v1/responses", `{"input":"x","stream":true}`)
 }
 
 func FuzzResponses(f *testing.F) {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/http"
 	"slices"
@@ -30,8 +29,7 @@ type Backend interface {
 
 // Options are the settings of the API.
 type Options struct {
-	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a client to read an answer; 0 means 30 s
+	httpapi.Options
 	// Fail writes an error in OpenAI's shape.
 	Fail func(w http.ResponseWriter, err error)
 }
@@ -43,12 +41,7 @@ type server struct {
 
 // Routes returns the routes of the API.
 func Routes(b Backend, o Options) httpapi.API {
-	if o.WriteTimeout == 0 {
-		o.WriteTimeout = httpapi.WriteTimeout
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	o.Options = o.WithDefaults()
 	s := &server{o, b}
 	api := httpapi.API{Name: "vllm", Fail: o.Fail, Log: o.Log, Routes: []httpapi.Route{
 		{Method: http.MethodPost, Path: "/tokenize", Handle: s.tokenize, Summary: "Encode a text or a chat.",
@@ -67,13 +60,7 @@ func Routes(b Backend, o Options) httpapi.API {
 }
 
 func (s *server) json(w http.ResponseWriter, v any) {
-	err := httpapi.WriteJSON(w, s.WriteTimeout, http.StatusOK, v)
-	switch {
-	case fault.CodeOf(err) == fault.Internal:
-		s.Fail(w, err)
-	case err != nil:
-		s.Log.Debug("write answer", "error", err)
-	}
+	s.Reply(w, http.StatusOK, v, s.Fail)
 }
 
 type tokenizeRequest struct {

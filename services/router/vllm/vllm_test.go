@@ -1,11 +1,7 @@
 package vllm_test
 
 import (
-	"encoding/json"
-	"io"
 	"net/http"
-	"net/http/httptest"
-	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -23,10 +19,7 @@ func handler(b *httpapitest.Backend) http.Handler {
 }
 
 func post(h http.Handler, path, body string) (int, string) {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
-	text, _ := io.ReadAll(w.Body)
-	return w.Code, string(text)
+	return httpapitest.Record(h, http.MethodPost, path, body)
 }
 
 func TestRoutes_Answers(t *testing.T) {
@@ -56,16 +49,10 @@ func TestRoutes_Answers(t *testing.T) {
 		text = regexp.MustCompile(`(0\.\d{6})\d+`).ReplaceAllString(text, "$1")
 		c.want = regexp.MustCompile(`(0\.\d{6})\d+`).ReplaceAllString(c.want, "$1")
 		text = regexp.MustCompile(`"created":[1-9][0-9]*`).ReplaceAllString(text, `"created":1`)
-		var got, want any
-		if err := json.Unmarshal([]byte(text), &got); err != nil || status != 200 {
+		if status != 200 {
 			t.Fatalf("%s %s: %d %s", c.path, c.body, status, text)
 		}
-		if err := json.Unmarshal([]byte(c.want), &want); err != nil {
-			t.Fatal(err)
-		}
-		if !reflect.DeepEqual(got, want) {
-			t.Errorf("%s %s is\n%s\nwant\n%s", c.path, c.body, text, c.want)
-		}
+		httpapitest.SameJSON(t, c.path+" "+c.body, text, c.want)
 	}
 }
 

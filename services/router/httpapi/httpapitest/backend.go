@@ -1,4 +1,4 @@
-// Package httpapitest holds a backend for tests of the HTTP APIs. It answers with scripted text, and it remembers
+// Package httpapitest holds a rig for tests of the HTTP APIs, and a backend that answers with scripted text and remembers
 // the requests that it got.
 package httpapitest
 
