@@ -1,7 +1,6 @@
 package auth_test
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -111,7 +111,7 @@ func TestKeyring_FollowsItsFileAndSurvivesDamage(t *testing.T) {
 		return secret
 	}
 	first := add()
-	var lines lockedBuffer
+	var lines logtest.Buffer
 	r, err := auth.OpenKeyring(path, auth.KeyringOptions{Log: slog.New(slog.NewTextHandler(&lines, nil)),
 		Now: func() time.Time { return start }})
 	if err != nil {
@@ -168,24 +168,6 @@ func TestKeyring_FollowsItsFileAndSurvivesDamage(t *testing.T) {
 			t.Error("a secret is in the log")
 		}
 	}
-}
-
-// lockedBuffer is a buffer for several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func TestCheckModel_FollowsTheKeysScope(t *testing.T) {

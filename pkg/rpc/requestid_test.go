@@ -12,13 +12,14 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 func TestServer_TakesRequestIDsOver(t *testing.T) {
-	var out lockedBuffer
+	var out logtest.Buffer
 	var got []string
 	s := &service{
 		call: func(ctx context.Context) error {

@@ -1,7 +1,6 @@
 package rpc_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/lamina-mesh/lamina/internal/leak"
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
@@ -114,26 +114,8 @@ func TestServer_StreamFaultsCrossTheWire(t *testing.T) {
 	}
 }
 
-// lockedBuffer collects log lines from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func TestServer_PanicIsInternalLoggedAndCounted(t *testing.T) {
-	var log lockedBuffer
+	var log logtest.Buffer
 	registry := prometheus.NewRegistry()
 	s := &service{call: func(context.Context) error { panic("shape [2 3]") }}
 	conn, stop := serve(t, rpc.ServerOptions{Log: slog.New(slog.NewTextHandler(&log, nil)), Metrics: registry}, s)

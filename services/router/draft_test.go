@@ -1,7 +1,6 @@
 package router_test
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router"
 )
@@ -185,7 +185,7 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var log syncBuffer
+				var log logtest.Buffer
 				m, r := draftMesh(
 					t,
 					1,
@@ -214,7 +214,7 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 				if n := counts(t, r, "lamina_router_draft_sessions_dropped_total"); n != 1 {
 					t.Errorf("%d drops", n)
 				}
-				if !log.has("drop draft session") {
+				if !log.Has("drop draft session") {
 					t.Errorf("the log does not mention it: %s", log.String())
 				}
 				if drafted := counts(t, r, "lamina_router_draft_tokens_total", "draft"); drafted > 150 {
@@ -305,13 +305,13 @@ func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
 
 func TestService_DraftWithAnotherVocabulary_IsRefusedAndLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log syncBuffer
+		var log logtest.Buffer
 		m, r := draftMesh(
 			t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))},
 		)
 		eventually(
 			t, "the refusal, by both names",
-			func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") },
+			func() bool { return log.Has("refuse draft") && log.Has("model=fake draft=other") },
 		)
 		m.streams(3, 40)
 		if n := counts(t, r, "lamina_router_draft_tokens_total", "draft"); n != 0 {
@@ -337,23 +337,3 @@ func TestService_DraftModel_AnswersOnlyRequestsThatNameIt(t *testing.T) {
 		}
 	})
 }
-
-// syncBuffer is a log that can be read while it is being written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-func (s *syncBuffer) has(text string) bool { return bytes.Contains([]byte(s.String()), []byte(text)) }

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -86,7 +87,7 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 	t.Cleanup(m.check)
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
 	if cfg.Log == nil {
-		var log syncBuffer
+		var log logtest.Buffer
 		cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 		t.Cleanup(func() {
 			if t.Failed() {

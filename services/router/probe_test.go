@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
@@ -17,14 +18,14 @@ import (
 // that is opened over it: requests never get there, and the log names the stage.
 func TestService_WedgedStage_GetsNoRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log syncBuffer
+		var log logtest.Buffer
 		m := newMesh(t, 2, 2, router.Config{
 			Log: slog.New(slog.NewTextHandler(&log, nil)), ProbeLimit: 300 * time.Millisecond,
 		})
 		m.shards["shard-1-1"].freeze(3)
 		m.streams(6, 60) // those on the frozen pipeline move
 		eventually(t, "a log line that names the wedged stage", func() bool {
-			return log.has("stage 1, layers 1-2 at mem:shard-1-1, computes nothing")
+			return log.Has("stage 1, layers 1-2 at mem:shard-1-1, computes nothing")
 		})
 		m.streams(6, 60)
 		if err := m.service.Backend().Ready(); err != nil {
@@ -80,9 +81,9 @@ func TestService_PagesThatComeLater_AreAwaited(t *testing.T) {
 			s.lend = 300 * time.Millisecond
 			s.mu.Unlock()
 		}
-		var log syncBuffer
+		var log logtest.Buffer
 		m.peer("router-b", router.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
-		if log.has("pipeline is lost") {
+		if log.Has("pipeline is lost") {
 			t.Error("a pipeline was given up before it had pages")
 		}
 		m.check()

@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/issue"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -30,24 +29,6 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
-
-// syncBuffer is a buffer for several goroutines.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
 
 // keyFile writes a file of keys and returns its path and the secrets by the names of the keys.
 func keyFile(t *testing.T, keys ...auth.Key) (path string, secrets map[string]string) {
@@ -88,7 +69,7 @@ func TestMesh_KeysOverTLS(t *testing.T) {
 		auth.Key{Name: "small", Tenant: "c", Roles: []auth.Role{auth.User}, Tokens: 10},
 		auth.Key{Name: "trainer", Tenant: "d", Roles: []auth.Role{auth.Trainer}},
 		auth.Key{Name: "operator", Tenant: "e", Roles: []auth.Role{auth.Operator}})
-	var log syncBuffer
+	var log logtest.Buffer
 	audit := filepath.Join(dir, "audit.log")
 	files := rpc.Files{Cert: filepath.Join(dir, "router.pem"), Key: filepath.Join(dir, "router.key")}
 	m, _ := startMesh(t, t.Context(), app.MeshConfig{

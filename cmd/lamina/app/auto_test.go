@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
@@ -149,7 +150,7 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 	if err := whole.Close(); err != nil {
 		t.Error(err)
 	}
-	var log syncLog
+	var log logtest.Buffer
 	m, router := startMesh(t, ctx, app.MeshConfig{
 		Model: path, Kernels: kernels, Auto: autoFleet(t, path, kv, 1, 2, 2, 4), AdapterBytes: 7 << 20,
 		Log: slog.New(slog.NewTextHandler(&log, nil)),
@@ -222,7 +223,7 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 func TestMesh_AutoShards_RefuseAnEncoder(t *testing.T) {
 	set := cpu.New(1)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	m, err := app.Start(ctx, app.MeshConfig{Model: tinyEncoder(t), Kernels: app.Kernels{Set: set, Threads: 1},
 		Auto: []app.AutoShard{{Memory: 64 << 20}}})
@@ -232,23 +233,4 @@ func TestMesh_AutoShards_RefuseAnEncoder(t *testing.T) {
 	if err == nil {
 		_ = m.Close()
 	}
-}
-
-// syncLog collects a log.
-type syncLog struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (l *syncLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text = append(l.text, p...)
-	return len(p), nil
-}
-
-func (l *syncLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return string(l.text)
 }

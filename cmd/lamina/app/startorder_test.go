@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -19,28 +18,11 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
-
-// lockedLog is a log that a test can read while services write to it.
-type lockedLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lockedLog) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *lockedLog) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), text)
-}
 
 // closedAddr returns a loopback address on which nobody listens.
 func closedAddr(t *testing.T) string {
@@ -90,7 +72,7 @@ func fakeConsul(t *testing.T, addr, version string) (registered func() int) {
 // service runs one service until the test ends or stop is called.
 type service struct {
 	t    *testing.T
-	log  *lockedLog
+	log  *logtest.Buffer
 	addr string // gRPC
 	http string // metrics
 	stop func() error
@@ -98,7 +80,7 @@ type service struct {
 
 func start(t *testing.T, consul string, run func(context.Context, app.ServiceConfig) error) *service {
 	t.Helper()
-	s := &service{t: t, log: &lockedLog{}, http: closedAddr(t)}
+	s := &service{t: t, log: &logtest.Buffer{}, http: closedAddr(t)}
 	ctx, cancel := context.WithCancel(t.Context())
 	bound, ended := make(chan string, 1), make(chan error, 1)
 	go func() {
@@ -171,7 +153,7 @@ func await(t *testing.T, what string, holds func() bool) {
 
 func (s *service) waits(what string) {
 	s.t.Helper()
-	await(s.t, "say what is waited for", func() bool { return s.log.count(what) > 0 })
+	await(s.t, "say what is waited for", func() bool { return s.log.Count(what) > 0 })
 	if got := s.health(); got != healthv1.HealthCheckResponse_NOT_SERVING {
 		s.t.Errorf("while the service waits its health is %v", got)
 	}
@@ -195,13 +177,13 @@ func TestService_WaitsForConsulAndSaysSoOnce(t *testing.T) {
 	s.waits("waiting for a dependency")
 	registered := fakeConsul(t, consul, "2.1.3")
 	s.serves()
-	if n := s.log.count("waiting for a dependency"); n != 1 {
+	if n := s.log.Count("waiting for a dependency"); n != 1 {
 		t.Errorf("there are %d log lines about waiting", n)
 	}
 	if registered() == 0 { // the fake agent forgets it, so it may have registered again
 		t.Error("it serves and is not registered")
 	}
-	if n := s.log.count("upgrade it"); n != 0 {
+	if n := s.log.Count("upgrade it"); n != 0 {
 		t.Errorf("there are %d warnings about a new Consul", n)
 	}
 }
@@ -211,8 +193,8 @@ func TestService_WarnsOnceOfAnOldConsul(t *testing.T) {
 	fakeConsul(t, consul, "1.22.7")
 	s := start(t, consul, app.Sampler)
 	s.serves()
-	await(t, "warn", func() bool { return s.log.count("upgrade it") > 0 })
-	if n := s.log.count("upgrade it"); n != 1 {
+	await(t, "warn", func() bool { return s.log.Count("upgrade it") > 0 })
+	if n := s.log.Count("upgrade it"); n != 1 {
 		t.Errorf("there are %d warnings", n)
 	}
 }
