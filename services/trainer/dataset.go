@@ -168,17 +168,15 @@ func bitsPerByte(nats float64, bytes uint64) float64 {
 
 // packed is token data.
 type packed struct {
+	order
 	open       []*corpus.Data
 	parts      []*corpus.Packing
-	mixture    *corpus.Mixture
 	validation []*corpus.Packing
-	slots      int
-	sequences  int // of a slot
 }
 
 // openTokens opens the folders of token data and packs their documents.
 func openTokens(_ context.Context, m *Manifest, v *vocab.Vocab) (d *dataset, err error) {
-	p := &packed{slots: m.Slots, sequences: m.SlotSequences}
+	p := &packed{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -224,7 +222,7 @@ func openTokens(_ context.Context, m *Manifest, v *vocab.Vocab) (d *dataset, err
 			return nil, err
 		}
 	}
-	if p.mixture, err = corpus.NewMixture(m.Seed, parts); err != nil {
+	if p.order, err = newOrder(m, parts...); err != nil {
 		return nil, err
 	}
 	if err := p.mixture.Check(int64(m.Steps) * int64(m.Slots) * int64(m.SlotSequences)); err != nil {
@@ -286,8 +284,7 @@ func (p *packed) hold(data *corpus.Data, from int64, m *Manifest) error {
 
 // sequence returns a sample of the mixture. Its number is that of the sequence in the run.
 func (p *packed) sequence(step uint64, slot, s int) (*sequence, error) {
-	n := (int64(step-1)*int64(p.slots)+int64(slot))*int64(p.sequences) + int64(s)
-	at := p.mixture.At(n)
+	at := p.place(step, slot, s)
 	sample, err := p.parts[at.Part].Sample(at.Sample)
 	if err != nil {
 		return nil, err

@@ -1,13 +1,11 @@
 package trainer
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/corpus"
@@ -20,10 +18,9 @@ import (
 // pairs are preferences that are encoded already. Both answers of a pair are documents of one sequence, and so of
 // one slot: the last stage computes the loss of a pair alone.
 type pairs struct {
+	order
 	rows              []*tuning.Pair // of training, then of validation
 	train, validation []*pairSequence
-	mixture           *corpus.Mixture
-	slots, sequences  int
 
 	reference []tuning.Sums // of each row, once they are known
 }
@@ -37,36 +34,17 @@ type pairSequence struct {
 
 // readPairs reads the files of pairs and packs them into sequences.
 func readPairs(_ context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error) {
-	train, err := readPairFile("data.pairs", m.Data.Pairs, m, v)
+	train, held, err := readRows(m, "data.pairs", m.Data.Pairs, func(field, path string) ([]*tuning.Pair, error) {
+		return readPairFile(field, path, m, v)
+	})
 	if err != nil {
 		return nil, err
 	}
-	var held []*tuning.Pair
-	if f := m.Data.ValidationFraction; f > 0 {
-		cut := len(train) - max(1, int(float64(len(train))*f))
-		if cut < 1 {
-			return nil, fault.Field("data.validation_fraction", "%s has only one row", m.Data.Pairs)
-		}
-		train, held = train[:cut], slices.Clone(train[cut:])
-	}
-	for i, path := range m.Data.Validation {
-		more, err := readPairFile(fmt.Sprintf("data.validation[%d]", i), path, m, v)
-		if err != nil {
-			return nil, err
-		}
-		held = append(held, more...)
-	}
-	p := &pairs{rows: append(slices.Clone(train), held...), slots: m.Slots, sequences: m.SlotSequences}
-	d := &dataset{source: p, vocab: v, length: m.SequenceLen, isolate: true, begin: -1, end: -1}
-	if bos, ok := v.BOS(); ok {
-		d.begin = bos
-	}
-	if eos, ok := v.EOS(); ok {
-		d.end = eos
-	}
+	p := &pairs{rows: slices.Concat(train, held)}
+	d := encoded(p, m, v)
 	p.train = p.pack(0, len(train), m, d.pad())
 	p.validation = p.pack(len(train), len(p.rows), m, d.pad())
-	if p.mixture, err = corpus.NewMixture(m.Seed, []corpus.Part{{Samples: int64(len(p.train))}}); err != nil {
+	if p.order, err = newOrder(m, corpus.Part{Samples: int64(len(p.train))}); err != nil {
 		return nil, err
 	}
 	for i, row := range p.rows {
@@ -116,42 +94,31 @@ func (p *pairs) pack(lo, hi int, m *Manifest, pad int32) []*pairSequence {
 
 // readPairFile reads rows of encoded pairs, such as "lamina tune" writes.
 func readPairFile(field, path string, m *Manifest, v *vocab.Vocab) ([]*tuning.Pair, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fault.Wrap(fault.NotFound, err, "%s", field)
-	}
 	r, err := tuning.New(tuning.Config{Vocab: v})
 	if err != nil {
 		return nil, err
 	}
 	var out []*tuning.Pair
-	for line := 1; len(text) > 0; line++ {
-		row, rest, _ := bytes.Cut(text, []byte("\n"))
-		text = rest
-		if row = bytes.TrimSpace(row); len(row) == 0 {
-			continue
-		}
+	err = eachRow(field, path, func(line int, row []byte) error {
 		p, err := tuning.ParsePreference(line, row)
 		if err != nil {
-			return nil, fault.Field(field, "%v", err)
+			return fault.Field(field, "%v", err)
 		}
 		if p.Chosen.Format != tuning.FormatIDs || p.Rejected.Format != tuning.FormatIDs {
-			return nil, fault.Field(field, "line %d: want token ids; lamina tune encodes texts", line)
+			return fault.Field(field, "line %d: want token ids; lamina tune encodes texts", line)
 		}
 		pair, err := r.RenderPair(context.Background(), p)
 		if err != nil {
-			return nil, fault.Field(field, "%v", err)
+			return fault.Field(field, "%v", err)
 		}
 		if rows := pair.Rows(); rows > m.SequenceLen {
-			return nil, fault.Field(field, "both answers of line %d with their prompts take %d rows, sequence_len is %d",
+			return fault.Field(field, "both answers of line %d with their prompts take %d rows, sequence_len is %d",
 				line, rows, m.SequenceLen)
 		}
 		out = append(out, pair)
-	}
-	if len(out) == 0 {
-		return nil, fault.Field(field, "%s has no rows", path)
-	}
-	return out, nil
+		return nil
+	})
+	return out, err
 }
 
 // of returns a sequence with its pairs and what is known of their reference.
@@ -167,10 +134,9 @@ func (p *pairs) of(s *pairSequence) *sequence {
 	return q
 }
 
-// sequence returns a sequence of a slot of a step: every epoch has each once, in an order of its own.
+// sequence returns a sequence of a slot of a step.
 func (p *pairs) sequence(step uint64, slot, s int) (*sequence, error) {
-	n := (int64(step-1)*int64(p.slots)+int64(slot))*int64(p.sequences) + int64(s)
-	at := p.mixture.At(n)
+	at := p.place(step, slot, s)
 	q := p.of(p.train[at.Sample])
 	q.name = fmt.Sprintf("%d/%s", at.Epoch, q.name)
 	return q, nil

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -16,9 +15,8 @@ import (
 
 // prompts are what answers are sampled for. A sequence of a slot is a group: all answers to one prompt.
 type prompts struct {
-	rows             []prompt
-	mixture          *corpus.Mixture
-	slots, sequences int
+	order
+	rows []prompt
 
 	round *round // of the last step
 }
@@ -34,35 +32,21 @@ type prompt struct {
 
 // readPrompts reads the file of prompts.
 func readPrompts(_ context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error) {
-	text, err := os.ReadFile(m.Data.Prompts)
-	if err != nil {
-		return nil, fault.Wrap(fault.NotFound, err, "data.prompts")
-	}
-	p := &prompts{slots: m.Slots, sequences: m.SlotSequences}
-	d := &dataset{source: p, vocab: v, length: m.SequenceLen, isolate: true, begin: -1, end: -1}
-	if bos, ok := v.BOS(); ok {
-		d.begin = bos
-	}
-	if eos, ok := v.EOS(); ok {
-		d.end = eos
-	}
-	for line := 1; len(text) > 0; line++ {
-		row, rest, _ := bytes.Cut(text, []byte("\n"))
-		text = rest
-		if row = bytes.TrimSpace(row); len(row) == 0 {
-			continue
-		}
+	p := &prompts{}
+	d := encoded(p, m, v)
+	err := eachRow("data.prompts", m.Data.Prompts, func(line int, row []byte) error {
 		one, err := parsePrompt(line, row, m, v.Size())
 		if err != nil {
-			return nil, err
+			return err
 		}
 		p.rows = append(p.rows, *one)
 		d.tokens += len(one.IDs)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	if len(p.rows) == 0 {
-		return nil, fault.Field("data.prompts", "%s has no rows", m.Data.Prompts)
-	}
-	if p.mixture, err = corpus.NewMixture(m.Seed, []corpus.Part{{Samples: int64(len(p.rows))}}); err != nil {
+	if p.order, err = newOrder(m, corpus.Part{Samples: int64(len(p.rows))}); err != nil {
 		return nil, err
 	}
 	d.about = fmt.Sprintf("%s: %d prompts, %d answers to each", m.Data.Prompts, len(p.rows), m.GRPO.Group)
@@ -97,10 +81,9 @@ func parsePrompt(line int, row []byte, m *Manifest, size int) (*prompt, error) {
 	return out, nil
 }
 
-// at returns the prompt of a sequence of a step: every epoch has each once, in an order of its own.
+// at returns the prompt of a sequence of a step.
 func (p *prompts) at(step uint64, slot, s int) (epoch int64, row *prompt) {
-	n := (int64(step-1)*int64(p.slots)+int64(slot))*int64(p.sequences) + int64(s)
-	at := p.mixture.At(n)
+	at := p.place(step, slot, s)
 	return at.Epoch, &p.rows[at.Sample]
 }
 
