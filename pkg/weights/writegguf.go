@@ -158,8 +158,6 @@ func appendValue(b []byte, value any) ([]byte, error) {
 	switch v := value.(type) {
 	case Encoded:
 		return append(b, v...), nil
-	case bool:
-		return appendScalars(le.AppendUint32(b, kindBool), []bool{v})
 	case string:
 		return appendText(le.AppendUint32(b, kindString), v), nil
 	case []string:
@@ -168,57 +166,40 @@ func appendValue(b []byte, value any) ([]byte, error) {
 			b = appendText(b, s)
 		}
 		return b, nil
-	case []bool:
-		return appendList(b, kindBool, v)
-	case uint8:
-		return appendScalars(le.AppendUint32(b, kindU8), v)
-	case int8:
-		return appendScalars(le.AppendUint32(b, kindI8), v)
-	case uint16:
-		return appendScalars(le.AppendUint32(b, kindU16), v)
-	case int16:
-		return appendScalars(le.AppendUint32(b, kindI16), v)
-	case uint32:
-		return appendScalars(le.AppendUint32(b, kindU32), v)
-	case int32:
-		return appendScalars(le.AppendUint32(b, kindI32), v)
-	case uint64:
-		return appendScalars(le.AppendUint32(b, kindU64), v)
-	case int64:
-		return appendScalars(le.AppendUint32(b, kindI64), v)
-	case float32:
-		return appendScalars(le.AppendUint32(b, kindF32), v)
-	case float64:
-		return appendScalars(le.AppendUint32(b, kindF64), v)
-	case []uint8:
-		return appendList(b, kindU8, v)
-	case []int8:
-		return appendList(b, kindI8, v)
-	case []uint16:
-		return appendList(b, kindU16, v)
-	case []int16:
-		return appendList(b, kindI16, v)
-	case []uint32:
-		return appendList(b, kindU32, v)
-	case []int32:
-		return appendList(b, kindI32, v)
-	case []uint64:
-		return appendList(b, kindU64, v)
-	case []int64:
-		return appendList(b, kindI64, v)
-	case []float32:
-		return appendList(b, kindF32, v)
-	case []float64:
-		return appendList(b, kindF64, v)
+	}
+	for _, scalar := range numberTypes() {
+		if out, ok, err := scalar(b, value); ok {
+			return out, err
+		}
 	}
 	return nil, fmt.Errorf("the format has no type for %T", value)
 }
 
-func appendList[T any](b []byte, kind uint32, list []T) ([]byte, error) {
-	le := binary.LittleEndian
-	b = le.AppendUint64(le.AppendUint32(le.AppendUint32(b, kindArray), kind), uint64(len(list)))
-	return appendScalars(b, list)
+// numberTypes returns a function for each type of numbers. It appends a number of the type or a list of them, and returns
+// false for other values.
+func numberTypes() []func(b []byte, value any) ([]byte, bool, error) {
+	return []func([]byte, any) ([]byte, bool, error){
+		appendOneOrList[bool](kindBool),
+		appendOneOrList[uint8](kindU8), appendOneOrList[int8](kindI8),
+		appendOneOrList[uint16](kindU16), appendOneOrList[int16](kindI16),
+		appendOneOrList[uint32](kindU32), appendOneOrList[int32](kindI32),
+		appendOneOrList[uint64](kindU64), appendOneOrList[int64](kindI64),
+		appendOneOrList[float32](kindF32), appendOneOrList[float64](kindF64),
+	}
 }
 
-// appendScalars appends scalars of fixed size, little-endian.
-func appendScalars(b []byte, v any) ([]byte, error) { return binary.Append(b, binary.LittleEndian, v) }
+func appendOneOrList[T any](kind uint32) func([]byte, any) ([]byte, bool, error) {
+	le := binary.LittleEndian
+	return func(b []byte, value any) (out []byte, ok bool, err error) {
+		switch v := value.(type) {
+		case T:
+			out, err = binary.Append(le.AppendUint32(b, kind), le, v)
+		case []T:
+			b = le.AppendUint64(le.AppendUint32(le.AppendUint32(b, kindArray), kind), uint64(len(v)))
+			out, err = binary.Append(b, le, v)
+		default:
+			return nil, false, nil
+		}
+		return out, true, err
+	}
+}
