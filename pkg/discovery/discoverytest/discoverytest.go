@@ -42,29 +42,48 @@ func Run(t *testing.T, r Store, serve func(t *testing.T) (addr string, stop func
 	t.Run("RemoveRemovesAMember", func(t *testing.T) { remove(ctx, t, r, serve) })
 }
 
+// receive reads a channel until a value is the one that a test waits for.
+func receive[T any](t *testing.T, ch <-chan T, what any, ok func(T) bool) T {
+	t.Helper()
+	timeout := time.After(limit)
+	var last T
+	for {
+		select {
+		case v, open := <-ch:
+			if !open {
+				t.Fatal("the channel is closed")
+			}
+			if last = v; ok(v) {
+				return v
+			}
+		case <-timeout:
+			t.Fatalf("waited for %v, last was %v", what, last)
+		}
+	}
+}
+
+// closed reads a channel until it is closed.
+func closed[T any](t *testing.T, ch <-chan T) {
+	t.Helper()
+	timeout := time.After(limit)
+	for {
+		select {
+		case _, open := <-ch:
+			if !open {
+				return
+			}
+		case <-timeout:
+			t.Fatal("the channel was not closed")
+		}
+	}
+}
+
 // await reads lists until one has exactly the given ids.
 func await(t *testing.T, ch <-chan []discovery.Instance, ids ...string) []discovery.Instance {
 	t.Helper()
-	timeout := time.After(limit)
-	var last []discovery.Instance
-	for {
-		select {
-		case state, open := <-ch:
-			if !open {
-				t.Fatal("the watch ended")
-			}
-			last = state
-			var got []string
-			for _, i := range state {
-				got = append(got, i.ID)
-			}
-			if slices.Equal(got, ids) {
-				return state
-			}
-		case <-timeout:
-			t.Fatalf("waited for %v, last state %v", ids, last)
-		}
-	}
+	return receive(t, ch, ids, func(state []discovery.Instance) bool {
+		return slices.EqualFunc(state, ids, func(i discovery.Instance, id string) bool { return i.ID == id })
+	})
 }
 
 func watch(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
@@ -121,17 +140,7 @@ func ends(ctx context.Context, t *testing.T, r discovery.Registry) {
 	}
 	await(t, ch)
 	cancel()
-	timeout := time.After(limit)
-	for {
-		select {
-		case _, open := <-ch:
-			if !open {
-				return
-			}
-		case <-timeout:
-			t.Fatal("the channel was not closed")
-		}
-	}
+	closed(t, ch)
 }
 
 func slow(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
@@ -175,20 +184,12 @@ func register(ctx context.Context, t *testing.T, r discovery.Registry, i discove
 // instance.
 func facts(t *testing.T, ch <-chan []discovery.Instance, want string) {
 	t.Helper()
-	timeout := time.After(limit)
-	for {
-		select {
-		case state := <-ch:
-			if len(state) != 1 {
-				t.Fatalf("got %v, want one instance", state)
-			}
-			if state[0].Meta["fact"] == want {
-				return
-			}
-		case <-timeout:
-			t.Fatalf("waited for fact %q", want)
+	receive(t, ch, want, func(state []discovery.Instance) bool {
+		if len(state) != 1 {
+			t.Fatalf("got %v, want one instance", state)
 		}
-	}
+		return state[0].Meta["fact"] == want
+	})
 }
 
 func update(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
@@ -289,11 +290,7 @@ func lock(ctx context.Context, t *testing.T, r discovery.Registry) {
 	if err := first.Release(ctx); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-first.Lost():
-	case <-time.After(limit):
-		t.Error("Lost is not closed after Release")
-	}
+	closed(t, first.Lost())
 	select {
 	case second := <-got:
 		if second == nil {

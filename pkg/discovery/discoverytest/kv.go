@@ -89,20 +89,7 @@ func race(ctx context.Context, t *testing.T, r discovery.KV) {
 // awaitEntry reads entries until one has a value.
 func awaitEntry(t *testing.T, ch <-chan discovery.Entry, want string) discovery.Entry {
 	t.Helper()
-	timeout := time.After(limit)
-	for {
-		select {
-		case e, open := <-ch:
-			if !open {
-				t.Fatal("the channel is closed")
-			}
-			if string(e.Value) == want {
-				return e
-			}
-		case <-timeout:
-			t.Fatalf("waited for the value %q", want)
-		}
-	}
+	return receive(t, ch, want, func(e discovery.Entry) bool { return string(e.Value) == want })
 }
 
 func follow(ctx context.Context, t *testing.T, r discovery.KV) {
@@ -139,17 +126,7 @@ func follow(ctx context.Context, t *testing.T, r discovery.KV) {
 	}
 	awaitEntry(t, late, "2")
 	cancel()
-	timeout := time.After(limit)
-	for {
-		select {
-		case _, open := <-ch:
-			if !open {
-				return
-			}
-		case <-timeout:
-			t.Fatal("the channel was not closed")
-		}
-	}
+	closed(t, ch)
 }
 
 func badEntries(ctx context.Context, t *testing.T, r discovery.KV) {
