@@ -17,12 +17,12 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/natstest"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	journalv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/journal/v1"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	bus "github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/journal/nats"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -199,16 +199,7 @@ func journals(t *testing.T) map[string]func(t *testing.T) journal.Journal {
 	return map[string]func(t *testing.T) journal.Journal{
 		"memory": func(*testing.T) journal.Journal { return journal.NewMemory(journal.Limits{Bytes: 1 << 24}) },
 		"jetstream": func(t *testing.T) journal.Journal {
-			e, err := bus.NewEmbedded(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := e.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			conn, err := e.Dial()
+			conn, err := natstest.Embedded(t).Dial()
 			if err != nil {
 				t.Fatal(err)
 			}

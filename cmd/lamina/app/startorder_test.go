@@ -19,6 +19,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/internal/logtest"
+	"github.com/lamina-mesh/lamina/internal/natstest"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -231,17 +232,7 @@ func TestShard_WaitsForNATS(t *testing.T) {
 	if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
 		t.Fatal(err)
 	}
-	n, err := server.NewServer(
-		&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true,
-			NoLog: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Start()
-	defer func() {
-		n.Shutdown()
-		n.WaitForShutdown()
-	}()
+	natstest.Start(t, &server.Options{Port: port})
 	s.serves()
 	if registered() == 0 {
 		t.Error("it serves and is not registered")

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	natsgo "github.com/nats-io/nats.go"
 
+	"github.com/lamina-mesh/lamina/internal/natstest"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/gradbustest"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
@@ -30,19 +31,8 @@ func guarded(t *testing.T) (url string, seed func(account string) string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Port, o.StoreDir, o.NoSigs, o.NoLog = server.RANDOM_PORT, t.TempDir(), true, true
-	s, err := server.NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() {
-		s.Shutdown()
-		s.WaitForShutdown()
-	})
-	if !s.ReadyForConnections(time.Minute) {
-		t.Fatal("the server is not ready")
-	}
+	o.Port, o.StoreDir = server.RANDOM_PORT, t.TempDir()
+	s := natstest.Start(t, o)
 	if s.MonitorAddr() != nil || s.ClusterAddr() != nil || s.ProfilerAddr() != nil {
 		t.Error("the server listens to more than its client port")
 	}
@@ -192,7 +182,7 @@ func TestEmbedded_ListensToItsClientPortAlone(t *testing.T) {
 	if extra := e.Listeners(); len(extra) != 1 {
 		t.Errorf("it listens on %v", extra)
 	}
-	if extra := embedded(t).Listeners(); len(extra) != 0 {
+	if extra := natstest.Embedded(t).Listeners(); len(extra) != 0 {
 		t.Errorf("a server without ports listens on %v", extra)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/lamina-mesh/lamina/internal/leak"
+	"github.com/lamina-mesh/lamina/internal/natstest"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/gradbustest"
@@ -18,21 +19,6 @@ import (
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
-
-// embedded starts a server that stops with the test.
-func embedded(t *testing.T) *nats.Embedded {
-	t.Helper()
-	e, err := nats.NewEmbedded(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return e
-}
 
 func join(t *testing.T, e *nats.Embedded, c nats.Config) *nats.Bus {
 	t.Helper()
@@ -48,7 +34,7 @@ func TestBus_KeepsTheContract(t *testing.T) {
 	for name, memory := range map[string]bool{"Memory": true, "Files": false} {
 		t.Run(name, func(t *testing.T) {
 			gradbustest.Run(t, func(t *testing.T, limit int) gradbus.Bus {
-				return join(t, embedded(t), nats.Config{MaxBytes: int64(limit), Memory: memory})
+				return join(t, natstest.Embedded(t), nats.Config{MaxBytes: int64(limit), Memory: memory})
 			})
 		})
 	}
@@ -75,7 +61,7 @@ func read(ctx context.Context, t *testing.T, s gradbus.Subscription, want gradbu
 }
 
 func TestBus_CountLimitRefuses(t *testing.T) {
-	b := join(t, embedded(t), nats.Config{MaxMsgs: 2, Memory: true})
+	b := join(t, natstest.Embedded(t), nats.Config{MaxMsgs: 2, Memory: true})
 	publish(t.Context(), t, b, event(1, 0))
 	publish(t.Context(), t, b, event(1, 1))
 	publish(t.Context(), t, b, event(1, 1)) // stored already: no matter that it is full
@@ -87,7 +73,7 @@ func TestBus_CountLimitRefuses(t *testing.T) {
 func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	e := embedded(t)
+	e := natstest.Embedded(t)
 	a, b := join(t, e, nats.Config{Memory: true}), join(t, e, nats.Config{Memory: true})
 	s, err := b.Subscribe(ctx, "r", "0-2", 0)
 	if err != nil {
@@ -112,29 +98,10 @@ func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
 	publish(ctx, t, b, alone)
 }
 
-// listening starts a server on a loopback port; 0 means a free one.
+// listening starts a server with a token on a port; 0 means a free one.
 func listening(t *testing.T, dir string, port int) *server.Server {
 	t.Helper()
-	if port == 0 {
-		port = -1
-	}
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: port, Authorization: "secret", JetStream: true, StoreDir: dir, NoSigs: true,
-		NoLog: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(time.Minute) {
-		t.Fatal("the server is not ready")
-	}
-	return s
-}
-
-func stop(s *server.Server) {
-	s.Shutdown()
-	s.WaitForShutdown()
+	return natstest.Start(t, &server.Options{Port: port, StoreDir: dir, Authorization: "secret"})
 }
 
 func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
@@ -142,7 +109,6 @@ func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
 	defer cancel()
 	dir := t.TempDir()
 	s := listening(t, dir, 0)
-	defer func() { stop(s) }()
 	b, err := nats.Connect(nats.Config{URL: s.ClientURL(), Token: "secret"})
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +121,7 @@ func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
 	publish(ctx, t, b, event(1, 0))
 	read(ctx, t, reader, event(1, 0))
 	port := s.Addr().(*net.TCPAddr).Port
-	stop(s)
+	natstest.Stop(s)
 	if err := b.Publish(shortly(ctx, t), event(1, 1)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("publish with no server: %v", err)
 	}
@@ -175,7 +141,6 @@ func shortly(ctx context.Context, t *testing.T) context.Context {
 
 func TestConnect_RefusedCredentialsAreNotTriedForEver(t *testing.T) {
 	s := listening(t, t.TempDir(), 0)
-	defer stop(s)
 	b, err := nats.Connect(nats.Config{URL: s.ClientURL(), Token: "wrong"})
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +157,7 @@ func TestConnect_WaitsForAServerThatStartsLater(t *testing.T) {
 	dir := t.TempDir()
 	s := listening(t, dir, 0)
 	port, url := s.Addr().(*net.TCPAddr).Port, s.ClientURL()
-	stop(s)
+	natstest.Stop(s)
 	b, err := nats.Connect(nats.Config{URL: url, Token: "secret"})
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +170,6 @@ func TestConnect_WaitsForAServerThatStartsLater(t *testing.T) {
 		t.Errorf("publish without a server: %v", err)
 	}
 	s = listening(t, dir, port)
-	defer stop(s)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := b.Await(ctx); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/lamina-mesh/lamina/internal/leak"
+	"github.com/lamina-mesh/lamina/internal/natstest"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	bus "github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/journal"
@@ -17,21 +18,6 @@ import (
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
-
-// embedded starts a server that stops with the test.
-func embedded(t *testing.T) *bus.Embedded {
-	t.Helper()
-	e, err := bus.NewEmbedded(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return e
-}
 
 func join(t *testing.T, e *bus.Embedded, c nats.Config) *nats.Journal {
 	t.Helper()
@@ -51,7 +37,7 @@ func TestJournal_KeepsTheContract(t *testing.T) {
 	for name, memory := range map[string]bool{"Memory": true, "Files": false} {
 		t.Run(name, func(t *testing.T) {
 			journaltest.Run(t, func(t *testing.T, l journal.Limits) journal.Journal {
-				return join(t, embedded(t), nats.Config{Limits: l, Memory: memory})
+				return join(t, natstest.Embedded(t), nats.Config{Limits: l, Memory: memory})
 			})
 		})
 	}
@@ -60,7 +46,7 @@ func TestJournal_KeepsTheContract(t *testing.T) {
 var key = journal.Key{Tenant: "t", ID: "r"}
 
 func TestJournal_TwoConnectionsSeeOneLog(t *testing.T) {
-	e := embedded(t)
+	e := natstest.Embedded(t)
 	a, b := join(t, e, nats.Config{Memory: true}), join(t, e, nats.Config{Memory: true})
 	first, err := a.Append(t.Context(), key, 0, []byte("open"))
 	if err != nil {
@@ -76,30 +62,6 @@ func TestJournal_TwoConnectionsSeeOneLog(t *testing.T) {
 	if _, err := a.Append(t.Context(), key, first, []byte("tokens")); fault.CodeOf(err) != fault.Aborted {
 		t.Errorf("the writer that was overtaken: %v", err)
 	}
-}
-
-// listening starts a server on a loopback port; 0 means a free one.
-func listening(t *testing.T, dir string, port int) *server.Server {
-	t.Helper()
-	if port == 0 {
-		port = -1
-	}
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(time.Minute) {
-		t.Fatal("the server is not ready")
-	}
-	return s
-}
-
-func stop(s *server.Server) {
-	s.Shutdown()
-	s.WaitForShutdown()
 }
 
 func dial(t *testing.T, url string) *nats.Journal {
@@ -118,15 +80,14 @@ func dial(t *testing.T, url string) *nats.Journal {
 
 func TestJournal_GoesOnWhenTheServerComesBack(t *testing.T) {
 	dir := t.TempDir()
-	s := listening(t, dir, 0)
-	defer func() { stop(s) }()
+	s := natstest.Start(t, &server.Options{StoreDir: dir})
 	port := s.Addr().(*net.TCPAddr).Port
 	j := dial(t, s.ClientURL())
 	first, err := j.Append(t.Context(), key, 0, []byte("open"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop(s)
+	natstest.Stop(s)
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if _, err := j.Append(short, key, first, []byte("tokens")); fault.CodeOf(err) != fault.DeadlineExceeded {
@@ -135,7 +96,7 @@ func TestJournal_GoesOnWhenTheServerComesBack(t *testing.T) {
 	if _, err := j.Read(short, key); fault.CodeOf(err) != fault.DeadlineExceeded {
 		t.Errorf("read with no server: %v", err)
 	}
-	s = listening(t, dir, port)
+	s = natstest.Start(t, &server.Options{StoreDir: dir, Port: port})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for { // until the connection is there again
@@ -154,16 +115,15 @@ func TestJournal_GoesOnWhenTheServerComesBack(t *testing.T) {
 }
 
 func TestJournal_StoreThatWasErasedHasNoRecords(t *testing.T) {
-	s := listening(t, t.TempDir(), 0)
+	s := natstest.Start(t, &server.Options{})
 	port := s.Addr().(*net.TCPAddr).Port
 	j := dial(t, s.ClientURL())
 	first, err := j.Append(t.Context(), key, 0, []byte("open"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop(s)
-	s = listening(t, t.TempDir(), port)
-	defer stop(s)
+	natstest.Stop(s)
+	s = natstest.Start(t, &server.Options{Port: port})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
