@@ -233,6 +233,7 @@ func TestResume_LostRouter_StreamsContinueOnAnother(t *testing.T) {
 			go func() { // ends with the streams
 				begun.Wait()
 				a.cancel()
+				m.slow(0)
 			}()
 			var lost atomic.Int32
 			for i := range parts {
