@@ -189,7 +189,7 @@ func TestModels_ListShowAndPull(t *testing.T) {
 func TestModels_Adapters(t *testing.T) {
 	b := &httpapitest.Backend{Pieces: []string{"x"}, Adapters: []*routerv1.Adapter{{Name: "sql", Digest: "sha256:2"}}}
 	s := serve(t, b)
-	_, text := call(t, "GET", s.URL+"/api/tags", "")
+	_, text := httpapitest.Call(t, "GET", s.URL+"/api/tags", "")
 	const details = `"family":"llama","families":["llama"],"format":"","parameter_size":"","quantization_level":""`
 	same(t, "the list", text, `{"models":[
 		{"name":"m","model":"m","size":0,"digest":"1","details":{"parent_model":"",`+details+`}},
@@ -198,7 +198,7 @@ func TestModels_Adapters(t *testing.T) {
 		"/api/generate": `{"model":"m:sql","prompt":"x","stream":false}`, "/api/show": `{"model":"m:sql"}`,
 		"/api/pull": `{"model":"m:sql"}`,
 	} {
-		if status, text := call(t, "POST", s.URL+path, body); status != http.StatusOK {
+		if status, text := httpapitest.Call(t, "POST", s.URL+path, body); status != http.StatusOK {
 			t.Errorf("%s: %d %s", path, status, text)
 		}
 	}
