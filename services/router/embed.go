@@ -29,6 +29,16 @@ const (
 
 // Embed computes the embeddings of texts.
 func (s *Service) Embed(ctx context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error) {
+	ctx, done, err := s.requests.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	resp, err := s.embedTexts(ctx, r)
+	return resp, cause(ctx, err)
+}
+
+func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error) {
 	if _, known := shardv1.PoolKind_name[int32(r.GetPooling().GetKind())]; !known {
 		return nil, fault.Field("pooling.kind", "unknown kind %d", r.GetPooling().GetKind())
 	}

@@ -130,6 +130,11 @@ func TestEmbed_NamesTheTextThatIsAtFault(t *testing.T) {
 	if got.Error() != "inputs[2]: is bad" {
 		t.Errorf("got %v", got)
 	}
+	m.service.Drain(patient(t))
+	_, got = m.service.Backend().Embed(patient(t), r)
+	if fault.CodeOf(got) != fault.Unavailable || !strings.Contains(got.Error(), "stopping") {
+		t.Errorf("at a router that is drained: %v", got)
+	}
 }
 
 // TestBackend_WatchEndsWithTheKey watches the topology by a key that expires meanwhile.
