@@ -29,8 +29,12 @@ type loaded struct {
 	leaving  bool  // new sessions may not use it, and it goes when there are no others
 }
 
-// adapterTime is how long loading an adapter may take: the router sends its tensors meanwhile.
-const adapterTime = 5 * time.Minute
+const (
+	// adapterTime is how long loading an adapter may take: the router sends its tensors meanwhile.
+	adapterTime = 5 * time.Minute
+	// maxAdapterName is the longest name of an adapter, in bytes.
+	maxAdapterName = 64
+)
 
 // LoadAdapter implements the conversation of that name. While the tensors are put into the memory of the kernel set
 // they are in memory twice. A stage keeps nothing of an adapter that it does not accept.
@@ -44,7 +48,7 @@ func (s *Service) LoadAdapter(
 		ended: make(chan error, 1)}
 	go l.receive() // ends with the handler, since Recv does
 	if err := l.run(); err != nil {
-		return fault.Wrap(fault.CodeOf(err), err, "load adapter %q", l.open.GetName())
+		return fault.Wrap(fault.CodeOf(err), err, "load adapter %.80q", l.open.GetName())
 	}
 	return nil
 }
@@ -151,6 +155,13 @@ func (l *adapterLoad) check() error {
 	}
 	if len(o.GetModules()) > adapter.MaxModules {
 		return fault.Field("open.modules", "%d are more than %d", len(o.GetModules()), adapter.MaxModules)
+	}
+	// Every description of the shard has these two.
+	if n := len(o.GetName()); n > maxAdapterName {
+		return fault.Field("open.name", "want at most %d bytes, got %d", maxAdapterName, n)
+	}
+	if _, ok := adapter.ParseSum(o.GetBase()); !ok && o.GetBase() != "" {
+		return fault.Field("open.base", "want sha256: and 64 hexadecimal digits, got %.80q", o.GetBase())
 	}
 	l.outline = wire.Outline(o.GetModules())
 	if err := l.outline.Check(); err != nil {
