@@ -33,6 +33,19 @@ type Options struct {
 // unlimited is the memory of a host that does not know its own.
 const unlimited = 1 << 44
 
+// Bounds of what a shard may say, well within those of pkg/plan: a host with numbers out of bounds would make every
+// plan fail.
+const (
+	mostBytes       = 1 << 48
+	leastMS, mostMS = 1e-6, 1e8
+)
+
+// usable reports whether a plan can be made with a time.
+func usable(t *shardv1.LayerTime) bool {
+	return t.GetDecodeMs() >= leastMS && t.GetDecodeMs() <= mostMS && t.GetRowMs() >= 0 && t.GetRowMs() <= mostMS &&
+		t.GetLayerBytes() <= mostBytes
+}
+
 // Request returns the request for a plan: the hosts are the shards that take assignments and have measured their
 // speed, and the models those that they offer. Shards that cannot be hosts are returned with the reason.
 func Request(shards []Shard, o Options) (plan.Request, []plan.LeftOut) {
@@ -56,6 +69,8 @@ func Request(shards []Shard, o Options) (plan.Request, []plan.LeftOut) {
 			reason = "it has no model files"
 		case len(i.GetTimes()) == 0:
 			reason = "it has not measured its speed yet"
+		case !slices.ContainsFunc(i.GetTimes(), usable):
+			reason = "its measured times are out of bounds"
 		}
 		if reason != "" {
 			left = append(left, plan.LeftOut{ID: s.ID, Reason: reason})
@@ -108,18 +123,18 @@ func modelOf(e *shardv1.Offer, o Options) *plan.Model {
 	return m
 }
 
-// hostOf describes a shard as a host. Spans that were given by flag take their memory away from the plan.
+// hostOf describes a shard as a host, which has a usable time. Spans that were given by flag take their memory away from the plan.
 func hostOf(s Shard, models []plan.Model) plan.Host {
 	d := s.Description
 	i := d.GetInventory()
-	h := plan.Host{ID: s.ID, Memory: int64(i.GetMemoryBytes()), HopMS: s.HopMS, Mbps: s.Mbps, Zone: i.GetZone(),
+	h := plan.Host{ID: s.ID, Memory: int64(min(i.GetMemoryBytes(), mostBytes)), HopMS: s.HopMS, Mbps: s.Mbps, Zone: i.GetZone(),
 		Class: d.GetKernelClass()}
 	if h.Memory == 0 {
 		h.Memory = unlimited
 	}
 	for _, span := range d.GetHeld() {
 		if !span.GetAssigned() {
-			h.Memory -= int64(span.GetWeightBytes())
+			h.Memory -= int64(min(span.GetWeightBytes(), mostBytes))
 		}
 	}
 	h.Memory = max(0, h.Memory)
@@ -128,14 +143,14 @@ func hostOf(s Shard, models []plan.Model) plan.Host {
 	for _, t := range i.GetTimes() {
 		wanted := slices.ContainsFunc(models, func(m plan.Model) bool { return m.Digest == t.GetDigest() })
 		switch {
-		case t.GetDecodeMs() <= 0:
+		case !usable(t):
 		case best == nil, wanted && t.GetLayerBytes() > best.GetLayerBytes():
 			best = t
 		}
 	}
-	if best == nil { // Request has checked that there is one
-		best = i.GetTimes()[0]
-	}
 	h.LayerMS, h.RowMS, h.LayerBytes = best.GetDecodeMs(), best.GetRowMs(), int64(best.GetLayerBytes())
+	if h.RowMS > 0 { // 0 stands for the default
+		h.RowMS = max(leastMS, h.RowMS)
+	}
 	return h
 }

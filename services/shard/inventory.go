@@ -74,9 +74,10 @@ type pace struct {
 }
 
 const (
-	paceShare = 0.1 // of the newest value in an average
-	largeRows = 16  // from which a batch says what a further row takes
-	liveAfter = 32  // values after which live times replace those of the test at the start
+	paceShare = 0.1  // of the newest value in an average
+	largeRows = 16   // from which a batch says what a further row takes
+	liveAfter = 32   // values after which live times replace those of the test at the start
+	leastMS   = 1e-6 // of a time in milliseconds
 )
 
 // average is a moving average.
@@ -176,9 +177,9 @@ func (s *Service) layerTime(o *offer) layerTime {
 			continue
 		}
 		work := o.work(h.stage.Range)
-		t.ms, t.live = one.value/1000/work, true
-		if further.n > 0 {
-			t.row = further.value / 1000 / work
+		t.ms, t.live = max(leastMS, one.value/1000/work), true
+		if further.n > 0 { // a batch may take no longer than a row, and 0 would stand for a default
+			t.row = max(leastMS, further.value/1000/work)
 		}
 	}
 	return t

@@ -137,7 +137,7 @@ func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 	}
 	work := o.work(span)
 	one, chunk := median(singles), slices.Min(chunks)
-	ms := func(d time.Duration) float64 { return max(1e-6, d.Seconds()*1000/work) }
+	ms := func(d time.Duration) float64 { return max(leastMS, d.Seconds()*1000/work) }
 	return layerTime{ms: ms(one), row: ms(max(0, chunk-one) / time.Duration(max(1, chunkRows-1)))}, nil
 }
 
