@@ -16,6 +16,11 @@ type LowRank[F tensor.Float] struct {
 // products of a call have different y. The bits are those of MatMul(U, X, A), Scale(U), MatMul(V, U, B) and Add(Y, V).
 type LowRanks[F tensor.Float] interface {
 	LowRanks(products []LowRank[F])
+
+	// PackLowRank puts A[r,I] and B[N,r] into the order in which LowRanks reads them, and lets go of their Dense.
+	// After it they are for LowRanks only. A set may leave them as they are. A matrix that is packed already, as one
+	// that is the A of several products, stays so.
+	PackLowRank(a, b *Matrix[F])
 }
 
 // AddLowRanks computes low-rank products with a set.

@@ -109,14 +109,45 @@ func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 			s.measure(p)
 		}
 	}
+	ad.pack(s.set)
 	return ad, nil
+}
+
+// pack puts the matrices into the order in which the set reads them, if it has one. Those with magnitudes are
+// multiplied as they are. Parts of a fused matrix share A.
+func (ad *Adapter[F]) pack(set kernel.Set[F]) {
+	packer, ok := set.(kernel.LowRanks[F])
+	if !ok {
+		return
+	}
+	shared := map[*F]any{}
+	for _, p := range ad.sites {
+		if p == nil || p.magnitude != nil {
+			continue
+		}
+		at := unsafe.SliceData(p.a.Dense)
+		p.a.Packed = shared[at]
+		packer.PackLowRank(&p.a, &p.b)
+		shared[at] = p.a.Packed
+		if p.a.Packed == nil { // the set leaves matrices as they are
+			return
+		}
+		p.a.Dense = nil
+	}
+	for i := range ad.params { // matrices that were packed are not kept as they were
+		ad.params[i].Data = nil
+	}
 }
 
 // Bytes returns about how much memory the adapter's part on this stage takes.
 func (ad *Adapter[F]) Bytes() int64 {
 	var n int
 	for _, p := range ad.params {
-		n += len(p.Data)
+		size := 1
+		for _, d := range p.Shape {
+			size *= d
+		}
+		n += size
 	}
 	for _, p := range ad.sites {
 		if p != nil {

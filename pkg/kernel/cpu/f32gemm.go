@@ -77,6 +77,7 @@ type gemmCall struct {
 	bias    []float32 // start from bias[n] unless it is nil; without add and bias from zero
 	a, b    operand
 	pairs   *pairMatrix // the packed right operand, in place of b
+	panels  []float32   // the right operand in panels of the whole reduction, in place of b; see packWhole
 	near    bool        // a is in the cache and read in place
 	m, n, k int
 	then    *gemmCall // a product of other operands that is added to the same c
@@ -91,6 +92,10 @@ type gemmScratch struct {
 	b          []float32 // [columns][depth], by panels
 	panels     []gemmPanels
 	next, near prefetchPlan
+
+	low         []float32 // results of a block of a low-rank product; with its calls
+	up, down    gemmCall
+	lowSegments []gemmSegment
 }
 
 // gemmWork is a piece of work: rows lo..hi-1 of some columns of calls with the same left operand.
@@ -238,6 +243,11 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 			b = part.b
 		}
 		p := gemmPanels{data: rest, from: s.from, to: s.to, k0: k, depth: n}
+		if whole := s.call.panels; whole != nil {
+			p.data, p.k0, p.depth = whole[s.from*s.call.k:], 0, s.call.k
+			w.panels = append(w.panels, p)
+			continue
+		}
 		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 &&
 			(4*b.cs%gemmAlias != 0 || work.hi-work.lo < gemmReuse) {
 			p.whole = b
@@ -260,7 +270,7 @@ func (work *gemmWork) planDepth(w *gemmScratch, part *gemmCall, k, n, calls int)
 		if len(work.segments) == 1 {
 			b = part.b
 		}
-		if s.call.pairs == nil {
+		if s.call.pairs == nil && s.call.panels == nil {
 			w.next.add(b, s.from, s.to, k, n)
 		}
 	}
@@ -315,6 +325,15 @@ func (p *gemmPanels) pack(o *gemmOps, b operand, pairs *pairMatrix) {
 		dst = dst[width*o.steps(p.depth):]
 		j += width
 	}
+}
+
+// packWhole returns b[n,k], packed as panels are for all of its columns and the whole reduction.
+func (o *gemmOps) packWhole(b operand, n, k int) []float32 {
+	p := gemmPanels{data: make([]float32, roundUp(n, o.wide)*k), to: n, depth: k}
+	if k > 0 {
+		p.pack(o, b, nil)
+	}
+	return p.data
 }
 
 // panelWidth returns the width of the next panel if left columns remain.
