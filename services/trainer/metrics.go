@@ -32,7 +32,8 @@ type line struct {
 	// DirectBytes are bytes of gradients that stages have sent to replicas on their own machine.
 	DirectBytes uint64 `json:"direct_bytes,omitempty"`
 	// Flops are floating-point operations a second of forward, backward and update, counted as nanoGPT does, and
-	// PeakShare is their share of what the machines reach in large matrix products.
+	// PeakShare is their share of what the machines reach in large matrix products of float32. Quantised bases are
+	// multiplied as integers in the forward pass, which is faster.
 	Flops     float64 `json:"flops,omitempty"`
 	PeakShare float64 `json:"peak_share,omitempty"`
 	*preferenceLine

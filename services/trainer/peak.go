@@ -1,6 +1,25 @@
 package trainer
 
-import shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+import (
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+// work returns what a step over a batch computes.
+func (t *training) work(b *batch) model.Work {
+	w := model.Work{Frozen: t.run.plan.lowRank != nil}
+	for _, s := range b.slots {
+		sequences, length := int(s.GetSequences()), int(s.GetLength())
+		w.Rows += sequences * length
+		if len(s.GetDocuments()) == 0 {
+			w.Documents = append(w.Documents, model.Sequences(sequences, length).Documents...)
+		}
+		for _, n := range s.GetDocuments() {
+			w.Documents = append(w.Documents, int(n))
+		}
+	}
+	return w
+}
 
 // machine is what the shards of a machine have said of it.
 type machine struct {

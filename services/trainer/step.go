@@ -55,7 +55,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	bits := bitsPerByte(res.loss*float64(data.targets), data.bytes)
 	t.sent.sent, t.sent.full = t.sent.sent+sent.sent, t.sent.full+sent.full
 	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
-	flops, peak := t.spec.StepFlops(m.Slots*m.SlotSequences, m.SequenceLen)/res.took.Seconds(), f.peak()
+	flops, peak := t.spec.StepFlops(t.work(data))/res.took.Seconds(), f.peak()
 	left := 0.0
 	if step > t.from { // a step that was rolled back is made again
 		left = time.Since(t.began).Seconds() / float64(step-t.from) * float64(uint64(m.Steps)-step)

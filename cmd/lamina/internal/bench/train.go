@@ -105,7 +105,7 @@ func (c *benchTrainCmd) Run(e *verb.Env) error {
 		return err
 	}
 	r.Parameters = t.parameters()
-	r.StepGflop = config.StepFlops(c.Batch, c.Tokens) / 1e9
+	r.StepGflop = config.StepFlops(model.Sequences(c.Batch, c.Tokens)) / 1e9
 	r.Gflops, r.TokensTPS = r.StepGflop/r.StepMillis*1e3, float64(c.Batch*c.Tokens)/r.StepMillis*1e3
 	if peak := r.peak(); peak > 0 {
 		r.Share = r.Gflops / peak
