@@ -205,6 +205,8 @@ func TestTrain_WrongPairsNameTheField(t *testing.T) {
 		"answer is empty":   func(m *shardv1.Microbatch) { m.Pairs[0].Rejected = 2 },
 		"target of nothing": func(m *shardv1.Microbatch) { m.Targets[len(m.Targets)-1] = 3 },
 		"short documents":   func(m *shardv1.Microbatch) { m.Documents = m.Documents[:2] },
+		"no reference":      func(m *shardv1.Microbatch) { m.Pairs[0].ReferenceChosen = math.NaN() },
+		"infinite":          func(m *shardv1.Microbatch) { m.Pairs[0].ReferenceRejected = math.Inf(-1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newTrainRig(t, gradbus.NewMemory(busLimit)).train(pairOpening(t, "llama", 0.1, 1))

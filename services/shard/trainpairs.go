@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
@@ -23,8 +24,12 @@ type pairSlot struct {
 func newPairSlot(dpo *shardv1.DPO, m *shardv1.Microbatch, in *model.Micro[float32]) (*pairSlot, error) {
 	p := &pairSlot{dpo: dpo, pairs: m.GetPairs()}
 	var answers []uint32
-	for _, pair := range p.pairs {
+	for i, pair := range p.pairs {
 		answers = append(answers, pair.GetChosen(), pair.GetRejected())
+		if !finite(pair.GetReferenceChosen()) || !finite(pair.GetReferenceRejected()) {
+			return nil, fault.Field("microbatch.pairs", "the reference of pair %d has the sums %v and %v", i,
+				pair.GetReferenceChosen(), pair.GetReferenceRejected())
+		}
 	}
 	var err error
 	p.rows, err = answerRows("microbatch.pairs", answers, in)

@@ -42,12 +42,22 @@ func newRolloutSlot(g *shardv1.GRPO, m *shardv1.Microbatch, in *model.Micro[floa
 			return nil, fault.Field(field, "rollout %d has %d log-probabilities and %d of the reference for %d tokens", i,
 				len(o.GetLogprobs()), len(o.GetReference()), n)
 		}
-		if a := o.GetAdvantage(); math.IsNaN(a) || math.IsInf(a, 0) {
+		if a := o.GetAdvantage(); !finite(a) {
 			return nil, fault.Field(field, "the advantage of rollout %d is %v", i, a)
+		}
+		for _, values := range [][]float32{o.GetLogprobs(), o.GetReference()} {
+			for k, v := range values {
+				if !finite(float64(v)) {
+					return nil, fault.Field(field, "a log-probability of token %d of rollout %d is %v", k, i, v)
+				}
+			}
 		}
 	}
 	return r, nil
 }
+
+// finite reports whether v is neither infinite nor NaN.
+func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
 // weigh computes the losses of the tokens.
 func (r *rolloutSlot) weigh(loss []float64) []float64 {
