@@ -79,7 +79,7 @@ func (s *Service) loadAdapter(
 	if err != nil {
 		return nil, err
 	}
-	if err := auth.CheckModel(ctx, p.model(), p.digest); err != nil {
+	if err := auth.CheckModel(ctx, p.model(), p.digest, adapted(p.model(), open.GetName())); err != nil {
 		return nil, err
 	}
 	name := adapterName{p.digest, open.GetName()}
@@ -89,7 +89,7 @@ func (s *Service) loadAdapter(
 	if err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
 	}
-	a, err := s.storeAdapter(open, name, p.model(), next)
+	a, err := s.storeAdapter(open, name, p.model(), auth.MayUse(ctx, p.model(), p.digest), next)
 	if err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
 	}
@@ -118,12 +118,14 @@ func (s *Service) loadAdapter(
 	return resp, nil
 }
 
-// storeAdapter receives the files of an adapter, or finds one by its digest, and keeps it until release.
+// storeAdapter receives the files of an adapter, or finds one by its digest, and keeps it until release. Without
+// anyAdapter it finds only what the name has been before.
 func (s *Service) storeAdapter(
-	open *routerv1.LoadAdapterOpen, name adapterName, model string, next func() (*routerv1.LoadAdapterRequest, error),
+	open *routerv1.LoadAdapterOpen, name adapterName, model string, anyAdapter bool,
+	next func() (*routerv1.LoadAdapterRequest, error),
 ) (a *servedAdapter, err error) {
 	if open.GetDigest() != "" {
-		return s.findAdapter(open, name)
+		return s.findAdapter(open, name, anyAdapter)
 	}
 	if s.adapters.store.dir == "" {
 		return nil, fault.New(fault.FailedPrecondition, "this router has no folder for adapters")
@@ -173,9 +175,11 @@ func (s *Service) storeAdapter(
 }
 
 // findAdapter finds an adapter that the router has the files of, and keeps it until release.
-func (s *Service) findAdapter(open *routerv1.LoadAdapterOpen, name adapterName) (*servedAdapter, error) {
+func (s *Service) findAdapter(
+	open *routerv1.LoadAdapterOpen, name adapterName, anyAdapter bool,
+) (*servedAdapter, error) {
 	s.mu.Lock()
-	v, err := s.adapters.earlier(name, open.GetDigest())
+	v, err := s.adapters.earlier(name, open.GetDigest(), anyAdapter)
 	if err != nil {
 		s.mu.Unlock()
 		return nil, err
@@ -191,8 +195,9 @@ func (s *Service) findAdapter(open *routerv1.LoadAdapterOpen, name adapterName) 
 	return a, nil
 }
 
-// earlier finds the version that a client asks for: "previous", a digest, or the beginning of one.
-func (l *adapters) earlier(name adapterName, want string) (adapterVersion, error) {
+// earlier finds the version that a client asks for: "previous", a digest, or the beginning of one. Without anyAdapter
+// it is one that the name points to or has pointed to.
+func (l *adapters) earlier(name adapterName, want string, anyAdapter bool) (adapterVersion, error) {
 	n := l.names[name]
 	if want == "previous" {
 		if n == nil || len(n.earlier) == 0 {
@@ -204,22 +209,16 @@ func (l *adapters) earlier(name adapterName, want string) (adapterVersion, error
 	if len(want) < 6 {
 		return adapterVersion{}, fault.Field("open.digest", "want at least 6 digits, got %q", want)
 	}
-	var found []adapter.Sum
-	v, ok := l.version(name.model, func(d adapter.Sum) bool {
-		if !strings.HasPrefix(strings.TrimPrefix(d.String(), "sha256:"), want) {
-			return false
-		}
-		found = append(found, d)
-		return true
-	})
+	is := func(d adapter.Sum) bool {
+		return strings.HasPrefix(strings.TrimPrefix(d.String(), "sha256:"), want) && (anyAdapter || n.has(d))
+	}
+	v, ok := l.version(name.model, is)
 	if !ok {
 		return v, fault.New(fault.NotFound, "no adapter of this router has the digest %s", want)
 	}
-	other, ok := l.version(name.model, func(d adapter.Sum) bool {
-		return d != found[0] && strings.HasPrefix(strings.TrimPrefix(d.String(), "sha256:"), want)
-	})
+	other, ok := l.version(name.model, func(d adapter.Sum) bool { return d != v.digest && is(d) })
 	if ok {
-		return v, fault.Field("open.digest", "%s is the beginning of %s and of %s", want, found[0], other.digest)
+		return v, fault.Field("open.digest", "%s is the beginning of %s and of %s", want, v.digest, other.digest)
 	}
 	return v, nil
 }
@@ -285,7 +284,8 @@ func (s *Service) UnloadAdapter(
 	case len(found) > 1:
 		return nil, fault.Field("model", "several models have an adapter %q: name one", r.GetName())
 	}
-	if err := auth.CheckModel(ctx, s.adapters.names[found[0]].model, found[0].model); err != nil {
+	model := s.adapters.names[found[0]].model
+	if err := auth.CheckModel(ctx, model, found[0].model, adapted(model, r.GetName())); err != nil {
 		return nil, err
 	}
 	var a *servedAdapter

@@ -86,6 +86,12 @@ type namedAdapter struct {
 	earlier []adapterVersion // the latest first
 }
 
+// has reports whether the name points to an adapter or has pointed to it. n may be nil.
+func (n *namedAdapter) has(d adapter.Sum) bool {
+	return n != nil && (n.current.digest == d ||
+		slices.ContainsFunc(n.earlier, func(v adapterVersion) bool { return v.digest == d }))
+}
+
 // maxEarlier bounds the versions that a name remembers.
 const maxEarlier = 8
 

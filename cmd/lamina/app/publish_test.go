@@ -12,12 +12,17 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 // streamed is a stream of the test: which prompt it continues, with which adapter, and what it has got.
@@ -107,9 +112,12 @@ func TestRuns_AdapterIsPublishedWhenTheRunIsDone(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	runs, store := t.TempDir(), t.TempDir()
+	keys, secrets := keyFile(t, auth.Key{Name: "x", Roles: []auth.Role{auth.Operator}, Models: []string{"llama:x"}},
+		auth.Key{Name: "all", Roles: []auth.Role{auth.Operator}, Models: []string{"llama"}})
 	m, router := startMesh(t, ctx, app.MeshConfig{
 		Model: base, Stages: 2, Replicas: 2, AdapterDir: store, Train: true, Kernels: app.Kernels{Set: set, Threads: 2},
 		Runs: app.TrainerConfig{Dir: runs, AllowPaths: []string{"/"}},
+		GRPC: "127.0.0.1:0", Access: app.AccessConfig{Keys: keys}, // in one process the trainer needs no key
 	})
 	conn, err := m.Trainer()
 	if err != nil {
@@ -234,7 +242,57 @@ func TestRuns_AdapterIsPublishedWhenTheRunIsDone(t *testing.T) {
 			t.Errorf("the base of %s is %q, want %q", a.GetName(), a.GetBase(), want)
 		}
 	}
+	testAdapterKeys(t, m.GRPCAddr(), secrets, now)
 	testOtherBase(t, base, last.GetModelPath(), app.Kernels{Set: set, Threads: 2})
+}
+
+// testAdapterKeys loads and removes adapters with a key for one of them and with one for their base. x has been the
+// adapter with the digest, and new is it.
+func testAdapterKeys(t *testing.T, addr string, secrets map[string]string, digest string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	clients := map[string]routerv1.RouterServiceClient{}
+	for name, secret := range secrets {
+		d := rpc.NewDialer(rpc.DialOptions{Secret: secret})
+		defer d.Close()
+		conn, err := d.Dial(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients[name] = routerv1.NewRouterServiceClient(conn)
+	}
+	load := func(key, name, digest string, want codes.Code) string {
+		t.Helper()
+		resp, err := sendFolder(t, ctx, clients[key], &routerv1.LoadAdapterOpen{Name: name, Digest: digest}, "")
+		if status.Code(err) != want {
+			t.Errorf("key %s loads %s as %s: %v, want %v", key, digest, name, err, want)
+		}
+		return resp.GetAdapter().GetDigest()
+	}
+	unload := func(key, name string, want codes.Code) {
+		t.Helper()
+		_, err := clients[key].UnloadAdapter(ctx, &routerv1.UnloadAdapterRequest{Name: name})
+		if status.Code(err) != want {
+			t.Errorf("key %s removes %s: %v, want %v", key, name, err, want)
+		}
+	}
+	load("x", "new", digest, codes.PermissionDenied)
+	if got := load("x", "x", "previous", codes.OK); got != digest {
+		t.Errorf("x is %s, want %s", got, digest)
+	}
+	old := load("x", "x", "previous", codes.OK)
+	load("x", "x", digest, codes.OK)
+	load("x", "x", old, codes.OK)
+	unload("x", "new", codes.PermissionDenied)
+	unload("x", "x", codes.OK)
+	load("x", "x", digest, codes.NotFound) // new has it, and x no longer has a past
+	load("all", "x", digest, codes.OK)
+	unload("all", "new", codes.OK)
+	list, err := clients["x"].ListAdapters(ctx, &routerv1.ListAdaptersRequest{})
+	if err != nil || len(list.GetAdapters()) != 1 || list.GetAdapters()[0].GetName() != "x" {
+		t.Errorf("the key for x sees %v, %v", list, err)
+	}
 }
 
 // testOtherBase offers an adapter beside a model with the same shapes and other values.
