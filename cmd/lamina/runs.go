@@ -81,16 +81,21 @@ func (c *runsListCmd) Run(e *verb.Env) error {
 		if c.Format == "json" {
 			return printProto(e, resp)
 		}
-		w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "RUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tPARAMETERS\tLAYOUT\tMEMBERS\tQUARANTINED\tSPIKES\tSTARTED\tERROR")
-		for _, r := range resp.GetRuns() {
-			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%d\t%dx%d\t%d\t%d\t%d\t%s\t%s\n", r.GetName(), stateName(r.GetState()),
-				r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetParameters(), r.GetStages(),
-				r.GetReplicas(), r.GetMembers(), len(r.GetQuarantined()), len(r.GetSpikes()),
-				time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
-		}
-		return w.Flush()
+		return listRuns(e.Stdout, resp.GetRuns())
 	})
+}
+
+// listRuns prints a table of runs.
+func listRuns(out io.Writer, runs []*trainerv1.Run) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "RUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tPARAMETERS\tLAYOUT\tMEMBERS\tQUARANTINED\tSPIKES\tSTARTED\tERROR")
+	for _, r := range runs {
+		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%d\t%dx%d\t%d\t%d\t%d\t%s\t%s\n", r.GetName(), stateName(r.GetState()),
+			r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetParameters(), r.GetStages(),
+			r.GetReplicas(), r.GetMembers(), len(r.GetQuarantined()), len(r.GetSpikes()),
+			time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
+	}
+	return w.Flush()
 }
 
 type runsShowCmd struct {
