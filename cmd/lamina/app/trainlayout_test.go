@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +38,8 @@ func BenchmarkTrain_Layouts(b *testing.B) {
 	}{{"1x1", 1, 1, "auto"}, {"2x1", 2, 1, "auto"}, {"1x2", 1, 2, "auto"}, {"1x2 over NATS", 1, 2, "off"}} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				ms := trainOverLoopback(b, c.stages, c.replicas, c.direct, 40)
+				ms := trainOverLoopback(b, c.stages, c.replicas, map[string]any{
+					"gradients": map[string]any{"direct": c.direct}})
 				b.ReportMetric(ms, "ms/step")
 				b.ReportMetric(12*64/ms*1000, "tokens/s")
 			}
@@ -44,8 +47,44 @@ func BenchmarkTrain_Layouts(b *testing.B) {
 	}
 }
 
-// trainOverLoopback returns the milliseconds of the median step.
-func trainOverLoopback(b *testing.B, stages, replicas uint32, direct string, steps int) float64 {
+// BenchmarkTrain_Schedules trains eight layers of nanoGPT's width over four stages in one process, with one thread
+// each, by every schedule and with layers that are run again in the backward pass. Schedules take turns, and the median
+// of LAMINA_BENCH_ROUNDS runs counts. The figure is the median step of a run. Use -benchtime 1x.
+func BenchmarkTrain_Schedules(b *testing.B) {
+	rounds := 3
+	if n, err := strconv.Atoi(os.Getenv("LAMINA_BENCH_ROUNDS")); err == nil {
+		rounds = n
+	}
+	kinds := []struct {
+		name   string
+		change map[string]any
+	}{
+		{"1f1b", nil}, {"gpipe", map[string]any{"schedule": "gpipe"}},
+		{"interleaved-1f1b", map[string]any{"schedule": "interleaved-1f1b"}},
+		{"zero-bubble", map[string]any{"schedule": "zero-bubble"}},
+		{"1f1b, recompute", map[string]any{"recompute": "layers"}},
+	}
+	for b.Loop() {
+		took := make([][]float64, len(kinds))
+		for range rounds {
+			for i, k := range kinds {
+				change := map[string]any{"slots": 8, "slot_sequences": 2,
+					"model": map[string]any{"architecture": "gpt2", "layers": 8, "width": 128, "heads": 4}}
+				maps.Copy(change, k.change)
+				took[i] = append(took[i], trainOverLoopback(b, 4, 1, change))
+			}
+		}
+		for i, k := range kinds {
+			slices.Sort(took[i])
+			ms := took[i][len(took[i])/2]
+			b.Logf("%-18s %6.1f ms a step, %5.0f tokens/s, runs %.1f", k.name, ms, 16*64/ms*1000, took[i])
+			b.ReportMetric(ms, strings.NewReplacer(", ", "-").Replace(k.name)+"-ms/step")
+		}
+	}
+}
+
+// trainOverLoopback returns the milliseconds of the median step of a run.
+func trainOverLoopback(b *testing.B, stages, replicas uint32, change map[string]any) float64 {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
 	defer cancel()
@@ -74,9 +113,10 @@ func trainOverLoopback(b *testing.B, stages, replicas uint32, direct string, ste
 	}
 	shards := int(stages * replicas)
 	for i := range shards {
-		set := cpu.New(2 / shards)
+		threads := max(1, 2/shards)
+		set := cpu.New(threads)
 		closers = append(closers, func() error { set.Close(); return nil })
-		at := serve(shard.New(shard.Config{Dialer: dialer, Kernels: set, Threads: 2 / shards, Bus: bus, Host: "here"}))
+		at := serve(shard.New(shard.Config{Dialer: dialer, Kernels: set, Threads: threads, Bus: bus, Host: "here"}))
 		if _, err := registry.Register(ctx, discovery.Instance{ID: fmt.Sprint(i), Service: "shard", Addr: at,
 			Meta: map[string]string{trainer.TrainsMeta: "true"}}); err != nil {
 			b.Fatal(err)
@@ -97,13 +137,14 @@ func trainOverLoopback(b *testing.B, stages, replicas uint32, direct string, ste
 	if err != nil {
 		b.Fatal(err)
 	}
-	raw, err := json.Marshal(map[string]any{
+	manifest := map[string]any{
 		"name": "layouts", "data": map[string]any{"text": text}, "vocabulary": map[string]any{"type": "char"},
 		"model": map[string]any{"architecture": "gpt2", "layers": 4, "width": 128, "heads": 4},
-		"slots": 4, "slot_sequences": 3, "sequence_len": 64, "steps": steps, "checkpoint_every": 1000, "seed": 1,
+		"slots": 4, "slot_sequences": 3, "sequence_len": 64, "steps": 40, "checkpoint_every": 1000, "seed": 1,
 		"learning_rate": map[string]any{"max": 0.001, "min": 0.0001, "warmup": 5},
-		"gradients":     map[string]any{"direct": direct},
-	})
+	}
+	maps.Copy(manifest, change)
+	raw, err := json.Marshal(manifest)
 	if err != nil {
 		b.Fatal(err)
 	}
