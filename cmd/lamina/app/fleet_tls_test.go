@@ -95,7 +95,7 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 	router := start(t, registry.Addr(), func(ctx context.Context, c app.ServiceConfig) error {
 		c = config(c, "router")
 		c.Access.Keys = keys
-		return app.Router(ctx, c, app.RouterConfig{Drain: time.Second})
+		return app.Router(ctx, c, app.RouterConfig{Drain: time.Second, AdapterDir: t.TempDir()})
 	})
 	trainer := start(t, registry.Addr(), func(ctx context.Context, c app.ServiceConfig) error {
 		return app.Trainer(ctx, config(c, "trainer"), app.TrainerConfig{Dir: filepath.Join(dir, "runs"), Data: dir,
@@ -145,30 +145,34 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		t.Errorf("%d tokens", tokens)
 	}
 
-	// A training run: trainer, both shards, their exchange.
+	// Training runs: trainer, both shards, their exchange; and with rewards the router, which samples.
 	people := trainerv1.NewTrainerServiceClient(connect(trainer.addr, as("client-trainer", "")))
-	started, err := people.StartRun(ctx, &trainerv1.StartRunRequest{Stages: 2, Replicas: 1,
-		ManifestJson: manifest(t, "tls", map[string]any{"steps": 2})})
-	if err != nil {
-		t.Fatal(err)
-	}
-	watch, err := people.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: started.GetRun()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var last *trainerv1.Run
-	for {
-		r, err := watch.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
+	for _, raw := range [][]byte{manifest(t, "tls", map[string]any{"steps": 2}),
+		policyManifest(t, "qwen2", map[string]any{"group": 2, "max_tokens": 4,
+			"reward": []any{map[string]any{"regex": "[a-m]"}}},
+			map[string]any{"name": "rewards", "model": map[string]any{"from": model}, "steps": 1, "slots": 2})} {
+		started, err := people.StartRun(ctx, &trainerv1.StartRunRequest{Stages: 2, Replicas: 1, ManifestJson: raw})
 		if err != nil {
 			t.Fatal(err)
 		}
-		last = r.GetRun()
-	}
-	if last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
-		t.Errorf("the run is %v: %s", last.GetState(), last.GetError())
+		watch, err := people.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: started.GetRun()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last *trainerv1.Run
+		for {
+			r, err := watch.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = r.GetRun()
+		}
+		if last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
+			t.Errorf("the run %s is %v: %s", last.GetName(), last.GetState(), last.GetError())
+		}
 	}
 
 	// What roles may not do.
