@@ -18,8 +18,11 @@ const policyFolder = "policy"
 // unpublishTime is how long the end of a run waits for the router.
 const unpublishTime = 10 * time.Second
 
-// policyName is the name under which a run publishes its adapter.
-func (t *training) policyName() string { return fmt.Sprintf("%.57s-policy", t.run.name) }
+// policyName is the name under which a run publishes its adapter. The name is replaced at each step and removed at the
+// end, so it has the manifest's hash in it: no other run and no user has an adapter of this name.
+func (t *training) policyName() string {
+	return fmt.Sprintf("%.40s-policy-%.16s", t.run.name, t.run.hash)
+}
 
 // publishPolicy loads the adapter of the last checkpoint, or the initial one, at the router and returns its digest.
 func (t *training) publishPolicy(ctx context.Context, client routerv1.RouterServiceClient) (string, error) {
