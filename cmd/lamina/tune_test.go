@@ -103,7 +103,8 @@ func TestTune_Rewards(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(out, "adapter", "adapter_config.json")); err != nil {
 		t.Error(err)
 	}
-	if _, stderr, code := runVerb(t, "", "train", "--dry-run", "--manifest", filepath.Join(out, "manifest.json")); code != 0 {
+	_, stderr, code = runVerb(t, "", "train", "--dry-run", "--manifest", filepath.Join(out, "manifest.json"))
+	if code != 0 {
 		t.Errorf("a dry run: exit %d: %s", code, stderr)
 	}
 	verbFails(t, 2, "reward", "", append(args, "--reward", "nice")...)

@@ -123,12 +123,13 @@ func modelOf(e *shardv1.Offer, o Options) *plan.Model {
 	return m
 }
 
-// hostOf describes a shard as a host, which has a usable time. Spans that were given by flag take their memory away from the plan.
+// hostOf describes a shard as a host, which has a usable time. Spans that were given by flag take their memory away from
+// the plan.
 func hostOf(s Shard, models []plan.Model) plan.Host {
 	d := s.Description
 	i := d.GetInventory()
-	h := plan.Host{ID: s.ID, Memory: int64(min(i.GetMemoryBytes(), mostBytes)), HopMS: s.HopMS, Mbps: s.Mbps, Zone: i.GetZone(),
-		Class: d.GetKernelClass()}
+	h := plan.Host{ID: s.ID, Memory: int64(min(i.GetMemoryBytes(), mostBytes)), HopMS: s.HopMS, Mbps: s.Mbps,
+		Zone: i.GetZone(), Class: d.GetKernelClass()}
 	if h.Memory == 0 {
 		h.Memory = unlimited
 	}

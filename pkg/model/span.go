@@ -5,8 +5,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// SpanBytes returns the size of the weights of a span. held are the spans of the model that are in memory already, whose
-// layers do not count. A tied head counts again unless the span is the whole model.
+// SpanBytes returns the size of the weights of a span. held are the spans of the model that are in memory already,
+// whose layers do not count. A tied head counts again unless the span is the whole model.
 func (f *Files) SpanBytes(r Range, held ...Range) int64 {
 	z, last := f.Sizes(), len(f.Spec.Layers)
 	has := func(part func(Range) bool) bool {

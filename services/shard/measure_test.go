@@ -7,8 +7,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// TestService_Measure_PassesOverAModelThatCannotBeComputed offers a broken model beside one whose context is shorter than
-// the test at the start.
+// TestService_Measure_PassesOverAModelThatCannotBeComputed offers a broken model beside one whose context is shorter
+// than the test at the start.
 func TestService_Measure_PassesOverAModelThatCannotBeComputed(t *testing.T) {
 	r := newAssignRig(t, 0)
 	for digest, change := range map[string]func(*model.Spec){

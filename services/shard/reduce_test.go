@@ -234,8 +234,8 @@ func TestReduce_BadGradientsAreRejected(t *testing.T) {
 	}
 }
 
-// A bad gradient that comes after its attempt has ended is not held against the next attempt, which its replica takes no
-// part in.
+// A bad gradient that comes after its attempt has ended is not held against the next attempt, in which its replica
+// takes no part.
 func TestReduce_LateBadGradientOfALostReplicaIsForgotten(t *testing.T) {
 	norms, _ := alone(t, 1)
 	r := newTrainRig(t, gradbus.NewMemory(busLimit))

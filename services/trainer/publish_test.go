@@ -35,7 +35,7 @@ func (r *takingRouter) LoadAdapter(
 		return err
 	}
 	r.taken <- first.GetOpen().GetName()
-	return stream.SendAndClose(&routerv1.LoadAdapterResponse{Adapter: &routerv1.Adapter{Name: first.GetOpen().GetName()}})
+	return stream.SendAndClose(&routerv1.LoadAdapterResponse{})
 }
 
 // TestRun_PublishReachesTheRoutersBehindOneThatIsGone publishes to two routers, of which nobody listens at the first.

@@ -208,7 +208,8 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		fault.PermissionDenied {
 		t.Errorf("an operator reads the inventory: %v", err)
 	}
-	if live, err := app.LiveInventory(ctx, registry.Addr(), "", dialer("router")); err != nil || len(live) != len(shards) {
+	live, err := app.LiveInventory(ctx, registry.Addr(), "", dialer("router"))
+	if err != nil || len(live) != len(shards) {
 		t.Errorf("a router reads an inventory of %d shards: %v", len(live), err)
 	}
 

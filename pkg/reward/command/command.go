@@ -9,10 +9,10 @@
 //
 // The program is looked up in PATH, or from the working folder if its name has a slash. The process runs in an empty
 // temporary folder, so files among its arguments need absolute names, with an empty environment but for PATH, in a
-// process group of its own that is killed at the end. Limits are set by the shell's ulimit before the program starts: processor time,
-// memory, size of files, no core dumps. Wall-clock time and output are bounded here. That stops mistakes and
-// runaway programs; it is no protection from hostile ones, which a container or a virtual machine is for: files and
-// the network can be reached.
+// process group of its own that is killed at the end. Limits are set by the shell's ulimit before the program starts:
+// processor time, memory, size of files, no core dumps. Wall-clock time and output are bounded here. That stops
+// mistakes and runaway programs; it is no protection from hostile ones, which a container or a virtual machine is for:
+// files and the network can be reached.
 package command
 
 import (
