@@ -76,7 +76,9 @@ type shardCmd struct {
 	verb.KernelFlags
 	autoFlags
 	Auto        bool          `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
-	ModelDir    string        `help:"Folder of GGUF files and model folders, for --auto."`
+	ModelDir    string        `help:"Folder of GGUF files and model folders, for --auto; models that come into it later are found as well. Default: the store (lamina pull)."`
+	Fetch       bool          `help:"With --auto: take models that other shards have, too. Layers that are assigned are fetched from them into the store."`
+	StoreLimit  string        `help:"Size of the store, such as 200GB. Default: no limit." env:"LAMINA_STORE_LIMIT"`
 	Listen      string        `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
 	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m" type:"model"`
 	Name        string        `help:"Name of the model. Default: the name of its file or folder."`
@@ -143,7 +145,7 @@ func (c *shardCmd) Run(e *verb.Env) error {
 		return err
 	}
 	defer end()
-	auto, err := c.automatic()
+	auto, err := c.automatic(e)
 	if err != nil {
 		return err
 	}
@@ -156,19 +158,27 @@ func (c *shardCmd) Run(e *verb.Env) error {
 }
 
 // automatic returns the settings of a shard with --auto, or nil without.
-func (c *shardCmd) automatic() (*app.AutoShard, error) {
+func (c *shardCmd) automatic(e *verb.Env) (*app.AutoShard, error) {
 	switch {
-	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != ""):
-		return nil, fault.Field("auto", "--model-dir, --memory-limit and --zone are for a shard with --auto")
+	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch):
+		return nil, fault.Field("auto", "--model-dir, --memory-limit, --zone and --fetch are for a shard with --auto")
 	case !c.Auto:
 		return nil, nil
 	case c.Model != "" || c.Layers != "" || c.Name != "":
 		return nil, fault.Field("auto", "a shard with --auto takes models of --model-dir and layers from the placer: "+
 			"leave out --model, --name and --layers")
-	case c.ModelDir == "":
-		return nil, fault.Field("model-dir", "name a folder of models for --auto")
 	}
 	auto, err := c.auto(c.ModelDir)
+	if err != nil {
+		return nil, err
+	}
+	auto.Fetch = c.Fetch
+	if auto.StoreLimit, err = parseMemory("store-limit", c.StoreLimit); err != nil {
+		return nil, err
+	}
+	if c.Fetch || c.ModelDir == "" {
+		auto.Store, err = storeDir(e.Store)
+	}
 	return &auto, err
 }
 

@@ -67,6 +67,9 @@ func Methods() map[string]Rule {
 		"Ping":   internal(RouterService, ShardService),
 		"Reduce": internal(ShardService),
 	})
+	add("lamina.weights.v1.WeightsService", map[string]Rule{
+		"ListModels": internal(ShardService), "Describe": internal(ShardService), "FetchChunk": internal(ShardService),
+	})
 	add("grpc.health.v1.Health", map[string]Rule{
 		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),
 	})

@@ -62,6 +62,28 @@ func (f *Files) Span(r Range, held ...Range) []string {
 	return out
 }
 
+// smallTensor is the number of bytes up to which a tensor outside of all layers counts as common.
+const smallTensor = 1 << 20
+
+// SpanFiles lists the names of all tensors that have to be there for a span to be loaded: those of Span, and small ones
+// that belong to no layer, such as factors of positions and norms.
+func (f *Files) SpanFiles(r Range) []string {
+	out := f.Span(r)
+	has := map[string]bool{}
+	for _, name := range out {
+		has[name] = true
+	}
+	for _, name := range f.Source.Names() {
+		if _, kind := placeOf(name); kind == layerTensor || has[name] {
+			continue
+		}
+		if info, _ := f.Source.Info(name); info.Bytes <= smallTensor {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // LoadBeside builds a stage like Load, and shares the packed matrices of layers that stages of the same model and
 // kernel set hold already. Both stages may compute at the same time, and either may be dropped first.
 func LoadBeside[F tensor.Float](f *Files, r Range, set kernel.Set[F], held []*Stage[F]) (*Stage[F], error) {

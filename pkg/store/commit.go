@@ -16,8 +16,11 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// treeTemp begins the names of folders that a commit is making.
-const treeTemp = "new-"
+// treeTemp begins the names of folders that a commit is making, and treeParts those of Scaffold.
+const (
+	treeTemp  = "new-"
+	treeParts = "part-"
+)
 
 // Draft is a model that is to be committed.
 type Draft struct {

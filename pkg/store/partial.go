@@ -44,8 +44,8 @@ type Want struct {
 	Check bool
 }
 
-// Partial is a file that is being fetched. Only one is open for a file, in all processes. Its methods may be called
-// concurrently, except Finish and Close.
+// Partial is a file that is being fetched. Only one is open for a file, in all processes, unless it is suspended. Its
+// methods may be called concurrently, except Finish, Suspend, Resume and Close.
 type Partial struct {
 	s    *Store
 	want Want

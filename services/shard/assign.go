@@ -150,7 +150,10 @@ func (s *Service) load(
 	l *load, o *offer, beside []*model.Stage[float32], spans []model.Range, pages int, version uint64,
 ) {
 	start := time.Now()
-	err := s.readAhead(s.ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
+	err := s.fetchSpan(s.ctx, o, l.span)
+	if err == nil {
+		err = s.readAhead(s.ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
+	}
 	var h *held
 	if err == nil {
 		var stage *model.Stage[float32]
@@ -351,12 +354,15 @@ func (h *held) endAll(err error) {
 	}
 }
 
-// Prefetch reads the files of a span ahead.
+// Prefetch reads the files of a span ahead, and fetches what is missing of them.
 func (s *Service) Prefetch(
 	r *shardv1.PrefetchRequest, stream grpc.ServerStreamingServer[shardv1.PrefetchResponse],
 ) error {
 	o, span, err := s.spanOf(r.GetDigest(), r.GetLo(), r.GetHi())
 	if err != nil {
+		return err
+	}
+	if err := s.fetchSpan(stream.Context(), o, span); err != nil {
 		return err
 	}
 	l := &load{digest: o.digest, span: span, total: o.files.SpanBytes(span)}

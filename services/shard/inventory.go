@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"runtime"
@@ -18,9 +19,12 @@ import (
 type offer struct {
 	name, digest string
 	files        *model.Files
+	test         *model.Files // for the test of the host's speed: files, but holes are read as zeros
 	sizes        model.Sizes
 	kvBytes      int64 // of one position in one layer
 	measured     layerTime
+	// fetch brings tensors whose bytes are missing; nil if none are.
+	fetch func(ctx context.Context, names []string, count func(int64)) error
 }
 
 // layerTime is how long a layer takes that has the average size of the model's.
@@ -53,10 +57,16 @@ func (o *offer) work(r model.Range) float64 {
 // Offer lets a placer assign layers of an open model to this shard. The files must stay open. Encoders are not placed:
 // they are held by flag.
 func (s *Service) Offer(name, digest string, files *model.Files) {
+	s.offer(name, digest, files, files, nil)
+}
+
+func (s *Service) offer(
+	name, digest string, files, test *model.Files, fetch func(context.Context, []string, func(int64)) error,
+) {
 	if files.Spec.Encoder() {
 		return
 	}
-	o := &offer{name: name, digest: digest, files: files, sizes: files.Sizes(),
+	o := &offer{name: name, digest: digest, files: files, test: test, sizes: files.Sizes(), fetch: fetch,
 		kvBytes: files.Spec.KVBytes(s.cfg.Kernels.KV())}
 	s.mu.Lock()
 	defer s.mu.Unlock()

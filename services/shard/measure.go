@@ -22,14 +22,16 @@ const (
 	testLimit  = 1500 * time.Millisecond // for the rows of one model
 )
 
-// Measure computes some rows of some layers of every offered model, so that a placer knows how fast this host is. It
-// takes a second or two for each model, and returns early when ctx ends. A model that cannot be computed does not keep
-// it from the others; the error names all of them.
+// Measure computes some rows of some layers of every offered model that has not been measured yet, so that a placer
+// knows how fast this host is. It takes a second or two for each model, and returns early when ctx ends. A model that
+// cannot be computed does not keep it from the others; the error names all of them.
 func (s *Service) Measure(ctx context.Context) error {
 	s.mu.Lock()
 	var offers []*offer
 	for _, digest := range slices.Sorted(maps.Keys(s.offers)) {
-		offers = append(offers, s.offers[digest])
+		if o := s.offers[digest]; o.measured.ms == 0 {
+			offers = append(offers, o)
+		}
 	}
 	s.mu.Unlock()
 	var failed []error
@@ -76,7 +78,7 @@ func (o *offer) testSpan(memory int64) model.Range {
 
 func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 	span := o.testSpan(s.cfg.Memory)
-	stage, err := model.Load(o.files, span, s.cfg.Kernels, model.LoadOptions{})
+	stage, err := model.Load(o.test, span, s.cfg.Kernels, model.LoadOptions{})
 	if err != nil {
 		return layerTime{}, fault.Wrap(fault.FailedPrecondition, err, "load layers %v", span)
 	}

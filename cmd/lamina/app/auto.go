@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/plan"
@@ -24,6 +26,12 @@ type AutoShard struct {
 	// ModelDir is a folder of models: GGUF files, the first parts of split ones, and model folders. In a mesh it
 	// may be empty for the model of the mesh.
 	ModelDir string
+	// Store is the folder of the store of models; empty for none. Without ModelDir its models are offered. What is
+	// fetched goes there; StoreLimit bounds it, and 0 means no limit.
+	Store      string
+	StoreLimit int64
+	// Fetch takes models that other shards have: the layers that are assigned come from them into the store.
+	Fetch bool
 	// Memory is the number of bytes for weights and KV caches; 0 means what this machine has available.
 	Memory int64
 	Zone   string
@@ -56,7 +64,10 @@ func (c Placing) placement(p *process) *router.Placement {
 
 // offerModels opens the models of a folder and offers their layers. A file that is no model is passed over, and so is
 // one that this build does not run, and an encoder.
-func (p *process) offerModels(s *shard.Service, set shardSetting) error {
+func (p *process) offerModels(s *shard.Service, set shardSetting, f *follower) error {
+	if set.auto.ModelDir == "" && (set.model == "" || set.auto.Store != "") {
+		return nil // the follower offers those of the store
+	}
 	if set.auto.ModelDir == "" {
 		m, err := p.open(set.model, set.as)
 		if err == nil && m.files.Spec.Encoder() {
@@ -64,6 +75,8 @@ func (p *process) offerModels(s *shard.Service, set shardSetting) error {
 		}
 		if err == nil {
 			s.Offer(m.name, m.digest, m.files)
+			f.server.Share(m.name, m.digest, set.model)
+			f.knows(set.model, m.digest)
 		}
 		return err
 	}
@@ -83,9 +96,11 @@ func (p *process) offerModels(s *shard.Service, set shardSetting) error {
 			continue
 		}
 		s.Offer(m.name, m.digest, m.files)
+		f.server.Share(m.name, m.digest, path)
+		f.knows(path, m.digest)
 		found++
 	}
-	if found == 0 {
+	if found == 0 && !set.auto.Fetch {
 		return fault.Field("model-dir", "open models of %s: there is none that can be placed", set.auto.ModelDir)
 	}
 	return nil
@@ -115,8 +130,17 @@ func modelPaths(dir string) ([]string, error) {
 	return out, nil
 }
 
+// fileSize returns the bytes of a file, or 0 if there is none.
+func fileSize(path string) int64 {
+	stat, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return stat.Size()
+}
+
 // addMeasuring adds the part that measures how fast shards are, one after the other, since they share processors.
-func (p *process) addMeasuring(shards []*shard.Service) {
+func (p *process) addMeasuring(shards []*shard.Service, following []*follower) {
 	if len(shards) == 0 {
 		return
 	}
@@ -126,8 +150,13 @@ func (p *process) addMeasuring(shards []*shard.Service) {
 				p.log.Warn("measure this host", "error", err)
 			}
 		}
+		var work errgroup.Group
+		for _, f := range following {
+			work.Go(func() error { return f.run(ctx) })
+		}
+		err := work.Wait()
 		<-ctx.Done()
-		return nil
+		return err
 	}))
 }
 

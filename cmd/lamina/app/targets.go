@@ -17,6 +17,7 @@ import (
 	journalnats "github.com/lamina-mesh/lamina/pkg/journal/nats"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/swarm"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/anthropic"
 	"github.com/lamina-mesh/lamina/services/router/console"
@@ -176,6 +177,7 @@ type shardSetting struct {
 
 func (p *process) buildShards() error {
 	var measured []*shard.Service
+	var following []*follower
 	for _, set := range p.set.shards {
 		id := set.name
 		if p.network == nil {
@@ -206,11 +208,19 @@ func (p *process) buildShards() error {
 				c.Kernels, c.Threads = set.auto.Kernels.Set, set.auto.Kernels.Threads
 			}
 		}
-		s := shard.New(c)
+		s, files := shard.New(c), swarm.NewServer()
 		p.trimmers = append(p.trimmers, s)
 		if set.auto != nil {
-			if err := p.offerModels(s, set); err != nil {
+			f, err := p.newFollower(id, s, files, *set.auto)
+			if err != nil {
 				return err
+			}
+			p.closers = append(p.closers, f.close)
+			if err := p.offerModels(s, set, f); err != nil {
+				return err
+			}
+			if set.auto.ModelDir != "" || set.auto.Store != "" {
+				following = append(following, f)
 			}
 			p.closers = append(p.closers, s.Close) // before the files
 			live, measured = s, append(measured, s)
@@ -226,12 +236,13 @@ func (p *process) buildShards() error {
 			if err := s.Hold(m.name, m.digest, m.files, layers); err != nil {
 				return err
 			}
+			files.Share(m.name, m.digest, set.model)
 			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
 		}
-		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s}, meta: meta, live: live,
+		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s, files}, meta: meta, live: live,
 			leave: s.Drain})
 	}
-	p.addMeasuring(measured)
+	p.addMeasuring(measured, following)
 	return nil
 }
 
