@@ -215,7 +215,7 @@ func TestPromise_S10_BurstOfStalledReadersIsCut(t *testing.T) {
 	}
 	most := uint32(0)
 	var freed time.Duration
-	if !poll(50*time.Millisecond, 4*limit+5*time.Minute, func() bool {
+	if !poll(50*time.Millisecond, 4*limit+2*time.Minute, func() bool {
 		sessions, _ := l.held()
 		most, freed = max(most, sessions), time.Since(begin)
 		return int(most) >= len(conns)*choices && freed > limit && sessions <= 2*4 // the other streams

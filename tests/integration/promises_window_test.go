@@ -133,7 +133,7 @@ func TestPromise_S10_StalledStreamsAreCut(t *testing.T) {
 	}
 	most := uint32(0)
 	var freed time.Duration
-	if !poll(50*time.Millisecond, 4*limit+5*time.Minute, func() bool {
+	if !poll(50*time.Millisecond, 4*limit+2*time.Minute, func() bool {
 		sessions, pages := l.held()
 		most, freed = max(most, sessions), time.Since(begin)
 		return int(most) >= len(clients) && freed > limit && sessions == 0 && pages == 0
