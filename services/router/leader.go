@@ -1,0 +1,168 @@
+package router
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/inventory"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+)
+
+// leader is a placer that holds the lock.
+type leader struct {
+	*placer
+	token   uint64 // of the lock
+	fence   uint64 // of the plans and assignments
+	began   time.Time
+	stepped time.Time // of the keeper
+	seen    time.Time // placer.stirred at that time
+	doc     *plan.Document
+	keeper  *plan.Keeper
+	work    *sync.WaitGroup
+}
+
+// claim writes the plan of the placer before under the own token, so that the one before cannot write another.
+// It changes nothing else: a lost placer is replaced without a change of the plan.
+func (l *leader) claim(ctx context.Context) error {
+	for {
+		e, err := l.cfg.Registry.Get(ctx, planKey)
+		if err != nil {
+			return err
+		}
+		l.doc = &plan.Document{}
+		if e.Version != 0 {
+			if l.doc, err = plan.ParseDocument(e.Value); err != nil {
+				l.s.log.Warn("read the plan: begin anew", "error", err)
+				l.doc = &plan.Document{}
+			}
+		}
+		l.mu.Lock()
+		if known := l.placer.doc; e.Version == 0 && known != nil { // the registry has forgotten it
+			l.doc = known
+		}
+		l.mu.Unlock()
+		next := *l.doc
+		if highest := l.highestFence(); e.Version == 0 && next.Base+l.token <= highest {
+			next.Base = highest // the registry has lost its data, and a lower token belongs to a later lock
+		}
+		l.fence = next.Base + l.token
+		next.Fence, next.Version = l.fence, l.doc.Version+1
+		err = l.write(ctx, &next, e.Version)
+		if fault.CodeOf(err) == fault.Aborted && l.fence >= l.doc.Fence { // the placer before has written meanwhile
+			continue
+		}
+		if err == nil {
+			l.keeper = plan.NewKeeper(l.cfg.Keeper, &l.doc.Plan)
+		}
+		return err
+	}
+}
+
+// highestFence returns the highest fence that this router and the shards know of.
+func (l *leader) highestFence() uint64 {
+	highest := uint64(0)
+	l.mu.Lock()
+	if l.placer.doc != nil {
+		highest = l.placer.doc.Fence
+	}
+	l.mu.Unlock()
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	for _, d := range l.s.held {
+		if f := d.resp.GetInventory().GetFence(); f < maxFence {
+			highest = max(highest, f)
+		}
+	}
+	return highest
+}
+
+// write replaces the plan in the registry, whose entry has a version.
+func (l *leader) write(ctx context.Context, next *plan.Document, version uint64) error {
+	if err := l.doc.Replace(next); err != nil {
+		return err
+	}
+	text, err := next.Encode()
+	if err != nil {
+		return err
+	}
+	if err := l.cfg.Registry.Swap(ctx, planKey, text, version); err != nil {
+		return err
+	}
+	l.doc = next
+	l.take(next)
+	return nil
+}
+
+// step lets the keeper decide, and writes what it has decided.
+func (l *leader) step(ctx context.Context) error {
+	shards, stirred := l.living()
+	if l.unsettled(shards, stirred) || stirred.Equal(l.seen) && time.Since(l.stepped) < stepEvery {
+		return nil
+	}
+	r, left := inventory.Request(shards, l.options())
+	l.mu.Lock()
+	l.left = left
+	l.mu.Unlock()
+	if len(r.Models) == 0 && len(l.doc.Plan.Pipelines) == 0 {
+		return nil
+	}
+	l.stepped, l.seen = time.Now(), stirred
+	decided, err := l.keeper.Step(time.Since(l.began), r)
+	if err != nil {
+		l.s.log.Warn("place layers", "error", err)
+		return nil
+	}
+	if decided.Reason == "" {
+		return nil
+	}
+	next := &plan.Document{
+		Fence: l.fence, Base: l.doc.Base, Version: l.doc.Version + 1, Plan: *decided.Plan, Reason: decided.Reason,
+	}
+	next.MoveLayers, next.MoveBytes = plan.Loads(decided.Moves)
+	e, err := l.cfg.Registry.Get(ctx, planKey)
+	if err != nil {
+		return err
+	}
+	if e.Version != 0 {
+		stored, err := plan.ParseDocument(e.Value)
+		if err == nil && (stored.Fence != l.doc.Fence || stored.Version != l.doc.Version) {
+			return fault.New(fault.Aborted, "write plan %d: another router has written plan %d", next.Version,
+				stored.Version)
+		}
+	}
+	if err := l.write(ctx, next, e.Version); err != nil {
+		return err
+	}
+	l.s.m.moveBytes.Add(float64(next.MoveBytes))
+	l.s.log.Info("change the plan", "plan", next.Version, "reason", next.Reason, "pipelines", len(next.Plan.Pipelines),
+		"move_layers", next.MoveLayers, "move_bytes", next.MoveBytes)
+	return nil
+}
+
+// unsettled reports whether it is too early for a plan: hosts are still joining, or a new placer has not heard yet
+// of hosts that its predecessor has used.
+func (l *leader) unsettled(shards []inventory.Shard, stirred time.Time) bool {
+	if len(l.doc.Plan.Pipelines) == 0 {
+		for _, s := range shards { // a host that measures its speed will be there soon
+			i := s.Description.GetInventory()
+			if i.GetAssignable() && len(i.GetTimes()) < len(i.GetOffers()) && time.Since(l.began) < settleMost {
+				return true
+			}
+		}
+		return len(shards) == 0 || time.Since(stirred) < l.cfg.Settle && time.Since(l.began) < settleMost
+	}
+	if time.Since(l.began) >= settleKnown {
+		return false
+	}
+	for _, pipeline := range l.doc.Plan.Pipelines {
+		for _, stage := range pipeline.Stages {
+			if !slices.ContainsFunc(shards, func(s inventory.Shard) bool { return s.ID == stage.Host }) {
+				return true
+			}
+		}
+	}
+	return false
+}
