@@ -132,8 +132,8 @@ func lockFile(path string) (func() error, error) {
 	}
 }
 
-// replaceFile writes a file durably under a temporary name, and then gives it its name. It keeps the mode and, as far as
-// the caller may, the owner of the file that it replaces. A new file is for its owner alone.
+// replaceFile writes a file durably under a temporary name, and then gives it its name. It keeps the mode and, as far
+// as the caller may, the owner of the file that it replaces. A new file is for its owner alone.
 func replaceFile(path string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {

@@ -67,7 +67,8 @@ func TestMethods_WhatServicesMayCallIsDocumented(t *testing.T) {
 				parts = append(parts, callee+": "+strings.Join(may, ", "))
 			}
 		}
-		if row := "| " + string(caller) + " | " + strings.Join(parts, "; ") + " |\n"; !strings.Contains(string(doc), row) {
+		row := "| " + string(caller) + " | " + strings.Join(parts, "; ") + " |\n"
+		if !strings.Contains(string(doc), row) {
 			t.Errorf("docs/identity.md lacks the row %s", row)
 		}
 	}

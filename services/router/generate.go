@@ -401,7 +401,9 @@ func (q *request) generate(ctx context.Context) (err error) {
 }
 
 // place waits for a pipeline for the log, and first for the budget if the log was computed elsewhere before.
-func (q *request) place(ctx context.Context, log []int32, maxLen int, moved bool, wait time.Duration) (*pipeline, error) {
+func (q *request) place(
+	ctx context.Context, log []int32, maxLen int, moved bool, wait time.Duration,
+) (*pipeline, error) {
 	defer q.meters.waits()()
 	start := time.Now()
 	if moved {

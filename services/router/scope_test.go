@@ -169,8 +169,8 @@ func (d discard) Context() context.Context { return d.ctx }
 
 func (discard) Send(*routerv1.GenerateResponse) error { return nil }
 
-// TestService_Budget_PromptIsPaidOnceByTheHTTPAPIs runs a second choice. The HTTP APIs have paid for the prompt with the
-// first one; a client over gRPC cannot say so.
+// TestService_Budget_PromptIsPaidOnceByTheHTTPAPIs runs a second choice. The HTTP APIs have paid for the prompt with
+// the first one; a client over gRPC cannot say so.
 func TestService_Budget_PromptIsPaidOnceByTheHTTPAPIs(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	for name, tc := range map[string]struct {

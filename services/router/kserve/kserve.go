@@ -4,8 +4,8 @@
 // A model has the input text_input, of datatype BYTES and shape [n], and the output text_output of the same shape.
 // Each element is a prompt, which is continued without a chat template. The parameters of a request are max_tokens,
 // temperature, top_k, top_p, min_p, seed, stop (a string), frequency_penalty and presence_penalty; others are
-// refused by name. A seed is that of every prompt of the request. Prompts are generated one after the other; n is at most
-// 16. Binary tensors and requests for some of the outputs are not supported.
+// refused by name. A seed is that of every prompt of the request. Prompts are generated one after the other; n is at
+// most 16. Binary tensors and requests for some of the outputs are not supported.
 //
 // An error is {"error": text}. The model version is not used.
 package kserve
@@ -76,12 +76,12 @@ func apiField(field string) string {
 	if rest, ok := strings.CutPrefix(field, "sampling."); ok {
 		return "parameters." + rest
 	}
-	switch {
-	case field == "prompt":
+	switch field {
+	case "prompt":
 		return "inputs[0].data"
-	case field == "stop[0]":
+	case "stop[0]":
 		return "parameters.stop"
-	case field == "max_tokens", field == "stop":
+	case "max_tokens", "stop":
 		return "parameters." + field
 	}
 	return field

@@ -1,5 +1,5 @@
-// Package httpapitest holds a rig for tests of the HTTP APIs, and a backend that answers with scripted text and remembers
-// the requests that it got.
+// Package httpapitest holds a rig for tests of the HTTP APIs, and a backend that answers with scripted text and
+// remembers the requests that it got.
 package httpapitest
 
 import (
