@@ -68,6 +68,9 @@ type certsIssueCmd struct {
 
 // Run issues one certificate. It replaces the files at once, and services that run read them again.
 func (c *certsIssueCmd) Run(e *verb.Env) error {
+	if c.For <= 0 { // it would replace a certificate by one that has expired
+		return fault.Field("for", "want more than 0, got %v", c.For)
+	}
 	ca, err := issue.LoadAuthority(c.Dir)
 	if err != nil {
 		return err
