@@ -83,7 +83,7 @@ type shardCmd struct {
 	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m" type:"model"`
 	Name        string        `help:"Name of the model. Default: the name of its file or folder."`
 	Layers      string        `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
-	KVPositions int           `help:"Number of positions in the KV cache."                                                                                                default:"16384"                           name:"kv-positions"`
+	KVPositions int           `help:"Number of positions in the KV cache; 0 means 16384."                                                                                                default:"16384"                           name:"kv-positions"`
 	Train       bool          `help:"Take part in training runs. This needs NATS."`
 	Runs        string        `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
 	Host        string        `help:"Name of this machine: replicas on shards with the same name exchange gradients directly, without NATS. Default: a name that all processes of a machine find."`
@@ -135,6 +135,9 @@ func (f adapterFlags) adapters() ([]app.Adapter, error) {
 func (c *shardCmd) Run(e *verb.Env) error {
 	if c.Drain <= 0 || c.Drain > maxDrain {
 		return fault.Field("drain", "%v: want more than 0 and at most %v", c.Drain, maxDrain)
+	}
+	if err := inBounds(bound{"kv-positions", c.KVPositions, 0, maxPositions}); err != nil {
+		return err
 	}
 	adapterBytes, err := c.bytes()
 	if err != nil {
@@ -219,6 +222,38 @@ type schedulingFlags struct {
 	ReadLimit    time.Duration `help:"How long a client may read nothing of its answer before it is disconnected; 0 means 30s."                                           default:"0s"`
 }
 
+// checkScheduling returns an error that names a flag whose value is out of bounds.
+func (f schedulingFlags) checkScheduling() error {
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"step-floor", f.StepFloor}, {"replay-refill", f.ReplayRefill}, {"read-limit", f.ReadLimit}} {
+		if d.value < 0 {
+			return fault.Field(d.name, "want 0 or more, got %v", d.value)
+		}
+	}
+	return inBounds(bound{"queue", f.Queue, 1, 1 << 20}, bound{"replay-burst", f.ReplayBurst, 0, 1 << 30})
+}
+
+// bound is what a flag's value has to be within.
+type bound struct {
+	name               string
+	value, least, most int
+}
+
+// inBounds returns an error that names the first flag whose value is out of bounds.
+func inBounds(bounds ...bound) error {
+	for _, b := range bounds {
+		if b.value < b.least || b.value > b.most {
+			return fault.Field(b.name, "want %d to %d, got %d", b.least, b.most, b.value)
+		}
+	}
+	return nil
+}
+
+// maxPositions is the largest KV cache of a shard, in positions.
+const maxPositions = 1 << 24
+
 func (f schedulingFlags) scheduling() app.Scheduling {
 	share := f.ReplayShare
 	if share == 0 { // 0 is the default of app.Scheduling
@@ -261,6 +296,9 @@ func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
 func (c *routerCmd) Run(e *verb.Env) error {
 	speculation, err := c.speculation(c.Draft)
 	if err != nil {
+		return err
+	}
+	if err := c.checkScheduling(); err != nil {
 		return err
 	}
 	if c.Drain <= 0 || c.Drain > maxDrain {

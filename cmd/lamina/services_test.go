@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,5 +44,17 @@ func TestScheduling_FlagsReachTheRouter(t *testing.T) {
 				t.Errorf("lamina %s, flags %s: got %+v, want %+v", verb, test.name, s, test.want)
 			}
 		}
+	}
+}
+
+// A value that nothing can serve with is refused before anything starts.
+func TestServe_FlagsOutOfBoundsAreNamed(t *testing.T) {
+	for _, args := range [][]string{
+		{"up", "--kv-positions=-5"}, {"up", "--stages=0"}, {"up", "--replicas=-1"}, {"up", "--queue=0"},
+		{"up", "--read-limit=-1s"}, {"shard", "--kv-positions=-1"}, {"router", "--queue=-1"}, {"router", "--step-floor=-1s"},
+		{"router", "--replay-burst=-1"}, {"router", "--replay-refill=-1s"}, {"shard", "--drain=-5s"},
+	} {
+		name, _, _ := strings.Cut(strings.TrimPrefix(args[1], "--"), "=")
+		verbFails(t, 2, name+": ", "", args...)
 	}
 }

@@ -46,7 +46,7 @@ type upCmd struct {
 	Replicas       int    `          help:"Number of pipelines."                                                                                                                                      default:"1"`
 	GRPC           string `          help:"Address of the gRPC API."                                                                                                                                  default:"127.0.0.1:7070" name:"grpc"`
 	HTTP           string `          help:"Address of the HTTP API and the console."                                                                                                                  default:"127.0.0.1:8080" name:"http"`
-	KVPositions    int    `          help:"Number of positions in the KV cache of each shard."                                                                                                        default:"16384"          name:"kv-positions"`
+	KVPositions    int    `          help:"Number of positions in the KV cache of each shard; 0 means 16384."                                                                                                        default:"16384"          name:"kv-positions"`
 	Runs           string `          help:"Folder of training runs."                                                                                                                                  default:"runs"`
 	InsecureListen bool   `          help:"Allow listening on addresses that other machines can reach, without TLS and without authentication."`
 	TLSCert        string `          help:"Certificate of the public addresses (PEM file). Default: none, and no TLS." name:"tls-cert"`
@@ -67,6 +67,13 @@ type upCmd struct {
 func (c *upCmd) Run(e *verb.Env) error {
 	if c.Model == "" {
 		c.Model = bundledModel()
+	}
+	if err := inBounds([]bound{{"stages", c.Stages, 1, maxReplicas}, {"replicas", c.Replicas, 1, maxReplicas},
+		{"kv-positions", c.KVPositions, 0, maxPositions}}...); err != nil {
+		return err
+	}
+	if err := c.checkScheduling(); err != nil {
+		return err
 	}
 	speculation, err := c.speculation(c.Draft)
 	if err != nil {
