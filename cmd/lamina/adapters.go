@@ -11,6 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/adapter"
@@ -39,19 +41,10 @@ type adapterRouterFlags struct {
 // call runs body with a client of the router.
 func (f *adapterRouterFlags) call(
 	e *verb.Env, limit time.Duration, body func(context.Context, routerv1.RouterServiceClient) error,
-) (err error) {
-	dialer, err := f.dialer()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dialer.Close()) }()
-	conn, err := dialer.Dial(f.Router)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(e.Ctx, limit)
-	defer cancel()
-	return body(ctx, routerv1.NewRouterServiceClient(conn))
+) error {
+	return f.connect(e, f.Router, limit, func(ctx context.Context, conn *grpc.ClientConn) error {
+		return body(ctx, routerv1.NewRouterServiceClient(conn))
+	})
 }
 
 type adaptersListCmd struct{ adapterRouterFlags }

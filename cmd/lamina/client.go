@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -38,20 +39,13 @@ func (c *modelsCmd) Run(e *verb.Env) error {
 	if c.Router == "" || c.Local {
 		return c.stored(e)
 	}
-	dialer, err := c.dialer()
+	var resp *routerv1.ListModelsResponse
+	err := c.connect(e, c.Router, askTimeout, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+		resp, err = routerv1.NewRouterServiceClient(conn).ListModels(ctx, &routerv1.ListModelsRequest{})
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	defer dialer.Close()
-	conn, err := dialer.Dial(c.Router)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(e.Ctx, askTimeout)
-	defer cancel()
-	resp, err := routerv1.NewRouterServiceClient(conn).ListModels(ctx, &routerv1.ListModelsRequest{})
-	if err != nil {
-		return rpc.FromStatus(err)
 	}
 	if c.Format == "json" {
 		return printProto(e, resp)
@@ -78,31 +72,21 @@ type statusCmd struct {
 
 // Run shows the services, the pipelines and the training runs.
 func (c *statusCmd) Run(e *verb.Env) error {
-	dialer, err := c.dialer()
-	if err != nil {
+	var mesh *routerv1.Mesh
+	err := c.connect(e, c.Router, askTimeout, func(ctx context.Context, conn *grpc.ClientConn) error {
+		resp, err := routerv1.NewRouterServiceClient(conn).Topology(ctx, &routerv1.TopologyRequest{})
+		mesh = resp.GetMesh()
 		return err
-	}
-	defer dialer.Close()
-	conn, err := dialer.Dial(c.Router)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(e.Ctx, askTimeout)
-	defer cancel()
-	resp, err := routerv1.NewRouterServiceClient(conn).Topology(ctx, &routerv1.TopologyRequest{})
-	if err != nil {
-		return rpc.FromStatus(err)
-	}
-	mesh := resp.GetMesh()
+	})
 	runs := &trainerv1.ListRunsResponse{}
-	if address := c.trainer(mesh); address != "" {
-		conn, err := dialer.Dial(address)
-		if err != nil {
+	if address := c.trainer(mesh); err == nil && address != "" {
+		err = c.connect(e, address, askTimeout, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+			runs, err = trainerv1.NewTrainerServiceClient(conn).ListRuns(ctx, &trainerv1.ListRunsRequest{})
 			return err
-		}
-		if runs, err = trainerv1.NewTrainerServiceClient(conn).ListRuns(ctx, &trainerv1.ListRunsRequest{}); err != nil {
-			return rpc.FromStatus(err)
-		}
+		})
+	}
+	if err != nil {
+		return err
 	}
 	if c.Format == "json" {
 		return verb.PrintJSON(e, map[string]json.RawMessage{"mesh": rawProto(mesh), "runs": rawProto(runs)})
@@ -202,20 +186,13 @@ func (c *healthCmd) Run(e *verb.Env) error {
 	if c.Address == "" {
 		return fault.Field("address", "give the address of a service")
 	}
-	dialer, err := c.dialer()
+	var resp *healthv1.HealthCheckResponse
+	err := c.connect(e, c.Address, 3*time.Second, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+		resp, err = healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	defer dialer.Close()
-	conn, err := dialer.Dial(c.Address)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(e.Ctx, 3*time.Second)
-	defer cancel()
-	resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
-	if err != nil {
-		return rpc.FromStatus(err)
 	}
 	if resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 		return fault.New(fault.Unavailable, "check %s: it is %v", c.Address, resp.GetStatus())

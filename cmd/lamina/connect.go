@@ -1,6 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -37,4 +44,27 @@ func (f connectFlags) dialer() (*rpc.Dialer, error) {
 		return nil, err
 	}
 	return rpc.NewDialer(o), nil
+}
+
+// connect calls body with a connection to a service and a context that ends after a limit; 0 means no limit. An error
+// of a call becomes the fault that the service has returned.
+func (f connectFlags) connect(
+	e *verb.Env, addr string, limit time.Duration, body func(context.Context, *grpc.ClientConn) error,
+) (err error) {
+	dialer, err := f.dialer()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dialer.Close()) }()
+	conn, err := dialer.Dial(addr)
+	if err != nil {
+		return err
+	}
+	ctx := e.Ctx
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return rpc.FromStatus(body(ctx, conn))
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"unicode/utf8"
+
+	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -18,16 +21,9 @@ const embedTexts = 64
 
 // remote prints the embeddings that a router computes.
 func (c *embedCmd) remote(e *verb.Env) error {
-	dialer, err := c.dialer()
-	if err != nil {
-		return err
-	}
-	conn, err := dialer.Dial(c.Router)
-	if err != nil {
-		return errors.Join(err, dialer.Close())
-	}
-	err = c.ask(e, routerv1.NewRouterServiceClient(conn))
-	return errors.Join(err, dialer.Close())
+	return c.connect(e, c.Router, 0, func(_ context.Context, conn *grpc.ClientConn) error {
+		return c.ask(e, routerv1.NewRouterServiceClient(conn))
+	})
 }
 
 // pooling returns what the flags say about the pooling; nil leaves all to the model.

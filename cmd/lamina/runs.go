@@ -10,6 +10,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
@@ -40,21 +42,9 @@ type trainerFlags struct {
 func (f *trainerFlags) call(
 	e *verb.Env, limit time.Duration, body func(context.Context, trainerv1.TrainerServiceClient) error,
 ) error {
-	client, done, err := f.dialTrainer(f.Trainer)
-	if err != nil {
-		return err
-	}
-	ctx := e.Ctx
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
-	err = body(ctx, client)
-	if _, ok := errors.AsType[*fault.Error](err); err != nil && !ok {
-		err = rpc.FromStatus(err)
-	}
-	return errors.Join(err, done())
+	return f.connect(e, f.Trainer, limit, func(ctx context.Context, conn *grpc.ClientConn) error {
+		return body(ctx, trainerv1.NewTrainerServiceClient(conn))
+	})
 }
 
 // print prints a run.
