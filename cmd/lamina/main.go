@@ -17,6 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/bench"
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/config"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/obs"
@@ -25,6 +26,7 @@ import (
 
 // cli is the table of commands.
 type cli struct {
+	Config    string `help:"Configuration file (YAML): flags by their names, for all commands or below the name of one." placeholder:"FILE"`
 	LogLevel  string `help:"Log level: debug, info, warn or error." default:"warn" env:"LAMINA_LOG_LEVEL"`
 	LogFormat string `help:"Log format: text or json."              default:"text" env:"LAMINA_LOG_FORMAT" enum:"text,json"`
 	Store     string `help:"Folder of the models that lamina pull fetches. Default: lamina/models in the user's cache folder." env:"LAMINA_STORE"`
@@ -76,7 +78,12 @@ type cli struct {
 	Nkeys nkeysGroup `cmd:"" group:"Access" help:"Make what services need to use NATS and Consul safely."`
 	Certs certsGroup `cmd:"" group:"Access" help:"Make the certificates by which services know each other."`
 
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Doctor     doctorCmd     `cmd:"" group:"Help" help:"Check ports, certificates, the clock, Consul, NATS, processor and memory, and say what to do."`
+	ShowConfig configCmd     `cmd:"" group:"Help" name:"config"     help:"Show the effective configuration of a command, and where each value came from."`
+	Completion completionCmd `cmd:"" group:"Help" help:"Print the script that completes commands and flags in a shell."`
+	Man        manCmd        `cmd:"" group:"Help" help:"Write manual pages."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"Print what the last of some words may become."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
 
 func main() {
@@ -86,23 +93,31 @@ func main() {
 	os.Exit(code)
 }
 
-// newParser returns a parser of the command line.
-func newParser(c *cli, stdout, stderr io.Writer, exit func(code int)) (*kong.Kong, error) {
-	return kong.New(c,
+// newParser returns a parser of the command line. Every flag can also be set by an environment variable.
+func newParser(
+	c *cli, stdout, stderr io.Writer, exit func(code int), options ...kong.Option,
+) (*kong.Kong, error) {
+	return kong.New(c, append(options,
 		kong.Name("lamina"),
 		kong.Description("A large language model as a mesh of small services."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.UsageOnError(),
 		kong.Vars{"endpoint": pull.DefaultEndpoint},
-	)
+		config.Environment(),
+	)...)
 }
 
 // run is main as a function that tests can call. It returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	exit := -1
-	parser, err := newParser(&c, stdout, stderr, func(code int) { exit = code })
+	file, err := config.Read(config.FileOf(args))
+	if err != nil {
+		fmt.Fprintln(stderr, "lamina:", err)
+		return 2
+	}
+	parser, err := newParser(&c, stdout, stderr, func(code int) { exit = code }, kong.Resolvers(file))
 	if err != nil {
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 1
@@ -124,7 +139,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	release, err := resolveModels(env, parsed)
 	defer release()
 	if err == nil {
-		err = parsed.Run(env)
+		err = parsed.Run(parser.Model, file, env)
 	}
 	switch {
 	case err == nil, ctx.Err() != nil && errors.Is(err, context.Canceled):

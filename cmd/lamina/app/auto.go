@@ -203,8 +203,8 @@ func keepMeta(ctx context.Context, g discovery.Registration, live liveMeta, base
 	}
 }
 
-// machineMemory returns the bytes of memory that are available to this process, or 0 if that is not known.
-func machineMemory() int64 {
+// MachineMemory returns the bytes of memory that are available to this process, or 0 if that is not known.
+func MachineMemory() int64 {
 	available := int64(0)
 	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
 		for line := range strings.Lines(string(text)) {
@@ -229,7 +229,7 @@ var errMemory = errors.New("find out how much memory there is: name a limit")
 
 // autoMemory returns the memory of a shard that takes assignments. parts is how many shards share the machine.
 func autoMemory(a AutoShard, parts int) (int64, error) {
-	memory := cmp.Or(a.Memory, machineMemory()/int64(max(1, parts)))
+	memory := cmp.Or(a.Memory, MachineMemory()/int64(max(1, parts)))
 	if memory <= 0 {
 		return 0, fault.Wrap(fault.FailedPrecondition, errMemory, "start shard")
 	}
