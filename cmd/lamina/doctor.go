@@ -23,7 +23,7 @@ const natsFloor = "2.14.1"
 
 type doctorCmd struct {
 	Port        []string      `help:"Address that a listener of this machine is to have. Can be repeated." default:"127.0.0.1:7070,127.0.0.1:8080"`
-	Model       string        `help:"Model that is to be served: GGUF file or folder." short:"m"`
+	Model       string        `help:"Model that is to be served: GGUF file or folder." short:"m" type:"model"`
 	Consul      string        `help:"Address of the Consul agent. Default: 127.0.0.1:8500, which may be missing." env:"LAMINA_CONSUL_ADDR"`
 	ConsulToken string        `help:"Token for Consul." env:"LAMINA_CONSUL_TOKEN"`
 	NATS        string        `help:"Address of the NATS server. Default: nats://127.0.0.1:4222, which may be missing." name:"nats" env:"LAMINA_NATS"`

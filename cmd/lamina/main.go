@@ -122,6 +122,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 1
 	}
+	if err := file.Validate(parser.Model); err != nil {
+		fmt.Fprintln(stderr, "lamina:", err)
+		return 2
+	}
 	parsed, err := parser.Parse(args)
 	if exit >= 0 {
 		return exit // --help

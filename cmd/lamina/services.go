@@ -8,6 +8,7 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -22,6 +23,16 @@ type serviceFlags struct {
 	TLSCA          string `help:"Certificate authority of all services (PEM file)."                                                                                    name:"tls-ca"`
 	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS and without authentication."`
 	accessFlags
+	traceFlags
+}
+
+// traceFlags say where traces go.
+type traceFlags struct {
+	OTLPEndpoint string `name:"otlp-endpoint" env:"OTEL_EXPORTER_OTLP_ENDPOINT" help:"URL of an OpenTelemetry collector that takes OTLP over gRPC, such as http://127.0.0.1:4317. Default: none, and requests are not traced."`
+}
+
+func (f traceFlags) traces() trace.Config {
+	return trace.Config{Endpoint: f.OTLPEndpoint, Version: version}
 }
 
 // accessFlags say who may use the listeners of a process.
@@ -42,8 +53,8 @@ func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 	return app.ServiceConfig{
 		Log: e.Log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
 		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA}, Insecure: f.InsecureListen,
-		Access: f.access(),
-		Ready:  func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
+		Access: f.access(), Traces: f.traces(),
+		Ready: func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
 	}
 }
 

@@ -53,6 +53,7 @@ type upCmd struct {
 	TLSKey         string `          help:"Private key of the certificate (PEM file)."                                 name:"tls-key"`
 	TLSCA          string `          help:"Certificate authority of clients that show a certificate (PEM file)."       name:"tls-ca"`
 	accessFlags
+	traceFlags
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
@@ -119,6 +120,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 		Access:      c.access(),
 
 		MetricsPrefix: c.MetricsPrefix,
+		Traces:        c.traces(),
 	})
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/stats"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
@@ -131,6 +132,7 @@ type DialOptions struct {
 	// unless Insecure is set.
 	Secret   string
 	Insecure bool
+	Stats    stats.Handler // is told of calls, for traces; nil for none
 }
 
 // Dialer keeps one connection to each address. It is safe for concurrent use.
@@ -177,6 +179,9 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 		}),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
 		grpc.WithChainUnaryInterceptor(sendUnary), grpc.WithChainStreamInterceptor(sendStream),
+	}
+	if d.options.Stats != nil {
+		options = append(options, grpc.WithStatsHandler(d.options.Stats))
 	}
 	creds := insecure.NewCredentials()
 	if d.options.TLS != nil {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
@@ -46,6 +47,7 @@ type ServerOptions struct {
 	Metrics prometheus.Registerer // nil measures nothing
 	TLS     *tls.Config           // nil for plaintext: on loopback, or where the operator allows it
 	Public  bool                  // small buffers, for many clients
+	Stats   stats.Handler         // is told of calls, for traces; nil for none
 	Guard   *auth.Guard           // decides who may call what; nil lets everyone call everything
 }
 
@@ -85,6 +87,9 @@ func NewServer(o ServerOptions) *grpc.Server {
 			recovery.StreamServerInterceptor(recovered),
 			g.stream,
 		),
+	}
+	if o.Stats != nil {
+		options = append(options, grpc.StatsHandler(o.Stats))
 	}
 	if o.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(o.TLS)))

@@ -18,6 +18,7 @@ func (q *request) submit(ctx context.Context, p *pipeline, epoch uint64, log []i
 		tenant: auth.Tenant(ctx), priority: q.priority,
 		rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
 		adapter: q.adapter, tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.suspect(), proven: q.proven,
+		trace: q.span.Traceparent(),
 		score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
 	})
 	q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
@@ -149,6 +150,7 @@ func (q *request) token(o result) (bool, error) {
 	}
 	if q.first.IsZero() {
 		q.first = now
+		q.span.Event("first token")
 		q.service.replays.earn(len(q.prompt) - q.cached)
 		q.service.m.first.Observe(now.Sub(q.arrived).Seconds())
 	} else {

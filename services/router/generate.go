@@ -16,6 +16,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
@@ -196,6 +197,7 @@ type request struct {
 	meters   *modelMeters           // of the model; nil before it is known
 	reason   samplerv1.FinishReason // set when it has ended
 	taken    bool                   // another router has begun it
+	span     *trace.Span            // nil if it is not traced
 }
 
 // run checks the request, finds the model, encodes the prompt and generates until the end.
@@ -207,6 +209,8 @@ func (q *request) run(
 		q.id = obs.NewRequestID()
 		ctx = obs.WithRequestID(ctx, q.id)
 	}
+	ctx = q.startSpan(ctx)
+	defer func() { q.endSpan(err) }()
 	defer func() {
 		q.service.log.DebugContext(ctx, "end request", "model", q.model, "choice", q.sampling.GetChoice(),
 			"prompt_tokens", len(q.prompt),
@@ -395,6 +399,7 @@ func (q *request) generate(ctx context.Context) (err error) {
 			).After(time.Second)
 		}
 		q.service.m.moves.Inc()
+		q.span.Event("move to another pipeline")
 		q.service.log.InfoContext(ctx, "move session", "choice", q.sampling.GetChoice(), "tokens", len(q.log), "epoch",
 			epoch+1, "error", end.lost)
 	}

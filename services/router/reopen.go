@@ -71,6 +71,9 @@ func (r *runner) reopen(cause error) bool {
 	resampled := p.sampling != sampling
 	r.events = append(r.events, sched.Reopened{Sampler: resampled, Leases: leases(stages), ReplayUntil: until})
 	r.fruitless++
+	for _, seq := range r.sequences {
+		seq.traced = false // a stage may be new
+	}
 	if resampled {
 		r.vocabularySent = false
 		p.serveSampler()

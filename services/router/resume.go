@@ -15,6 +15,7 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 )
 
 // encoder encodes the prompt of a request.
@@ -43,7 +44,7 @@ func (q *request) launch(ctx context.Context, resumable bool, state []byte, enco
 	case len(state) > maxClientState:
 		return fault.Field("client_state", "%d bytes are more than %d", len(state), maxClientState)
 	}
-	id := obs.RequestID(ctx)
+	call, id := ctx, obs.RequestID(ctx)
 	if id == "" {
 		id = obs.NewRequestID()
 	}
@@ -60,7 +61,7 @@ func (q *request) launch(ctx context.Context, resumable bool, state []byte, enco
 	l, own, err := q.service.startLive(journal.Key{Tenant: auth.Tenant(ctx), ID: id},
 		func(ctx context.Context, l *live) error {
 			q.sink, q.live, l.state = l.sink(), l, state
-			return q.run(auth.WithPrincipal(ctx, caller), encode)
+			return q.run(trace.Detach(auth.WithPrincipal(ctx, caller), call), encode)
 		})
 	if err != nil {
 		return err

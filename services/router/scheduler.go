@@ -43,6 +43,7 @@ type sequence struct {
 	drafter  *drafter // proposes draft tokens; nil for none
 	draft    bool     // a session that drafts
 	adapter  *servedAdapter
+	trace    string // traceparent of the request's span; empty if it is not traced
 
 	out    chan result // its results; the last has lost or err set, or a finish reason
 	paused atomic.Bool // the scheduler knows that out has no room
@@ -55,6 +56,7 @@ type sequence struct {
 	admitted time.Time
 	cached   int
 	scores   []*samplerv1.Score // of the prompt's tokens, so far
+	traced   bool               // the stages know the trace
 }
 
 // newSequence gives a sequence a name and room for its results.
@@ -377,7 +379,7 @@ func (r *runner) add(c sched.Add) {
 	r.sendVocabulary(r.p.digest, seq.tokens)
 	a := &samplerv1.AddSession{
 		Session: seq.id, Epoch: c.Epoch, Rules: seq.rules, EmittedLogprobs: slices.Clone(seq.logprobs),
-		Vocabulary: r.p.digest,
+		Vocabulary: r.p.digest, Traceparent: seq.trace,
 	}
 	if !seq.draft {
 		ids := toUint32(seq.log)
@@ -420,6 +422,9 @@ func (r *runner) batch(c sched.Batch) {
 		}
 		if seq := r.sequences[e.ID]; seq != nil {
 			entry.Adapter = seq.adapter.wire()
+			if !seq.traced {
+				entry.Traceparent, seq.traced = seq.trace, true
+			}
 		}
 		if len(e.Targets) > 0 {
 			entry.Candidates = max(1, r.sequences[e.ID].rules.GetTopLogprobs())

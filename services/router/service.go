@@ -18,6 +18,7 @@ import (
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/journal"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/sched"
 )
@@ -39,6 +40,7 @@ type Config struct {
 	// MetricsPrefix is the prefix of the metrics that have vLLM's names. Empty means "vllm:", which the queries of
 	// dashboards and the settings of endpoint pickers have in them; NoMetricsPrefix leaves these metrics out.
 	MetricsPrefix string
+	Tracer        *trace.Tracer // nil traces nothing
 	Dialer        Dialer
 	Registry      Registry
 	// BatchRows is the maximum number of rows in a batch; 0 means 512.

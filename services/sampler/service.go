@@ -2,16 +2,19 @@ package sampler
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
 	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
@@ -21,6 +24,7 @@ import (
 type Config struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil measures nothing
+	Tracer  *trace.Tracer         // nil traces nothing
 }
 
 // Limits of a pipeline.
@@ -34,6 +38,7 @@ const (
 type Service struct {
 	samplerv1.UnimplementedSamplerServiceServer
 	log    *slog.Logger
+	tracer *trace.Tracer
 	tokens prometheus.Counter
 	rows   prometheus.Counter
 	bytes  prometheus.Counter
@@ -47,7 +52,7 @@ type Service struct {
 // New returns a sampler without pipelines.
 func New(c Config) *Service {
 	s := &Service{
-		log: c.Log, pipelines: map[string]*pipeline{}, library: newLibrary(),
+		log: c.Log, tracer: c.Tracer, pipelines: map[string]*pipeline{}, library: newLibrary(),
 		tokens: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
 		rows: prometheus.NewCounter(
@@ -76,6 +81,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { samplerv1.RegisterSamplerS
 
 // pipeline is the state that the streams Sample and Push share.
 type pipeline struct {
+	tracer  *trace.Tracer
 	replies chan *samplerv1.SampleResponse // to the router
 	done    chan struct{}                  // closed when the router's side ends
 
@@ -100,6 +106,8 @@ type session struct {
 	last    int64 // the last position for which a token was picked; -1 before the first
 	dropped int   // ids of the log that the rows' positions do not count
 	history *sample.History
+	span    *trace.Span // nil if the request is not traced
+	began   int         // tokens that were emitted before
 }
 
 // Sample implements the stream of the router.
@@ -113,7 +121,7 @@ func (s *Service) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest
 		return fault.Field("open.pipeline", "the first frame must name a pipeline with %d bytes", idLen)
 	}
 	p := &pipeline{
-		replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}),
+		tracer: s.tracer, replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}),
 		sessions: map[string]*session{},
 		pending:  map[string]*samplerv1.AddSession{},
 	}
@@ -161,6 +169,9 @@ func (s *Service) remove(name string, p *pipeline) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
+	for _, n := range p.sessions {
+		n.endSpan()
+	}
 }
 
 // receive handles the router's frames until the router closes its side. An error of a session or a
@@ -184,6 +195,7 @@ func (s *Service) receive(
 		case *samplerv1.SampleRequest_Remove:
 			p.mu.Lock()
 			delete(p.pending, string(frame.Remove.GetSession()))
+			p.sessions[string(frame.Remove.GetSession())].endSpan()
 			delete(p.sessions, string(frame.Remove.GetSession()))
 			p.mu.Unlock()
 		default:
@@ -254,7 +266,13 @@ func (p *pipeline) finishAdd(ctx context.Context, a *samplerv1.AddSession, l *li
 	if current {
 		delete(p.pending, name)
 		if err == nil {
+			p.sessions[name].endSpan()
 			p.sessions[name] = n
+			if !p.closed {
+				n.span = p.tracer.Adopt(a.GetTraceparent(), "lamina/sampler", "sample")
+				n.span.Set(attribute.String("lamina.session", hex.EncodeToString(a.GetSession())),
+					attribute.Int64("lamina.epoch", int64(a.GetEpoch())))
+			}
 		}
 	}
 	p.mu.Unlock()
@@ -295,13 +313,23 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 	n = &session{
 		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
 		top:     rules.TopLogprobs,
-		emitted: len(a.GetEmitted()), last: -1, dropped: int(a.GetDropped()), matcher: matcher, mask: mask,
+		emitted: len(a.GetEmitted()), began: len(a.GetEmitted()), last: -1, dropped: int(a.GetDropped()), matcher: matcher, mask: mask,
 		history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}
 	for _, id := range a.GetRules().GetEndIds() {
 		n.ends[int32(id)] = true
 	}
 	return n, nil
+}
+
+// endSpan ends the span of a session, which may be nil. The caller holds the pipeline's mu.
+func (n *session) endSpan() {
+	if n == nil || n.span == nil {
+		return
+	}
+	n.span.Set(attribute.Int("lamina.tokens", n.emitted-n.began))
+	n.span.End(nil)
+	n.span = nil
 }
 
 // lastEpoch returns the epoch of a session, or 0 for a nil session.

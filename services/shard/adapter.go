@@ -332,6 +332,7 @@ func (h *held) dropSession(name string, s *session) {
 		s.table.Free()
 	}
 	delete(h.sessions, name)
+	s.endSpan()
 	if s.adapter != nil {
 		s.adapter.sessions--
 		h.dropUnused(s.adapter)

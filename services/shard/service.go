@@ -20,6 +20,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 )
 
 // Dialer connects to neighbours and to the sampler.
@@ -34,6 +35,7 @@ type Config struct {
 	Dialer  Dialer
 	Kernels kernel.Set[float32]
 	Threads int
+	Tracer  *trace.Tracer // nil traces nothing
 	// KVPositions bounds the KV cache of each held range, in positions; 0 means 16384.
 	KVPositions int
 	// LeaseLimit bounds the time that a pipeline may take to acknowledge a smaller lease; 0 means 10 s.
@@ -143,6 +145,9 @@ type session struct {
 	adapter  *loaded // nil for none
 	table    *kvcache.Table[float32]
 	lost     bool // an entry of it was not computed: further ones are refused until it is released
+
+	span        *trace.Span // of the time for which it is held; nil if the request is not traced
+	rows, steps int         // that it was part of
 
 	// The last stage keeps the last row of logits, in case the sampler asks for it.
 	row    []float32

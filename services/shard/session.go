@@ -1,9 +1,15 @@
 package shard
 
 import (
+	"encoding/hex"
+	"fmt"
+
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 )
 
 // changesTable reports whether an entry brings a change of its session's block table.
@@ -44,8 +50,32 @@ func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], *loaded, er
 	if h.sessions[name] == nil {
 		h.addSession(name, s)
 		p.sessions++
+		s.span = p.startSpan(e)
 	}
+	s.rows, s.steps = s.rows+int(e.GetRows()), s.steps+1
 	return table, s.adapter, nil
+}
+
+// startSpan begins the span of a session, if its request is traced.
+func (p *pipeline) startSpan(e *shardv1.Entry) *trace.Span {
+	layers := p.held.stage.Range
+	span := p.service.cfg.Tracer.Adopt(e.GetTraceparent(), "lamina/shard", "stage")
+	if span != nil {
+		span.Rename(fmt.Sprintf("stage %d-%d", layers.Lo, layers.Hi))
+		span.Set(attribute.String("lamina.session", hex.EncodeToString(e.GetSession())),
+			attribute.String("lamina.pipeline", hex.EncodeToString([]byte(p.id))),
+			attribute.Int64("lamina.epoch", int64(e.GetEpoch())), attribute.Int("lamina.layers.lo", layers.Lo),
+			attribute.Int("lamina.layers.hi", layers.Hi), attribute.String("lamina.shard", p.service.cfg.ID))
+	}
+	return span
+}
+
+// endSpan ends the span of a session that is dropped.
+func (s *session) endSpan() {
+	if s.span != nil {
+		s.span.Set(attribute.Int("lamina.rows", s.rows), attribute.Int("lamina.steps", s.steps))
+		s.span.End(nil)
+	}
 }
 
 // place changes a session's block table as the entry says, and sets its cached length to the entry's

@@ -89,7 +89,7 @@ func (p *process) dialOptions() rpc.DialOptions {
 	if p.certs != nil {
 		creds = p.certs.Client()
 	}
-	return rpc.DialOptions{TLS: creds}
+	return rpc.DialOptions{TLS: creds, Stats: p.tracer.ClientHandler()}
 }
 
 // listen opens an address. If others can reach it, callers have to authenticate over TLS, or the operator has waived
@@ -113,7 +113,7 @@ func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)
 			l = tls.NewListener(l, config)
 		}
 		ready()
-		return obs.ServeHTTP(ctx, l, obs.RequestIDs(p.gate(h)), drain)
+		return obs.ServeHTTP(ctx, l, obs.RequestIDs(p.tracer.HTTP(p.gate(h))), drain)
 	}}
 }
 

@@ -16,6 +16,7 @@ import (
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 )
@@ -50,6 +51,7 @@ type MeshConfig struct {
 	Insecure     bool          // allow public addresses that other machines can reach, without TLS or keys
 	Files        rpc.Files     // certificate of the public addresses; empty for plaintext
 	Access       AccessConfig  // who may use the public addresses
+	Traces       trace.Config  // where spans go; nowhere by default
 	// MetricsPrefix is that of RouterConfig.
 	MetricsPrefix string
 	Drain         time.Duration // how long requests may still run after a stop; 0 means 5 s
@@ -85,12 +87,14 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	cfg.Stages, cfg.Replicas = max(1, cfg.Stages), max(1, cfg.Replicas)
 	m := &Mesh{done: make(chan struct{})}
 	network := memnet.New()
-	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: network})
 	p := &process{
-		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(), dialer: m.dialer,
-		metrics: obs.NewRegistry(),
+		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(), metrics: obs.NewRegistry(),
 	}
-	m.process = p
+	if err := p.startTraces(ctx, cfg.Traces, "lamina"); err != nil {
+		return nil, err
+	}
+	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: network, Stats: p.tracer.ClientHandler()})
+	m.process, p.dialer = p, m.dialer
 	err := m.settings(p, cfg)
 	if err == nil {
 		err = p.secure(cfg.Files)

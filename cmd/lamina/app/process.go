@@ -26,6 +26,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 	"github.com/lamina-mesh/lamina/services/router"
@@ -68,6 +69,7 @@ type process struct {
 	registry discovery.Registry
 	dialer   *rpc.Dialer
 	metrics  *prometheus.Registry
+	tracer   *trace.Tracer // nil traces nothing
 	pending  pending
 
 	// Targets create these for other targets that need them.
@@ -170,7 +172,7 @@ func (p *process) serve(s server) {
 		if s.bound != nil {
 			s.bound(l.Addr().String())
 		}
-		options := rpc.ServerOptions{Log: p.log, Metrics: p.metrics, Public: s.public}
+		options := rpc.ServerOptions{Log: p.log, Metrics: p.metrics, Public: s.public, Stats: p.tracer.ServerHandler()}
 		if !rpc.InProcess(s.addr) { // a process trusts itself
 			options.Guard, options.TLS = p.guard, p.serverTLS("h2")
 		}
@@ -283,6 +285,18 @@ func (p *process) warnOfOldConsul(ctx context.Context) {
 		p.log.Warn("the consul agent has a known authorisation bypass: upgrade it", "version", version, "want",
 			consul.Floor+" or later")
 	}
+}
+
+// startTraces makes the tracer of the process, which is called like its service.
+func (p *process) startTraces(ctx context.Context, c trace.Config, service string) error {
+	c.Service = cmp.Or(c.Service, service)
+	tracer, err := trace.New(ctx, c)
+	if err != nil {
+		return err
+	}
+	p.tracer = tracer
+	p.closers = append(p.closers, tracer.Close) // called after all services have ended
+	return nil
 }
 
 // newID returns a random instance id.

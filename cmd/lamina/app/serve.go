@@ -15,6 +15,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -29,6 +30,7 @@ type ServiceConfig struct {
 	Files     rpc.Files
 	Insecure  bool
 	Access    AccessConfig
+	Traces    trace.Config      // where spans go; nowhere by default
 	Ready     func(addr string) // called with the bound address
 }
 
@@ -40,6 +42,9 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 	p := &process{log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)), kernels: kernels, set: set,
 		metrics: obs.NewRegistry()}
 	if err := c.Files.Mutual(); err != nil {
+		return err
+	}
+	if err := p.startTraces(ctx, c.Traces, "lamina-"+targets[0]); err != nil {
 		return err
 	}
 	if err := p.secure(c.Files); err != nil {

@@ -185,7 +185,7 @@ func (p *process) buildShards() error {
 		}
 		c := shard.Config{
 			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads,
-			KVPositions: set.kvPositions, ID: id, AdapterBytes: set.adapterBytes,
+			KVPositions: set.kvPositions, ID: id, Tracer: p.tracer, AdapterBytes: set.adapterBytes,
 			// The label distinguishes the shards of one process.
 			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
 		}
@@ -247,7 +247,7 @@ func (p *process) buildShards() error {
 }
 
 func (p *process) buildSampler() error {
-	s := sampler.New(sampler.Config{Log: p.log, Metrics: p.metrics})
+	s := sampler.New(sampler.Config{Log: p.log, Metrics: p.metrics, Tracer: p.tracer})
 	p.serve(server{kind: "sampler", name: "sampler", services: services{s}})
 	return nil
 }
@@ -334,7 +334,7 @@ func (p *process) buildRouter() error {
 	c := p.set.router.config()
 	c.Adapters, c.AdapterDir, c.AdapterDisk = adapters, p.set.router.AdapterDir, p.set.router.AdapterDisk
 	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
-	c.Placement = p.set.router.Placing.placement(p)
+	c.Placement, c.Tracer = p.set.router.Placing.placement(p), p.tracer
 	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil

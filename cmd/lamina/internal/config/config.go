@@ -173,7 +173,7 @@ func (f *File) value(n *yaml.Node, key string) (any, error) {
 }
 
 // Validate checks that each key is a flag or a command, and each value one that its flag takes. It implements
-// kong.Resolver.
+// kong.Resolver; but kong calls it after Resolve, so the program calls it first, for errors that have the whole key.
 func (f *File) Validate(app *kong.Application) error {
 	if f == nil {
 		return nil
@@ -221,7 +221,7 @@ func (f *File) validate(s *section, n *kong.Node, path string) error {
 	return nil
 }
 
-// flagsBelow returns the flags of a node and of all commands below it, by name.
+// flagsBelow returns the flags of a node, of all commands below it and of those around it, by name.
 func flagsBelow(n *kong.Node) map[string][]*kong.Flag {
 	out := map[string][]*kong.Flag{}
 	var walk func(*kong.Node)
@@ -236,6 +236,13 @@ func flagsBelow(n *kong.Node) map[string][]*kong.Flag {
 		}
 	}
 	walk(n)
+	for n = n.Parent; n != nil; n = n.Parent { // such as --log-level
+		for _, flag := range n.Flags {
+			if flag.Name != "help" && flag.Name != "config" {
+				out[flag.Name] = append(out[flag.Name], flag)
+			}
+		}
+	}
 	return out
 }
 

@@ -55,6 +55,9 @@ func parse(t testing.TB, text string, args ...string) (*cli, *kong.Context, *con
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := f.Validate(k.Model); err != nil {
+		return nil, nil, nil, err
+	}
 	parsed, err := k.Parse(args)
 	return &c, parsed, f, err
 }
@@ -141,7 +144,7 @@ func TestFile_ErrorsNameFileLineAndKey(t *testing.T) {
 		"a: &x 1\nb: *x":             "lamina.yaml:2: b: anchors and aliases are not supported",
 		"- a":                        "lamina.yaml:1: want keys and values",
 		"queue: 1\n---\nqueue: 2":    "lamina.yaml: want one document",
-		"router: {http: 'x":          "lamina.yaml: line ",
+		"router: {http: 'x":          "lamina.yaml: found unexpected end of stream",
 		"help: true":                 "lamina.yaml:1: help: there is no such flag",
 		"config: other.yaml":         "lamina.yaml:1: config: there is no such flag",
 		"a: {b: {c: {d: {e: {f: {g: {h: {i: {j: {k: 1}}}}}}}}}}": "is nested too deeply",

@@ -910,7 +910,9 @@ type AddSession struct {
 	// How many ids of the log a context policy has dropped. The stages do not know of them,
 	// so positions of rows and tokens do not count them; prompt and emitted contain them. A
 	// token's random numbers are those of its position plus this number.
-	Dropped       uint32 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Dropped uint32 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// The W3C traceparent of the request's span; empty if the request is not traced.
+	Traceparent   string `protobuf:"bytes,120,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -999,6 +1001,13 @@ func (x *AddSession) GetDropped() uint32 {
 		return x.Dropped
 	}
 	return 0
+}
+
+func (x *AddSession) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // RemoveSession ends a session.
@@ -2175,7 +2184,7 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
 	"\x05first\x18\x03 \x01(\rR\x05first\x12\x16\n" +
-	"\x06tokens\x18\x04 \x03(\fR\x06tokens\"\x83\x02\n" +
+	"\x06tokens\x18\x04 \x03(\fR\x06tokens\"\xa5\x02\n" +
 	"\n" +
 	"AddSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
@@ -2187,7 +2196,8 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\n" +
 	"vocabulary\x18\a \x01(\tR\n" +
 	"vocabulary\x12\x18\n" +
-	"\adropped\x18\b \x01(\rR\adropped\")\n" +
+	"\adropped\x18\b \x01(\rR\adropped\x12 \n" +
+	"\vtraceparent\x18x \x01(\tR\vtraceparent\")\n" +
 	"\rRemoveSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"\xad\x02\n" +
 	"\x0eSampleResponse\x129\n" +

@@ -3250,7 +3250,11 @@ type Entry struct {
 	// mapped already.
 	Pages []uint32 `protobuf:"varint,10,rep,packed,name=pages,proto3" json:"pages,omitempty"`
 	// The digest of the session's adapter, 32 bytes; empty for none.
-	Adapter       []byte `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	Adapter []byte `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	// The W3C traceparent of the request's span, in the first entry of a session on a pipeline
+	// and after the chain was opened again; empty if the request is not traced. A stage that
+	// creates the session makes a span of the time for which it holds it.
+	Traceparent   string `protobuf:"bytes,120,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3360,6 +3364,13 @@ func (x *Entry) GetAdapter() []byte {
 		return x.Adapter
 	}
 	return nil
+}
+
+func (x *Entry) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // Release names what a pipeline no longer needs. A stage handles the fields in order.
@@ -9031,7 +9042,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
 	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\x12!\n" +
-	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\"\xa3\x02\n" +
+	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\"\xc5\x02\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -9046,7 +9057,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tpage_from\x18\t \x01(\rR\bpageFrom\x12\x14\n" +
 	"\x05pages\x18\n" +
 	" \x03(\rR\x05pages\x12\x18\n" +
-	"\aadapter\x18< \x01(\fR\aadapter\"k\n" +
+	"\aadapter\x18< \x01(\fR\aadapter\x12 \n" +
+	"\vtraceparent\x18x \x01(\tR\vtraceparent\"k\n" +
 	"\aRelease\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x14\n" +
 	"\x05pages\x18\x02 \x03(\rR\x05pages\x12.\n" +
