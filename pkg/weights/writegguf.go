@@ -175,8 +175,8 @@ func appendValue(b []byte, value any) ([]byte, error) {
 	return nil, fmt.Errorf("the format has no type for %T", value)
 }
 
-// numberTypes returns a function for each type of numbers. It appends a number of the type or a list of them, and returns
-// false for other values.
+// numberTypes returns a function for each type of numbers. It appends a number of the type or a list of them, and
+// returns false for other values.
 func numberTypes() []func(b []byte, value any) ([]byte, bool, error) {
 	return []func([]byte, any) ([]byte, bool, error){
 		appendOneOrList[bool](kindBool),

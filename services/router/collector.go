@@ -49,7 +49,8 @@ func (m *metrics) observeStages(r prometheus.Registerer, s *Service) {
 		state: []pipelineGauge{
 			gauge("epoch", "How often the chain was opened: 1, and one more after each stage that was lost.",
 				func(p *pipeline) float64 { return float64(p.epochs.Load()) }),
-			gauge("running", "Sequences in batches.", func(p *pipeline) float64 { return float64(p.runningCount.Load()) }),
+			gauge("running", "Sequences in batches.",
+				func(p *pipeline) float64 { return float64(p.runningCount.Load()) }),
 			gauge("waiting", "Sequences that wait for KV pages.",
 				func(p *pipeline) float64 { return float64(p.waitingCount.Load()) }),
 			gauge("tokens_per_second", "Tokens a second in the last second with steps.",

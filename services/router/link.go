@@ -13,6 +13,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
+// framesLen is the number of frames that may wait to be sent on a link.
+const framesLen = 1024
+
 // link is one of a pipeline's two streams, that to the chain or that to the sampler, with the frames that
 // wait to be sent and the goroutines that send and receive. When the stream breaks, ctx ends and its
 // cause says why.

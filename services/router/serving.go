@@ -262,7 +262,8 @@ func (g *servingGauges) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	if len(ready)+len(loading) > 0 {
-		gauge(g.lora, float64(time.Now().UnixNano())/1e9, strconv.Itoa(maxAdapterLabels), joined(ready), joined(loading))
+		now := float64(time.Now().UnixNano()) / 1e9
+		gauge(g.lora, now, strconv.Itoa(maxAdapterLabels), joined(ready), joined(loading))
 	}
 }
 

@@ -30,7 +30,9 @@ func scrape(t *testing.T, r prometheus.Gatherer) map[string]float64 {
 			for _, l := range m.GetLabel() {
 				labels += "," + l.GetName() + "=" + l.GetValue()
 			}
-			key := func(suffix string) string { return f.GetName() + suffix + "{" + strings.TrimPrefix(labels, ",") + "}" }
+			key := func(suffix string) string {
+				return f.GetName() + suffix + "{" + strings.TrimPrefix(labels, ",") + "}"
+			}
 			switch f.GetType() {
 			case dto.MetricType_COUNTER:
 				out[key("")] = m.GetCounter().GetValue()

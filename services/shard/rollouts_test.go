@@ -35,9 +35,9 @@ func rolloutSlot(v *pairVector) *shardv1.Microbatch {
 
 // sendRollouts sends a step over one slot.
 func (c *conversation) sendRollouts(v *pairVector, m *shardv1.Microbatch) {
-	targets := len(v.Pairs[0].Chosen) + len(v.Pairs[0].Rejected)
-	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: &shardv1.Step{Step: 1, Targets: uint64(targets),
-		Slots: []uint32{0}}}})
+	targets := uint64(len(v.Pairs[0].Chosen) + len(v.Pairs[0].Rejected))
+	step := &shardv1.Step{Step: 1, Targets: targets, Slots: []uint32{0}}
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: step}})
 	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}})
 }
 

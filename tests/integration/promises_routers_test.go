@@ -50,7 +50,8 @@ func TestPromise_S13_StreamsOutliveTheirRouter(t *testing.T) {
 	t.Logf("%.0f tokens/s before the fault", flow.prove())
 	f.members["router-0"].kill()
 	pause(t, time.Second)
-	v := flow.hold(within(30 * time.Second)) // the promise is about tokens, not time: half of the streams are computed again
+	// The promise is about tokens, not time: half of the streams are computed again.
+	v := flow.hold(within(30 * time.Second))
 	if v.resumes < streams/4 {
 		t.Errorf("only %d streams were resumed", v.resumes)
 	}

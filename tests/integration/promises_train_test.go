@@ -213,7 +213,8 @@ func TestPromise_T3_TrainerIsKilledMidCheckpoint(t *testing.T) {
 		client := f.trainer(0)
 		now := f.until(client, "torn", is(trainerv1.RunState_RUN_STATE_INTERRUPTED))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		if _, err := client.ResumeRun(ctx, &trainerv1.ResumeRunRequest{Run: "torn", Stages: 1, Replicas: 2}); err != nil {
+		_, err := client.ResumeRun(ctx, &trainerv1.ResumeRunRequest{Run: "torn", Stages: 1, Replicas: 2})
+		if err != nil {
 			t.Fatal(err)
 		}
 		cancel()

@@ -128,7 +128,7 @@ func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
 	if _, err := reader.Next(shortly(ctx, t)); fault.CodeOf(err) != fault.DeadlineExceeded {
 		t.Errorf("read with no server: %v", err)
 	}
-	s = listening(t, dir, port)
+	listening(t, dir, port)
 	publish(ctx, t, b, event(1, 1))
 	read(ctx, t, reader, event(1, 1))
 }
@@ -169,7 +169,7 @@ func TestConnect_WaitsForAServerThatStartsLater(t *testing.T) {
 	if err := b.Publish(shortly(t.Context(), t), event(1, 0)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("publish without a server: %v", err)
 	}
-	s = listening(t, dir, port)
+	listening(t, dir, port)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := b.Await(ctx); err != nil {

@@ -96,7 +96,7 @@ func TestJournal_GoesOnWhenTheServerComesBack(t *testing.T) {
 	if _, err := j.Read(short, key); fault.CodeOf(err) != fault.DeadlineExceeded {
 		t.Errorf("read with no server: %v", err)
 	}
-	s = natstest.Start(t, &server.Options{StoreDir: dir, Port: port})
+	natstest.Start(t, &server.Options{StoreDir: dir, Port: port})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for { // until the connection is there again
