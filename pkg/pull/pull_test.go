@@ -574,7 +574,7 @@ func TestPull_SilentServerIsCutOff(t *testing.T) {
 		return true
 	}
 	s := open(t, store.Options{})
-	source := &pull.Web{Client: client(t, pull.ClientOptions{Idle: 300 * time.Millisecond}), URL: at.URL}
+	source := &pull.Web{Client: client(t, pull.ClientOptions{Idle: 2 * time.Second}), URL: at.URL}
 	if _, err := pull.Pull(t.Context(), s, source, quick); err != nil {
 		t.Fatal(err)
 	}

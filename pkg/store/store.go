@@ -50,9 +50,6 @@ func Open(dir string, o Options) (*Store, error) {
 // Close closes the store. Leases and partial files stay valid.
 func (s *Store) Close() error { return s.root.Close() }
 
-// Dir returns the folder.
-func (s *Store) Dir() string { return s.dir }
-
 // Model is a model of the store.
 type Model struct {
 	Manifest

@@ -70,9 +70,6 @@ func (s *Store) OpenFile(file File) (*Reader, error) {
 	return &Reader{file, sums, f}, nil
 }
 
-// Sums returns the digests of all chunks.
-func (r *Reader) Sums() Sums { return r.sums }
-
 // ReadChunk reads chunk i into buf, which has room for a whole chunk, and checks it. The error is a *DamageError if
 // its bytes are not those of its digest.
 func (r *Reader) ReadChunk(i int, buf []byte) ([]byte, error) {

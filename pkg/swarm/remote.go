@@ -98,9 +98,6 @@ func Open(ctx context.Context, s *store.Store, log *slog.Logger, digest string, 
 // Path returns the folder of the model. Its files have holes where Fetch has brought nothing.
 func (r *Remote) Path() string { return r.lease.Path }
 
-// Name returns the name that the model has at its peers.
-func (r *Remote) Name() string { return r.model.Name }
-
 // SetPeers replaces the peers that have the model.
 func (r *Remote) SetPeers(peers []Peer) {
 	r.mu.Lock()
