@@ -131,8 +131,12 @@ compose-up: image ## Start all services on docker compose.
 compose-down: ## Stop the services on docker compose.
 	docker-compose down -v
 
+.PHONY: deploy-test
+deploy-test: ## Render and parse the files for systemd, Nomad and Kubernetes with the parsers of the tools that read them.
+	cd tools/deploy && $(GO) test -count=1 -timeout 10m ./...
+
 .PHONY: compose-test
-compose-test: image ## Run the integration scenarios on docker compose.
+compose-test: image deploy-test ## Run the integration scenarios on docker compose.
 	$(GO) test -count=1 -timeout 20m ./tests/integration -runner=compose
 
 .PHONY: clients-test
