@@ -66,7 +66,8 @@ func (c *doctorCmd) checks() ([]doctor.Check, error) {
 	return []doctor.Check{
 		{Name: "version", Run: func(context.Context) []doctor.Finding {
 			v := buildVersion()
-			return []doctor.Finding{{Status: doctor.OK, Detail: fmt.Sprintf("lamina %s, %s, %s", v.Version, v.Go, v.Platform)}}
+			detail := fmt.Sprintf("lamina %s, %s, %s", v.Version, v.Go, v.Platform)
+			return []doctor.Finding{{Status: doctor.OK, Detail: detail}}
 		}},
 		doctor.Processor(cpu.Instructions()),
 		doctor.Memory(app.MachineMemory(), bytes),
@@ -82,9 +83,8 @@ func (c *doctorCmd) checks() ([]doctor.Check, error) {
 			defer r.Close()
 			return r.Version(ctx)
 		}),
-		doctor.Server("nats", natsAddr, natsFloor, c.NATS != "", consul.Older, func(ctx context.Context) (string, error) {
-			return natsVersion(ctx, c.natsFlags.config(natsAddr))
-		}),
+		doctor.Server("nats", natsAddr, natsFloor, c.NATS != "", consul.Older,
+			func(ctx context.Context) (string, error) { return natsVersion(ctx, c.config(natsAddr)) }),
 		doctor.Clock(map[string]func(context.Context) (time.Time, error){
 			"consul": func(ctx context.Context) (time.Time, error) {
 				return dateOf(ctx, "http://"+consulAddr+"/v1/status/leader")

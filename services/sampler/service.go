@@ -313,7 +313,8 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 	n = &session{
 		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
 		top:     rules.TopLogprobs,
-		emitted: len(a.GetEmitted()), began: len(a.GetEmitted()), last: -1, dropped: int(a.GetDropped()), matcher: matcher, mask: mask,
+		emitted: len(a.GetEmitted()), began: len(a.GetEmitted()),
+		last: -1, dropped: int(a.GetDropped()), matcher: matcher, mask: mask,
 		history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}
 	for _, id := range a.GetRules().GetEndIds() {

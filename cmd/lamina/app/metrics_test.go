@@ -126,7 +126,8 @@ func TestMesh_MetricsAreWhatClientsHaveSeen(t *testing.T) {
 	}
 	var got map[string]float64
 	wrong := "not scraped"
-	for limit := time.Now().Add(time.Minute); wrong != "" && time.Now().Before(limit); { // a request ends after its last event
+	// A request ends after its last event.
+	for limit := time.Now().Add(time.Minute); wrong != "" && time.Now().Before(limit); {
 		got, wrong = scraped(t, ctx, m.HTTPAddr()), ""
 		for name, v := range want {
 			if have, ok := got[name]; !ok || have != v {

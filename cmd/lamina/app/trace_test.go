@@ -61,8 +61,8 @@ func TestMesh_OneTraceForEachRequest(t *testing.T) {
 		ctx := propagation.TraceContext{}.Extract(ctx,
 			propagation.MapCarrier{"traceparent": "00-" + id + "-b7ad6b7169203331-01"})
 		stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
-			Prompt: &routerv1.GenerateRequest_Text{Text: "Once upon a time"}, MaxTokens: uint32(10 + i), IgnoreEnd: true,
-			Sampling: &routerv1.Sampling{Temperature: &zero},
+			Prompt: &routerv1.GenerateRequest_Text{Text: "Once upon a time"}, MaxTokens: uint32(10 + i),
+			Sampling: &routerv1.Sampling{Temperature: &zero}, IgnoreEnd: true,
 		})
 		if err != nil {
 			t.Fatal(err)

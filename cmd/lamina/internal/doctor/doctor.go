@@ -34,7 +34,9 @@ type Check struct {
 }
 
 // Run runs the checks one after the other, each for the given time at most, and passes on the findings.
-func Run(ctx context.Context, limit time.Duration, checks []Check, report func(Finding) error) (worst Status, err error) {
+func Run(
+	ctx context.Context, limit time.Duration, checks []Check, report func(Finding) error,
+) (worst Status, err error) {
 	worst = OK
 	for _, c := range checks {
 		for _, f := range run(ctx, limit, c) {
