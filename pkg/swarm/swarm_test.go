@@ -303,8 +303,12 @@ func TestRemote_FlippedBitsComeFromAnotherPeer(t *testing.T) {
 			return data, nil
 		}
 	}
+	want := 1000
+	if testing.Short() {
+		want = 200
+	}
 	stores := 0
-	for ; flips < 1000 && !t.Failed(); stores++ {
+	for ; flips < want && !t.Failed(); stores++ {
 		remote := openRemote(t, openStore(t), m, peers)
 		if err := remote.Fetch(t.Context(), all(remote, m), nil); err != nil {
 			t.Fatal(err)
