@@ -65,6 +65,10 @@ fuzz: ## Fuzz every parser for FUZZTIME each.
 json-schema-suite: ## Run the JSON Schema Test Suite checked out at SUITE.
 	LAMINA_JSON_SCHEMA_SUITE=$(abspath $(SUITE)) $(GO) test -count=1 -v -run TestSchema_Suite ./pkg/grammar
 
+.PHONY: dashboards-test
+dashboards-test: ## Start a fleet, scrape it, and fail if a panel of a dashboard or an alert reads nothing.
+	cd tools/dashboards && $(GO) test -count=1 -timeout 10m -v ./...
+
 .PHONY: lint
 lint: ## Check formatting, vet, the style of .proto files and the rules of golangci-lint.
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
