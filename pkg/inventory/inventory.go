@@ -123,8 +123,8 @@ func modelOf(e *shardv1.Offer, o Options) *plan.Model {
 	return m
 }
 
-// hostOf describes a shard as a host, which has a usable time. Spans that were given by flag take their memory away from
-// the plan.
+// hostOf describes a shard as a host, which has a usable time. Spans that were given by flag take their memory away
+// from the plan.
 func hostOf(s Shard, models []plan.Model) plan.Host {
 	d := s.Description
 	i := d.GetInventory()
