@@ -29,7 +29,7 @@ func TestPlanted_PromisesAreSeenToBreak(t *testing.T) {
 		{"t3-history-forgotten", app, "TestTrain_SpikesAreHandledTheSameOnEveryLayout", "resumed"},
 		{"t4-unsynced", checkpoints, "TestStore_PowerLossLeavesAWholeCheckpoint", "was durable"},
 		{"t4-digests-unread", checkpoints, "TestStore_FlippedBitsAreDetected", "is torn"},
-		{"t5-ledger-not-cut", app, "TestTrain_EverySampleCountsOnce", "of the ledger"},
+		{"t5-ledger-not-cut", app, "TestTrain_EverySampleCountsOnce", "of metrics.jsonl has step"},
 		{"t6-unchecked", shards, "TestTrain_BadGradientsAreRejectedAndNeverApplied", "the gradient is used"},
 		{"t8-not-repeated", app, "TestTrain_ALostReplicaCostsOneStep", "the run went back"},
 		{"t9-claim-stays", checkpoints, "TestStore_ADeposedHolderChangesNothing", "suspended at operation"},

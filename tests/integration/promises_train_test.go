@@ -234,7 +234,7 @@ func TestPromise_T8_ALostShardCostsOneStep(t *testing.T) {
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			f := startTrainFleet(t, 3, 1)
-			change := map[string]any{"steps": 200}
+			change := map[string]any{"steps": 300}
 			calm := f.calm(change)
 			f.begin(name, 1, 3, change)
 			client, last, faulted := f.trainer(0), uint64(0), false
@@ -260,7 +260,7 @@ func TestPromise_T8_ALostShardCostsOneStep(t *testing.T) {
 // T8: a shard that gets SIGTERM leaves after its step: none is repeated, and the process ends by itself.
 func TestPromise_T8_ATerminatedShardCostsNoStep(t *testing.T) {
 	f := startTrainFleet(t, 3, 1)
-	change := map[string]any{"steps": 200}
+	change := map[string]any{"steps": 300}
 	calm := f.calm(change)
 	f.begin("leaves", 1, 3, change)
 	client := f.trainer(0)
