@@ -123,7 +123,7 @@ func TestJournal_StoreThatWasErasedHasNoRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	natstest.Stop(s)
-	s = natstest.Start(t, &server.Options{Port: port})
+	natstest.Start(t, &server.Options{Port: port})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
