@@ -126,8 +126,8 @@ func TestListRuns_Columns(t *testing.T) {
 	r := midway()
 	r.Quarantined = []*trainerv1.Quarantined{{}}
 	r.Spikes = []*trainerv1.Spike{{}, {}}
-	failed := &trainerv1.Run{Name: "longer", State: trainerv1.RunState_RUN_STATE_FAILED, Steps: 9, Stages: 1, Replicas: 1,
-		StartedMs: r.GetStartedMs(), Error: "no shard trains"}
+	failed := &trainerv1.Run{Name: "longer", State: trainerv1.RunState_RUN_STATE_FAILED, Steps: 9, Stages: 1,
+		Replicas: 1, StartedMs: r.GetStartedMs(), Error: "no shard trains"}
 	at := time.UnixMilli(r.GetStartedMs()).Format(time.DateTime)
 	var out strings.Builder
 	if err := listRuns(&out, []*trainerv1.Run{r, failed}); err != nil {

@@ -88,7 +88,8 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	m := &Mesh{done: make(chan struct{})}
 	network := memnet.New()
 	p := &process{
-		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(), metrics: obs.NewRegistry(),
+		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(),
+		metrics: obs.NewRegistry(),
 	}
 	if err := p.startTraces(ctx, cfg.Traces, "lamina"); err != nil {
 		return nil, err
