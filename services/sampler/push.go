@@ -110,7 +110,7 @@ func (u *push) drop(r *samplerv1.Row, err error) {
 	n := p.sessions[string(r.GetSession())]
 	stale := n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last
 	if !stale {
-		delete(p.sessions, string(r.GetSession()))
+		p.drop(string(r.GetSession()))
 	}
 	p.mu.Unlock()
 	if !stale {
@@ -243,7 +243,7 @@ func (p *pipeline) pick(
 		return nil, false
 	}
 	if r.GetEpoch() > n.epoch { // the session is about to be added again, and its log may be another one
-		delete(p.sessions, string(r.GetSession()))
+		p.drop(string(r.GetSession()))
 		return failed(r.GetSession(), r.GetEpoch(), fault.New(fault.FailedPrecondition,
 			"pick token: the row has epoch %d, and the session epoch %d", r.GetEpoch(), n.epoch)), false
 	}
@@ -252,7 +252,7 @@ func (p *pipeline) pick(
 	}
 	defer func() {
 		if c := recover(); c != nil {
-			delete(p.sessions, string(r.GetSession()))
+			p.drop(string(r.GetSession()))
 			reply, wanted = failed(r.GetSession(), r.GetEpoch(), fault.New(fault.Internal, "pick token: %v", c)), false
 		}
 	}()
@@ -261,7 +261,7 @@ func (p *pipeline) pick(
 	case errors.Is(err, sample.ErrTooFew) && !whole:
 		return nil, true
 	case err != nil:
-		delete(p.sessions, string(r.GetSession()))
+		p.drop(string(r.GetSession()))
 		return failed(r.GetSession(), r.GetEpoch(), err), false
 	}
 	return n.token(r, choice), false

@@ -195,8 +195,7 @@ func (s *Service) receive(
 		case *samplerv1.SampleRequest_Remove:
 			p.mu.Lock()
 			delete(p.pending, string(frame.Remove.GetSession()))
-			p.sessions[string(frame.Remove.GetSession())].endSpan()
-			delete(p.sessions, string(frame.Remove.GetSession()))
+			p.drop(string(frame.Remove.GetSession()))
 			p.mu.Unlock()
 		default:
 			return fault.Field("frame", "%T is not allowed after open", frame)
@@ -321,6 +320,12 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 		n.ends[int32(id)] = true
 	}
 	return n, nil
+}
+
+// drop forgets a session, if there is one of the name, and ends its span. The caller holds mu.
+func (p *pipeline) drop(name string) {
+	p.sessions[name].endSpan()
+	delete(p.sessions, name)
 }
 
 // endSpan ends the span of a session, which may be nil. The caller holds the pipeline's mu.

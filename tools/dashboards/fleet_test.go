@@ -142,7 +142,8 @@ func (f *fleet) train(t *testing.T, ctx context.Context) {
 		"vocabulary": {"type": "char"}, "model": {"architecture": "llama", "layers": 2, "width": 16, "heads": 2,
 		"ff": 24, "tied": true}, "slots": 2, "slot_sequences": 1, "sequence_len": 8, "steps": 1000000,
 		"learning_rate": {"max": 0.01, "min": 0.001, "warmup": 2}, "seed": 3, "checkpoint_every": 100000}`
-	resp, err := f.trainer.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: []byte(manifest), Stages: 1, Replicas: 1})
+	resp, err := f.trainer.StartRun(ctx,
+		&trainerv1.StartRunRequest{ManifestJson: []byte(manifest), Stages: 1, Replicas: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
