@@ -1,8 +1,8 @@
 // Package trace makes OpenTelemetry spans that follow a request over router, tokenizer, stages and sampler, and exports
 // them by OTLP. Unary calls carry the context of a span as gRPC metadata (ServerHandler, ClientHandler). Streams
-// between services are shared by many requests, so there a session carries it: the router sends the traceparent of its span
-// once with each session, and the service that holds the session makes one span of its life (Adopt). No step and no
-// token makes a span or an event.
+// between services are shared by many requests, so there a session carries it: the router sends the traceparent of its
+// span once with each session, and the service that holds the session makes one span of its life (Adopt). No step and
+// no token makes a span or an event.
 //
 // Tracing is off unless there is an endpoint. A nil *Tracer makes nil spans, and the methods of a nil *Span do
 // nothing and allocate nothing.
