@@ -43,7 +43,7 @@ func TestMethods_WhatServicesMayCallIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	callees := []string{"router", "shard", "sampler", "tokenizer", "trainer"}
+	callees := []string{"router", "shard", "sampler", "tokenizer", "trainer", "weights"}
 	for _, caller := range []auth.Service{auth.RouterService, auth.ShardService, auth.TrainerService} {
 		var parts []string
 		for _, callee := range callees {
