@@ -10,6 +10,7 @@ package memnet
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ type Network struct {
 	mu        sync.Mutex
 	listeners map[string]*listener
 	links     map[string]*link
+	making    sync.Mutex // held while a pipe is made
 }
 
 // New returns an empty network.
@@ -42,25 +44,28 @@ func (n *Network) Listen(name string) (net.Listener, error) {
 	if n.listeners[name] != nil {
 		return nil, fault.New(fault.AlreadyExists, "listen on mem:%s: the name is taken", name)
 	}
-	l := &listener{Listener: bufconn.Listen(pipeSize), name: name, network: n}
+	l := &listener{name: name, network: n, dialed: make(chan net.Conn), closed: make(chan struct{})}
 	n.listeners[name] = l
 	return l, nil
 }
 
 // listener is the listener of a name.
 type listener struct {
-	*bufconn.Listener
 	name    string
 	network *Network
+	dialed  chan net.Conn // the listener's ends of connections
+	once    sync.Once
+	closed  chan struct{}
 }
 
 // Accept waits for a dialer. The faults of the link apply to both ends of the connection.
 func (l *listener) Accept() (net.Conn, error) {
-	raw, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case raw := <-l.dialed:
+		return l.network.link(l.name).join(raw), nil
 	}
-	return l.network.link(l.name).join(raw), nil
 }
 
 // Close closes the listener and frees its name.
@@ -70,7 +75,8 @@ func (l *listener) Close() error {
 		delete(l.network.listeners, l.name)
 	}
 	l.network.mu.Unlock()
-	return l.Listener.Close()
+	l.once.Do(func() { close(l.closed) })
+	return nil
 }
 
 // Addr returns the address, which is "mem:" and the name.
@@ -117,11 +123,40 @@ func (n *Network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	if l == nil {
 		return nil, fault.New(fault.Unavailable, "dial mem:%s: nobody listens", name)
 	}
-	raw, err := l.DialContext(ctx)
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "dial mem:%s", name)
+	raw, other, err := n.pipe()
+	if err == nil {
+		select {
+		case l.dialed <- other:
+			return link.join(raw), nil
+		case <-l.closed:
+			err = net.ErrClosed
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		_, _ = raw.Close(), other.Close() // closing a pipe does not fail
 	}
-	return link.join(raw), nil
+	return nil, fault.Wrap(fault.Unavailable, err, "dial mem:%s", name)
+}
+
+// pipe returns both ends of a connection. One is made at a time, because bufconn makes timers that are due at once: in
+// a bubble of testing/synctest these run where they are made, and in Go 1.26 the race detector crashes when two
+// goroutines do that at the same moment.
+func (n *Network) pipe() (dialer, listener net.Conn, err error) {
+	n.making.Lock()
+	defer n.making.Unlock()
+	l := bufconn.Listen(pipeSize)
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		defer close(accepted)
+		if c, err := l.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	dialer, err = l.Dial()
+	if err = errors.Join(err, l.Close()); err != nil {
+		return nil, nil, err
+	}
+	return dialer, <-accepted, nil
 }
 
 // Cut breaks all connections to a name and refuses new ones, or allows them again.
