@@ -52,14 +52,17 @@ type live struct {
 	finished *routerv1.Finished
 	err      error
 	ended    bool
+	sought   bool // it is looked for in the journal and has not been found
 	readers  int
 	changed  chan struct{} // closed and replaced when any of these change
 	alone    *time.Timer   // ends the request when it has had no reader for a while
 }
 
 // startLive runs a resumable request in a goroutine of its own. If there is one under the key already
-// it returns that one, and false.
-func (s *Service) startLive(key journal.Key, run func(context.Context, *live) error) (*live, bool, error) {
+// it returns that one, and false. If sought, run must first find it in the journal.
+func (s *Service) startLive(
+	key journal.Key, sought bool, run func(context.Context, *live) error,
+) (*live, bool, error) {
 	r := s.requests
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -75,7 +78,7 @@ func (s *Service) startLive(key journal.Key, run func(context.Context, *live) er
 	}
 	l := &live{
 		requests: r, key: key, grace: s.cfg.Grace, limit: s.cfg.ReplayBytes, changed: make(chan struct{}),
-		opened: make(chan struct{}),
+		opened: make(chan struct{}), sought: sought,
 	}
 	ctx, cancel := context.WithCancelCause(auth.WithTenant(obs.WithRequestID(r.base, key.ID), key.Tenant))
 	l.cancel = cancel
@@ -298,19 +301,19 @@ func beyond(from, tokens int) error {
 		Msg: fault.New(fault.OutOfRange, "%d is beyond the end of the answer at %d", from, tokens).Error()}
 }
 
-// wait waits until the request has ended.
-func (l *live) wait(ctx context.Context) error {
+// wait waits until the request has ended. It reports whether the request was known, and not only looked for.
+func (l *live) wait(ctx context.Context) (known bool, err error) {
 	for {
 		l.mu.Lock()
-		ended, changed := l.ended, l.changed
+		ended, known, changed := l.ended, !l.sought, l.changed
 		l.mu.Unlock()
 		if ended {
-			return nil
+			return known, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return known, ctx.Err()
 		}
 	}
 }

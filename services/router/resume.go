@@ -58,7 +58,7 @@ func (q *request) launch(ctx context.Context, resumable bool, state []byte, enco
 		)
 	}
 	client, caller := q.sink, auth.From(ctx)
-	l, own, err := q.service.startLive(journal.Key{Tenant: auth.Tenant(ctx), ID: id},
+	l, own, err := q.service.startLive(journal.Key{Tenant: auth.Tenant(ctx), ID: id}, false,
 		func(ctx context.Context, l *live) error {
 			q.sink, q.live, l.state = l.sink(), l, state
 			return q.run(trace.Detach(auth.WithPrincipal(ctx, caller), call), encode)
@@ -112,7 +112,7 @@ func (s *Service) resume(
 	if err != nil {
 		return err
 	}
-	l, _, err := s.startLive(key, s.takeOver)
+	l, _, err := s.startLive(key, true, s.takeOver)
 	if err != nil {
 		return err
 	}
@@ -171,6 +171,7 @@ func (s *Service) takeOver(ctx context.Context, l *live) error {
 		if err != nil {
 			return err
 		}
+		l.change(func() { l.sought = false })
 		q, err := s.fromLog(ctx, l, log)
 		if err != nil {
 			return err
@@ -327,7 +328,9 @@ func (s *Service) cancelRequest(ctx context.Context, id string) error {
 	s.requests.mu.Unlock()
 	if l != nil && !l.broken() {
 		l.cancel(errCanceled)
-		return l.wait(ctx)
+		if known, err := l.wait(ctx); known || err != nil {
+			return err
+		}
 	}
 	for range maxTakes {
 		log, err := s.journaled(ctx, key)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -53,6 +54,44 @@ func TestResume_OnlyItsTenantKnowsARequest(t *testing.T) {
 			t.Errorf("an id that cannot be: %v", err)
 		}
 	}
+}
+
+// slowJournal is a journal whose first Read lasts until its caller gives up.
+type slowJournal struct {
+	journal.Journal
+	once  sync.Once
+	reads chan struct{} // closed when the first Read has begun
+}
+
+func (j *slowJournal) Read(ctx context.Context, key journal.Key) ([]journal.Record, error) {
+	first := false
+	j.once.Do(func() { first = true })
+	if first {
+		close(j.reads)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return j.Journal.Read(ctx, key)
+}
+
+// A request that another call still looks for is no more known than it is without that call.
+func TestResume_CancelOfAnUnknownRequestThatIsLookedFor(t *testing.T) {
+	j := &slowJournal{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24}), reads: make(chan struct{})}
+	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	id := strings.Repeat("5c", 16)
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		got := part{id: id}
+		if err := got.resume(patient(t), m.client, nil); err == nil {
+			t.Error("an unknown request is resumed")
+		}
+	})
+	<-j.reads
+	_, err := m.client.Cancel(patient(t), &routerv1.CancelRequest{RequestId: id})
+	if status.Code(err) != codes.NotFound {
+		t.Errorf("got %v", err)
+	}
+	looking.Wait()
 }
 
 func withID(ctx context.Context, id string) context.Context {
