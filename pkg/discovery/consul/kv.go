@@ -40,7 +40,8 @@ func (r *Registry) Swap(ctx context.Context, key string, value []byte, version u
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	pair := &api.KVPair{Key: valuePrefix + key, Value: value, ModifyIndex: version}
+	// Consul gives no new version to a pair that is written as it was. The version before makes each pair another one.
+	pair := &api.KVPair{Key: valuePrefix + key, Value: value, Flags: version, ModifyIndex: version}
 	written, _, err := r.client.KV().CAS(pair, (&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "write %s to consul", key)
