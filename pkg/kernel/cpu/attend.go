@@ -14,7 +14,7 @@ import (
 
 const (
 	attendBlock = 16  // positions in a block of keys or values
-	attendChunk = 128 // positions in a chunk
+	attendChunk = 256 // positions in a chunk
 	tileQueries = 12  // most queries of a tile
 )
 
