@@ -97,24 +97,22 @@ func (s *Service) loadAdapter(
 	if err := s.awaitAdapter(ctx, p.digest, a); err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var former *servedAdapter
-	err = s.adapters.checkRoom(name) // others may have come meanwhile
-	if err == nil {
-		err = s.adapters.change(name, func() { former = s.adapters.point(name, p.model(), a, time.Now()) })
-	}
+	resp := &routerv1.LoadAdapterResponse{}
+	err = s.changeName(name, func() error {
+		if err := s.adapters.checkRoom(name); err != nil { // others may have come meanwhile
+			return err
+		}
+		if former := s.adapters.point(name, p.model(), a, time.Now()); former != nil && former != a {
+			resp.Replaced = former.digest.String()
+		}
+		resp.Adapter = s.describeAdapter(name, s.adapters.names[name])
+		return nil
+	})
 	if err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "load adapter %q", open.GetName())
 	}
-	resp := &routerv1.LoadAdapterResponse{Adapter: s.describeAdapter(name, s.adapters.names[name])}
-	if former != nil && former != a {
-		resp.Replaced = former.digest.String()
-	}
 	s.log.InfoContext(ctx, "point adapter", "model", p.model(), "name", name.name, "digest", a.digest.String(),
 		"replaced", resp.GetReplaced())
-	s.notifyChange()
-	s.poke()
 	return resp, nil
 }
 
@@ -134,17 +132,11 @@ func (s *Service) storeAdapter(
 		return nil, fault.Field("open.size", "want 1..%d bytes, got %d", int64(maxAdapterFile), n)
 	}
 	size := int64(open.GetSize()) + int64(len(open.GetConfig()))
-	s.mu.Lock()
-	err = s.adapters.reserve(size)
-	s.mu.Unlock()
+	giveBack, err := s.reserve(size)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		s.mu.Lock()
-		s.adapters.arriving, s.adapters.arrivingBytes = s.adapters.arriving-1, s.adapters.arrivingBytes-size
-		s.mu.Unlock()
-	}()
+	defer giveBack()
 	err = s.adapters.store.receive(open.GetConfig(), open.GetSize(), func() ([]byte, error) {
 		req, err := next()
 		if err != nil {
@@ -270,33 +262,38 @@ func (s *Service) UnloadAdapter(
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	var found []adapterName
+	model := ""
 	for key, n := range s.adapters.names {
 		if key.name == r.GetName() && (r.GetModel() == "" || r.GetModel() == key.model || r.GetModel() == n.model) {
-			found = append(found, key)
+			found, model = append(found, key), n.model
 		}
 	}
+	s.mu.Unlock()
+	unknown := fault.New(fault.NotFound, "unload adapter %q: model %q has none of this name", r.GetName(), r.GetModel())
 	switch {
 	case len(found) == 0:
-		return nil, fault.New(fault.NotFound, "unload adapter %q: model %q has none of this name", r.GetName(),
-			r.GetModel())
+		return nil, unknown
 	case len(found) > 1:
 		return nil, fault.Field("model", "several models have an adapter %q: name one", r.GetName())
 	}
-	model := s.adapters.names[found[0]].model
 	if err := auth.CheckModel(ctx, model, found[0].model, adapted(model, r.GetName())); err != nil {
 		return nil, err
 	}
-	var a *servedAdapter
-	err := s.adapters.change(found[0], func() { a = s.adapters.remove(found[0], time.Now()) })
+	resp, digest := &routerv1.UnloadAdapterResponse{}, ""
+	err := s.changeName(found[0], func() error {
+		a := s.adapters.remove(found[0], time.Now())
+		if a == nil {
+			return unknown
+		}
+		resp.Requests, digest = uint32(a.users), a.digest.String()
+		return nil
+	})
 	if err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "unload adapter %q", r.GetName())
 	}
-	s.log.InfoContext(ctx, "unload adapter", "name", r.GetName(), "digest", a.digest.String(), "requests", a.users)
-	s.notifyChange()
-	s.poke()
-	return &routerv1.UnloadAdapterResponse{Requests: uint32(a.users)}, nil
+	s.log.InfoContext(ctx, "unload adapter", "name", r.GetName(), "digest", digest, "requests", resp.GetRequests())
+	return resp, nil
 }
 
 // ListAdapters lists the adapters that the caller may use.
@@ -326,7 +323,7 @@ func (s *Service) AwaitAdapters(ctx context.Context) error {
 	return nil
 }
 
-// awaitName waits until the name of a source points to an adapter.
+// awaitName waits until the name of a source points to an adapter, or the source is refused.
 func (s *Service) awaitName(ctx context.Context, src AdapterSource) (string, *servedAdapter, error) {
 	for {
 		s.mu.Lock()
@@ -336,8 +333,11 @@ func (s *Service) awaitName(ctx context.Context, src AdapterSource) (string, *se
 				return key.model, n.current, nil
 			}
 		}
-		changed := s.changed
+		changed, refused := s.changed, s.adapters.refused[src]
 		s.mu.Unlock()
+		if refused != nil {
+			return "", nil, refused
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():

@@ -76,7 +76,7 @@ func TestAdapters_NamesOfModelsThatAreNotServedStay(t *testing.T) {
 	}
 	l.restore("sha256:one", "one")
 	l.remove(adapterName{"sha256:one", "x"}, time.Now())
-	if err := l.save(); err != nil {
+	if err := l.store.write(l.index()); err != nil {
 		t.Fatal(err)
 	}
 	left, err := l.store.index()
@@ -181,7 +181,7 @@ func FuzzParseIndex(f *testing.F) {
 				}
 			}
 		}
-		if err := l.save(); err != nil {
+		if err := l.store.write(l.index()); err != nil {
 			t.Fatal(err)
 		}
 		if again, err := l.store.index(); err != nil || len(again) != len(l.names) {

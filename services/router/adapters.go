@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
@@ -103,10 +104,12 @@ type adapterKey struct {
 
 // adapters is the router's list of adapters. Service.mu guards it.
 type adapters struct {
-	store   adapterStore
-	sources []AdapterSource // that wait for their model
-	indexed []indexedName   // of the store, as it was at the start
-	damaged error           // why the index cannot be read
+	changing sync.Mutex // held, without mu, while the store or its index is changed on disk; taken before mu
+	store    adapterStore
+	sources  []AdapterSource         // that wait for their model
+	refused  map[AdapterSource]error // why those that were read are not served
+	indexed  []indexedName           // of the store, as it was at the start
+	damaged  error                   // why the index cannot be read
 
 	restored map[adapterName]bool // those of indexed
 	names    map[adapterName]*namedAdapter
@@ -128,7 +131,7 @@ func newAdapters(c Config) *adapters {
 		names: map[adapterName]*namedAdapter{}, all: map[adapterKey]*servedAdapter{},
 		at:     map[place]map[adapter.Sum]bool{},
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
-		restored: map[adapterName]bool{}, readings: map[*servedAdapter]*adapterReading{},
+		refused: map[AdapterSource]error{}, restored: map[adapterName]bool{}, readings: map[*servedAdapter]*adapterReading{},
 	}
 }
 
@@ -140,52 +143,6 @@ func (l *adapters) add(model string, v adapterVersion) *servedAdapter {
 	}
 	l.all[key].anyBase = l.all[key].anyBase || v.anyBase
 	return l.all[key]
-}
-
-// point makes a name point to an adapter and returns the one that it has pointed to, or nil.
-func (l *adapters) point(name adapterName, model string, a *servedAdapter, now time.Time) (former *servedAdapter) {
-	n := l.names[name]
-	if n == nil {
-		n = &namedAdapter{}
-		l.names[name] = n
-	}
-	n.model = model
-	if former = n.current; former == a {
-		return a
-	}
-	if former != nil {
-		former.names--
-		n.remember(former.version())
-		l.store.touch(former.dir, now)
-	}
-	n.forget(a.digest)
-	a.names++
-	n.current, n.since = a, now
-	l.store.touch(a.dir, now)
-	return former
-}
-
-// remember adds a version to the earlier ones.
-func (n *namedAdapter) remember(v adapterVersion) {
-	n.forget(v.digest)
-	n.earlier = slices.Insert(n.earlier, 0, v)
-	n.earlier = n.earlier[:min(len(n.earlier), maxEarlier)]
-}
-
-func (n *namedAdapter) forget(digest adapter.Sum) {
-	n.earlier = slices.DeleteFunc(n.earlier, func(v adapterVersion) bool { return v.digest == digest })
-}
-
-// remove removes a name.
-func (l *adapters) remove(name adapterName, now time.Time) *servedAdapter {
-	n := l.names[name]
-	if n == nil {
-		return nil
-	}
-	delete(l.names, name)
-	n.current.names--
-	l.store.touch(n.current.dir, now)
-	return n.current
 }
 
 // find returns the adapter of a model with a name or a digest, or nil.
@@ -361,6 +318,16 @@ func (s *Service) holds(p *pipeline, a *servedAdapter) bool {
 	return true
 }
 
+// failure returns why a stage of a pipeline could not load an adapter, or nil.
+func (l *adapters) failure(p *pipeline, a *servedAdapter) error {
+	for _, pl := range p.places() {
+		if f := l.failed[pl][a.digest]; f != nil {
+			return f.err
+		}
+	}
+	return nil
+}
+
 // hasAdapter is holds for callers that do not hold mu.
 func (s *Service) hasAdapter(p *pipeline, a *servedAdapter) bool {
 	s.mu.Lock()
@@ -412,10 +379,8 @@ func (s *Service) describeAdapter(key adapterName, n *namedAdapter) *routerv1.Ad
 			continue
 		}
 		out.Error = "pipeline " + id + " is loading it"
-		for _, pl := range p.places() {
-			if f := s.adapters.failed[pl][a.digest]; f != nil {
-				out.Error = f.err.Error()
-			}
+		if err := s.adapters.failure(p, a); err != nil {
+			out.Error = err.Error()
 		}
 	}
 	return out

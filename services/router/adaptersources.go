@@ -48,6 +48,10 @@ func (s *Service) bindSources(ctx context.Context, wg *sync.WaitGroup, notify fu
 		wg.Go(func() {
 			if err := s.bindSource(src, found[0], known[found[0]]); err != nil {
 				s.log.Warn("read adapter", "name", src.Name, "folder", src.Dir, "error", err)
+				s.mu.Lock()
+				l.refused[src] = err
+				s.notifyChange()
+				s.mu.Unlock()
 			}
 			if ctx.Err() == nil {
 				notify()

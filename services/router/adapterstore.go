@@ -32,6 +32,7 @@ type adapterStore struct {
 
 const (
 	adapterIndex       = "adapters.json"
+	unfinished         = ".receive-" // begins the names of folders that are being received or removed
 	maxAdapterFile     = 4 << 30
 	maxAdapterIndex    = 4 << 20
 	maxKept            = 256     // adapters in the store
@@ -132,9 +133,9 @@ func (l *adapters) waiting() []indexedName {
 	return out
 }
 
-// reserve makes room in the store for an adapter of a size, which is then counted as arriving. It removes nothing if
-// that would not be enough.
-func (l *adapters) reserve(size int64) error {
+// makeRoom makes room in the store for one more adapter of a size. What has to go is moved to a folder that the
+// caller removes, since removing may take a while.
+func (l *adapters) makeRoom(size int64) (doomed string, err error) {
 	all, needed := l.store.list(), l.needed()
 	count, bytes := len(all)+l.arriving, l.arrivingBytes
 	for _, v := range all {
@@ -155,26 +156,27 @@ func (l *adapters) reserve(size int64) error {
 	}
 	switch {
 	case count >= maxKept:
-		return fault.New(fault.Exhausted,
+		return "", fault.New(fault.Exhausted,
 			"the folder of adapters has %d of at most %d, and all of them are in use or the last version of a name: unload some",
 			count, maxKept)
 	case bytes+size > l.store.limit:
-		return fault.New(fault.Exhausted, "its files have %d bytes, and those in use in the folder of adapters %d of %d already",
-			size, bytes, l.store.limit)
+		return "", fault.New(fault.Exhausted,
+			"its files have %d bytes, and those in use in the folder of adapters %d of %d already", size, bytes, l.store.limit)
+	case len(old) == 0:
+		return "", nil
+	}
+	if doomed, err = os.MkdirTemp(l.store.dir, unfinished); err != nil {
+		return "", storeError(err)
 	}
 	for _, v := range old {
-		if err := os.RemoveAll(v.dir); err != nil {
-			return storeError(err)
+		if err := os.Rename(v.dir, filepath.Join(doomed, filepath.Base(v.dir))); err != nil {
+			return doomed, storeError(err)
 		}
 		for _, n := range l.names {
 			n.earlier = slices.DeleteFunc(n.earlier, func(e adapterVersion) bool { return e.dir == v.dir })
 		}
 	}
-	l.arriving, l.arrivingBytes = l.arriving+1, l.arrivingBytes+size
-	if len(old) > 0 {
-		return l.save()
-	}
-	return nil
+	return doomed, nil
 }
 
 // commit moves the files of an adapter from a folder to their place in the store.
@@ -208,7 +210,7 @@ func (st adapterStore) receive(
 	if err := os.MkdirAll(st.dir, 0o755); err != nil {
 		return storeError(err)
 	}
-	tmp, err := os.MkdirTemp(st.dir, ".receive-")
+	tmp, err := os.MkdirTemp(st.dir, unfinished)
 	if err != nil {
 		return storeError(err)
 	}
@@ -269,55 +271,15 @@ func (l *adapters) checkRoom(name adapterName) error {
 	return nil
 }
 
-// change changes what a name points to and saves the index. If that fails, nothing has changed.
-func (l *adapters) change(name adapterName, f func()) error {
-	var before *namedAdapter
-	if n := l.names[name]; n != nil {
-		before = &namedAdapter{n.model, n.current, n.since, slices.Clone(n.earlier)}
-	}
-	f()
-	err := l.save()
-	if err == nil {
+// write writes the index of names.
+func (st adapterStore) write(list []indexedName) error {
+	if st.dir == "" {
 		return nil
 	}
-	if n := l.names[name]; n != nil {
-		n.current.names--
-		delete(l.names, name)
-	}
-	if before != nil {
-		before.current.names++
-		l.names[name] = before
-	}
-	return err
-}
-
-// save writes the index of names.
-func (l *adapters) save() error {
-	if l.store.dir == "" {
-		return nil
-	}
-	if l.damaged != nil {
-		return l.damaged
-	}
-	list := l.waiting()
-	for key, n := range l.names {
-		in := indexedName{Model: key.model, Name: key.name, Since: n.since}
-		for _, v := range slices.Insert(slices.Clone(n.earlier), 0, n.current.version()) {
-			f := indexedFolder{Digest: v.digest.String(), Dir: v.dir, AnyBase: v.anyBase}
-			if v.dir == l.store.path(v.digest) {
-				f.Dir = ""
-			}
-			in.Versions = append(in.Versions, f)
-		}
-		list = append(list, in)
-	}
-	slices.SortFunc(list, func(a, b indexedName) int {
-		return slices.Compare([]string{a.Model, a.Name}, []string{b.Model, b.Name})
-	})
-	if err := os.MkdirAll(l.store.dir, 0o755); err != nil {
+	if err := os.MkdirAll(st.dir, 0o755); err != nil {
 		return storeError(err)
 	}
-	err := weights.WriteFile(filepath.Join(l.store.dir, adapterIndex), func(w io.Writer) error {
+	err := weights.WriteFile(filepath.Join(st.dir, adapterIndex), func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(list)
@@ -328,12 +290,12 @@ func (l *adapters) save() error {
 	return nil
 }
 
-// clean removes what an earlier process has not received whole.
+// clean removes what an earlier process has not received or removed whole.
 func (st adapterStore) clean() {
 	if st.dir == "" {
 		return
 	}
-	left, err := filepath.Glob(filepath.Join(st.dir, ".receive-*"))
+	left, err := filepath.Glob(filepath.Join(st.dir, unfinished+"*"))
 	if err != nil {
 		return
 	}

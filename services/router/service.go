@@ -285,7 +285,8 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 		}
 		var found []*pipeline
 		var candidates []sched.Candidate
-		lacking := false
+		lacking, failed := 0, 0
+		var why error
 		for _, id := range slices.Sorted(maps.Keys(s.pipelines)) {
 			p := s.pipelines[id]
 			if p.draft != draft || p.dead() || name != "" && p.digest != name && p.model() != name {
@@ -293,7 +294,10 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 			}
 			digests[p.digest] = true
 			if !s.holds(p, w.adapter) {
-				lacking = true
+				lacking++
+				if err := s.adapters.failure(p, w.adapter); err != nil {
+					failed, why = failed+1, err
+				}
 				continue
 			}
 			if c, ok := p.candidate(w); ok {
@@ -307,7 +311,10 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 			return nil, fault.Field("model", "%q names several models: give a digest", name)
 		case len(found) > 0:
 			return found[sched.Route(candidates)], nil
-		case lacking:
+		case lacking > 0 && failed == lacking: // it is tried again
+			return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: adapter %s cannot be loaded: %v", name,
+				w.adapter.digest, why).After(adapterAgain).Because(reasonCapacity)
+		case lacking > 0:
 			return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: adapter %s is being loaded", name,
 				w.adapter.digest).After(time.Second).Because(reasonCapacity)
 		case len(digests) > 0: // it waits for the model rather than take the place of drafts
