@@ -32,6 +32,8 @@ type loaded struct {
 const (
 	// adapterTime is how long loading an adapter may take: the router sends its tensors meanwhile.
 	adapterTime = 5 * time.Minute
+	// adapterIdle is the default of Config.AdapterIdle. No other adapter is loaded on the span meanwhile.
+	adapterIdle = 15 * time.Second
 	// maxAdapterName is the longest name of an adapter, in bytes.
 	maxAdapterName = 64
 )
@@ -83,6 +85,9 @@ func (l *adapterLoad) receive() {
 
 // next returns the next frame.
 func (l *adapterLoad) next() (*shardv1.LoadAdapterRequest, error) {
+	limit := l.service.cfg.AdapterIdle
+	idle := time.NewTimer(limit)
+	defer idle.Stop()
 	select {
 	case req := <-l.frames:
 		return req, nil
@@ -93,6 +98,8 @@ func (l *adapterLoad) next() (*shardv1.LoadAdapterRequest, error) {
 		return nil, rpc.FromStatus(err)
 	case <-l.ctx.Done():
 		return nil, context.Cause(l.ctx)
+	case <-idle.C:
+		return nil, fault.New(fault.DeadlineExceeded, "no frame came for %v", limit)
 	}
 }
 

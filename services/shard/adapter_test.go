@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -507,4 +508,37 @@ func TestLoadAdapter_WhileBatchesRun(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	p.end()
+}
+
+// A router that stops in the middle of an adapter keeps others from loading theirs on the span only for a moment.
+func TestService_LoadAdapter_AStalledOneGivesWay(t *testing.T) {
+	r := newInferRigWith(t, 1, shard.Config{AdapterIdle: 500 * time.Millisecond})
+	stalled, other := newAdapter(4, 1), newAdapter(4, 2)
+	stream, err := r.shards[0].LoadAdapter(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := r.opening(0, stalled)
+	if err := stream.Send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: open}}); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := stream.Recv(); err != nil || len(first.GetWanted().GetModules()) == 0 {
+		t.Fatalf("the shard wants %v, %v", first.GetWanted(), err)
+	}
+	if _, err := stream.Recv(); fault.CodeOf(rpc.FromStatus(err)) != fault.DeadlineExceeded {
+		t.Errorf("a stalled load ends with %v", err)
+	}
+	// A machine that is slow may be late with a frame, too.
+	for limit := time.Now().Add(time.Minute); ; {
+		_, n, err := r.loadOn(0, r.opening(0, other), other)
+		if err == nil && n > 0 {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("another adapter: %d bytes, %v", n, err)
+		}
+	}
+	if h := r.held()[0]; len(h.GetAdapters()) != 1 {
+		t.Errorf("the shard holds the adapters %v", h.GetAdapters())
+	}
 }

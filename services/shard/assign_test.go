@@ -120,7 +120,7 @@ func (r *assignRig) describe() *shardv1.DescribeResponse {
 }
 
 func TestService_Assign_LoadsBesideWhatIsHeld(t *testing.T) {
-	r := newAssignRig(t, 0)
+	r := newAssignRig(t, 64<<20)
 	changed := r.service.Changed()
 	h, err := r.assign(1, 3, 5)
 	if err != nil || h.GetLo() != 1 || h.GetHi() != 3 || !h.GetAssigned() || h.GetKvPages()*h.GetKvPageLen() != 128 {
@@ -150,6 +150,11 @@ func TestService_Assign_LoadsBesideWhatIsHeld(t *testing.T) {
 	d := r.describe()
 	if n := d.GetInventory().GetLoadedBytes(); n != uint64(want) || len(d.GetHeld()) != 2 {
 		t.Errorf("loaded %d bytes and hold %d spans, want %d and 2", n, len(d.GetHeld()), want)
+	}
+	// Layers that both spans have are in memory once.
+	i = d.GetInventory()
+	if used := i.GetMemoryBytes() - i.GetMemoryFreeBytes(); used != uint64(want)+i.GetKvBytes() {
+		t.Errorf("spans of %d bytes together and %d of KV cache take %d", want, i.GetKvBytes(), used)
 	}
 	if spans := r.service.Meta()["spans"]; spans != "test:0-4,test:1-3" {
 		t.Errorf("in discovery it holds %q", spans)

@@ -38,7 +38,8 @@ type direct struct {
 	whole   map[arrival][]byte
 	bad     *badGradient      // the first one, until the attempt is finished
 	torn    map[string]error  // why the last call of a chain broke
-	calls   map[string]uint64 // Reduce calls of a chain so far
+	calls   map[string]uint64 // the number of the last Reduce call of a chain, as long as it lasts
+	numbers uint64            // that calls have had
 }
 
 // arrival is a node of a part.
@@ -225,13 +226,23 @@ func (p *parcel) publisher(n schedule.Node) (replica int, ok bool) {
 	return replica, ok
 }
 
-// called notes a new Reduce call of a chain, and returns its number.
+// called notes a new Reduce call of a chain, and returns its number. No other call of any chain has it.
 func (d *direct) called(chain string) uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.torn, chain)
-	d.calls[chain]++
-	return d.calls[chain]
+	d.numbers++
+	d.calls[chain] = d.numbers
+	return d.numbers
+}
+
+// ended forgets a call of a chain, unless the chain has called again.
+func (d *direct) ended(chain string, call uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.calls[chain] == call {
+		delete(d.calls, chain)
+	}
 }
 
 // tear ends the attempt because a Reduce call of a chain has broken. Between attempts it is noted for the next
@@ -274,6 +285,7 @@ func (s *Service) Reduce(stream grpc.BidiStreamingServer[shardv1.ReduceRequest, 
 			"on this shard, or its own caller", open.GetStage(), open.GetChain(), open.GetFrom())
 	}
 	call := r.direct.called(from)
+	defer r.direct.ended(from, call)
 	if err := stream.Send(&shardv1.ReduceResponse{}); err != nil {
 		return err
 	}

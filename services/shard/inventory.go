@@ -132,11 +132,18 @@ func (h *held) kvBytes(o *offer) int64 {
 	return int64(c.Pages) * int64(c.PageLen) * int64(c.Layers) * perLayer
 }
 
-// used returns the bytes that all spans and loads take, and those of them that are KV caches. The caller holds mu.
+// used returns the bytes that all spans and loads take, and those of them that are KV caches. Weights that several spans
+// of a model share count once. The caller holds mu.
 func (s *Service) used() (all, kv int64) {
+	before := map[string][]model.Range{} // the spans of each model that have been counted
 	for _, h := range slices.Concat(s.held, s.retiring) {
-		n := h.kvBytes(s.offers[h.digest])
-		all, kv = all+n+h.weightBytes, kv+n
+		o := s.offers[h.digest]
+		n, weights := h.kvBytes(o), h.weightBytes
+		if shared := before[h.digest]; o != nil && len(shared) > 0 {
+			weights = o.files.SpanBytes(h.stage.Range, shared...)
+		}
+		before[h.digest] = append(before[h.digest], h.stage.Range)
+		all, kv = all+n+weights, kv+n
 	}
 	for _, l := range s.loads {
 		all += l.total + l.kv

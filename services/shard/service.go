@@ -44,6 +44,8 @@ type Config struct {
 	Grace time.Duration
 	// AdapterBytes bounds the memory of adapters, as float32; 0 means 1 GiB.
 	AdapterBytes int64
+	// AdapterIdle bounds the time between two frames of an adapter that is being loaded; 0 means 15 s.
+	AdapterIdle time.Duration
 	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
 	// Outbox says how gradient events are published; zero values stand for the defaults.
@@ -184,6 +186,9 @@ func New(c Config) *Service {
 	}
 	if s.cfg.Grace == 0 {
 		s.cfg.Grace = defaultGrace
+	}
+	if s.cfg.AdapterIdle == 0 {
+		s.cfg.AdapterIdle = adapterIdle
 	}
 	if s.cfg.AdapterBytes == 0 {
 		s.cfg.AdapterBytes = defaultAdapters
