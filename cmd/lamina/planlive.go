@@ -79,11 +79,9 @@ func printPlacement(w io.Writer, mesh *routerv1.Mesh) {
 			fmt.Fprintf(w, "%.8s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", p.GetId(), i, t.GetHost(), millis(t.GetMeasuredMs()),
 				millis(t.GetPredictedMs()), millis(t.GetMeasuredHopMs()), millis(t.GetPredictedHopMs()), worst)
 		}
-		if ms := p.GetPredictedTokenMs(); ms > 0 {
-			fmt.Fprintf(w, "%.8s\tall\t\t%.3f\t%.3f\t\t\t%.0f ms to the first token of %d predicted\n", p.GetId(),
-				p.GetStepMs(), ms, p.GetPredictedTtftMs(), p.GetPredictedPromptTokens())
-		}
 	}
+	printExpected(w, mesh.GetPipelines())
+	printLoading(w, mesh.GetMembers())
 	if left := mesh.GetPlacement().GetLeftOut(); len(left) > 0 {
 		fmt.Fprintln(w, "\nLEFT OUT\tREASON")
 		for _, l := range left {
@@ -101,4 +99,48 @@ func millis(ms float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.3f", ms)
+}
+
+// printExpected shows what single streams give: as the plan has predicted it, as it is expected now, and as it was
+// measured.
+func printExpected(w io.Writer, pipelines []*routerv1.Pipeline) {
+	header := false
+	for _, p := range pipelines {
+		if p.GetPredictedTokenMs() <= 0 {
+			continue
+		}
+		if !header {
+			header = true
+			fmt.Fprintln(w, "\nSINGLE STREAM\tOF\tPLANNED\tEXPECTED NOW\tMEASURED")
+		}
+		perSecond := func(ms float64) string {
+			if ms <= 0 {
+				return "-"
+			}
+			return fmt.Sprintf("%.1f", 1000/ms)
+		}
+		fmt.Fprintf(w, "%.8s\ttokens/s\t%s\t%s\t%s\n", p.GetId(), perSecond(p.GetPredictedTokenMs()),
+			perSecond(p.GetExpectedTokenMs()), perSecond(p.GetLoneTokenMs()))
+		fmt.Fprintf(w, "%.8s\tms to the first token of %d\t%s\t%s\t%s\n", p.GetId(), p.GetPredictedPromptTokens(),
+			millis(p.GetPredictedTtftMs()), millis(p.GetExpectedTtftMs()), millis(p.GetMeasuredTtftMs()))
+	}
+}
+
+// printLoading shows how far spans are that hosts load.
+func printLoading(w io.Writer, members []*routerv1.Member) {
+	header := false
+	for _, m := range members {
+		for _, l := range m.GetLoading() {
+			if !header {
+				header = true
+				fmt.Fprintln(w, "\nLOADING\tLAYERS\tDIGEST\tFETCHED\tREAD")
+			}
+			fetched := "-"
+			if l.GetFetchBytes() > 0 {
+				fetched = fmt.Sprintf("%d of %d bytes", l.GetFetchedBytes(), l.GetFetchBytes())
+			}
+			fmt.Fprintf(w, "%s\t%d-%d\t%.20s\t%s\t%d of %d bytes\n", m.GetId(), l.GetLo(), l.GetHi(), l.GetDigest(), fetched,
+				l.GetDoneBytes(), l.GetTotalBytes())
+		}
+	}
 }

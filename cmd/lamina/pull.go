@@ -91,26 +91,37 @@ func (c *pullCmd) source() (pull.Source, func(), error) {
 			return nil, nil, fault.Field("token-file", "%s: want one token", c.TokenFile)
 		}
 	}
-	remote := strings.HasPrefix(c.Source, "http://") || strings.HasPrefix(c.Source, "https://")
-	_, err := os.Stat(c.Source)
+	return sourceOf(c.Source, sourceOptions{token: token, endpoint: c.Endpoint, revision: c.Revision, include: c.Include})
+}
+
+// sourceOptions are the settings of a source of models.
+type sourceOptions struct {
+	token, endpoint, revision string
+	include                   []string
+}
+
+// sourceOf finds out what kind of source a text names. done ends its use.
+func sourceOf(text string, o sourceOptions) (source pull.Source, done func(), err error) {
+	remote := strings.HasPrefix(text, "http://") || strings.HasPrefix(text, "https://")
+	_, err = os.Stat(text)
 	switch {
-	case remote && len(c.Include) > 0:
+	case remote && len(o.include) > 0:
 		return nil, nil, fault.Field("include", "it is for folders and repositories: name the file in the address")
 	case remote:
-		client := pull.NewClient(pull.ClientOptions{Token: token})
-		return &pull.Web{Client: client, URL: c.Source}, client.Close, nil
+		client := pull.NewClient(pull.ClientOptions{Token: o.token})
+		return &pull.Web{Client: client, URL: text}, client.Close, nil
 	case err == nil:
-		return &pull.Path{Path: c.Source, Include: c.Include}, func() {}, nil
-	case pull.IsRepository(c.Source):
-		client := pull.NewClient(pull.ClientOptions{Token: token})
-		return &pull.Hub{Client: client, Endpoint: c.Endpoint, Repository: c.Source, Revision: c.Revision,
-			Include: c.Include}, client.Close, nil
+		return &pull.Path{Path: text, Include: o.include}, func() {}, nil
+	case pull.IsRepository(text):
+		client := pull.NewClient(pull.ClientOptions{Token: o.token})
+		return &pull.Hub{Client: client, Endpoint: o.endpoint, Repository: text, Revision: o.revision,
+			Include: o.include}, client.Close, nil
 	}
 	return nil, nil, fault.New(
 		fault.NotFound,
 		"pull %.200s: it is no file or folder here, no address that begins with "+
 			"https://, and no repository OWNER/NAME",
-		c.Source,
+		text,
 	)
 }
 

@@ -89,6 +89,7 @@ type shardCmd struct {
 	Auto        bool          `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
 	ModelDir    string        `help:"Folder of GGUF files and model folders, for --auto; models that come into it later are found as well. Default: the store (lamina pull)."`
 	Fetch       bool          `help:"With --auto: take models that other shards have, too. Layers that are assigned are fetched from them into the store."`
+	Source      []string      `help:"With --auto: where a model comes from that no shard has: an address (https://...) of a .gguf file or folder, OWNER/NAME of a repository, or a path. Can be repeated. Implies --fetch." sep:"none"`
 	StoreLimit  string        `help:"Size of the store, such as 200GB. Default: no limit." env:"LAMINA_STORE_LIMIT"`
 	Listen      string        `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
 	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m" type:"model"`
@@ -159,10 +160,11 @@ func (c *shardCmd) Run(e *verb.Env) error {
 		return err
 	}
 	defer end()
-	auto, err := c.automatic(e)
+	auto, done, err := c.automatic(e)
 	if err != nil {
 		return err
 	}
+	defer done()
 	return app.Shard(e.Ctx, c.serviceFlags.config(e, c.Listen), app.ShardConfig{
 		Auto:    auto,
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
@@ -171,29 +173,48 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	})
 }
 
-// automatic returns the settings of a shard with --auto, or nil without.
-func (c *shardCmd) automatic(e *verb.Env) (*app.AutoShard, error) {
+// automatic returns the settings of a shard with --auto, or nil without. done ends the use of its sources.
+func (c *shardCmd) automatic(e *verb.Env) (auto *app.AutoShard, done func(), err error) {
+	done = func() {}
 	switch {
-	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch):
-		return nil, fault.Field("auto", "--model-dir, --memory-limit, --zone and --fetch are for a shard with --auto")
+	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || len(c.Source) > 0):
+		return nil, done, fault.Field("auto", "--model-dir, --memory-limit, --zone, --fetch and --source are for a shard "+
+			"with --auto")
 	case !c.Auto:
-		return nil, nil
+		return nil, done, nil
 	case c.Model != "" || c.Layers != "" || c.Name != "":
-		return nil, fault.Field("auto", "a shard with --auto takes models of --model-dir and layers from the placer: "+
+		return nil, done, fault.Field("auto", "a shard with --auto takes models of --model-dir and layers from the placer: "+
 			"leave out --model, --name and --layers")
+	case len(c.Source) > 0 && c.ModelDir != "":
+		return nil, done, fault.Field("source", "models of sources come into the store: leave out --model-dir")
 	}
-	auto, err := c.auto(c.ModelDir)
+	settings, err := c.auto(c.ModelDir)
 	if err != nil {
-		return nil, err
+		return nil, done, err
 	}
-	auto.Fetch = c.Fetch
-	if auto.StoreLimit, err = parseMemory("store-limit", c.StoreLimit); err != nil {
-		return nil, err
+	settings.Fetch = c.Fetch || len(c.Source) > 0
+	if settings.StoreLimit, err = parseMemory("store-limit", c.StoreLimit); err != nil {
+		return nil, done, err
 	}
-	if c.Fetch || c.ModelDir == "" {
-		auto.Store, err = storeDir(e.Store)
+	if settings.Fetch || c.ModelDir == "" {
+		if settings.Store, err = storeDir(e.Store); err != nil {
+			return nil, done, err
+		}
 	}
-	return &auto, err
+	for _, text := range c.Source {
+		source, end, err := sourceOf(text, sourceOptions{})
+		if err != nil {
+			done()
+			return nil, func() {}, err
+		}
+		before := done
+		done = func() {
+			end()
+			before()
+		}
+		settings.Sources = append(settings.Sources, app.OutsideSource{Name: text, Source: source})
+	}
+	return &settings, done, nil
 }
 
 // maxDrain is the longest time that a router or shard may take to stop.

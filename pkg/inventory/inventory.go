@@ -24,6 +24,9 @@ type Options struct {
 	Replicas int     // of each model, as in plan.Model
 	Headroom float64 // as in plan.Request
 	RouterMS float64 // as in plan.Request
+	FirstMS  float64 // as in plan.Request
+	// Hop returns the time of a frame over a hop whose ping takes a time; nil for the same time.
+	Hop func(pingMS float64) float64
 	// Want reports whether a model is to be placed; nil for all that some shard offers.
 	Want func(digest string) bool
 	// KVLeast and KVMost are the positions of the KV caches, as in plan.Model.
@@ -49,7 +52,8 @@ func usable(t *shardv1.LayerTime) bool {
 // Request returns the request for a plan: the hosts are the shards that take assignments and have measured their
 // speed, and the models those that they offer. Shards that cannot be hosts are returned with the reason.
 func Request(shards []Shard, o Options) (plan.Request, []plan.LeftOut) {
-	r := plan.Request{Goal: o.Goal, Headroom: o.Headroom, RouterMS: o.RouterMS}
+	r := plan.Request{Goal: o.Goal, Headroom: o.Headroom, RouterMS: o.RouterMS,
+		FirstMS: o.FirstMS}
 	sorted := slices.Clone(shards)
 	slices.SortFunc(sorted, func(a, b Shard) int { return cmp.Compare(a.ID, b.ID) })
 	var left []plan.LeftOut
@@ -75,6 +79,9 @@ func Request(shards []Shard, o Options) (plan.Request, []plan.LeftOut) {
 		if reason != "" {
 			left = append(left, plan.LeftOut{ID: s.ID, Reason: reason})
 			continue
+		}
+		if o.Hop != nil {
+			s.HopMS = o.Hop(s.HopMS)
 		}
 		hosts = append(hosts, s)
 		for _, e := range i.GetOffers() {

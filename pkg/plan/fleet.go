@@ -101,6 +101,9 @@ type Request struct {
 	Headroom float64
 	// RouterMS is the time from the last stage over the sampler to the router.
 	RouterMS float64
+	// FirstMS is what a request takes besides its tokens until its first batch is sent: its prompt is tokenized, and
+	// it is admitted.
+	FirstMS float64
 	// Prompt is the number of prompt tokens for which the time to the first token is predicted; 0 means 128.
 	Prompt int
 	// Streams is the number of streams for which the total rate is predicted; 0 means 8.
@@ -163,6 +166,7 @@ type Prediction struct {
 	TokenMS       float64 // time of one token of a single stream
 	TokensPerS    float64 // of a single stream
 	TTFTMS        float64 // time to the first token of Request.Prompt prompt tokens
+	FirstMS       float64 // the part of it that is Request.FirstMS
 	StreamsTPS    float64 // tokens per second over Streams streams
 	Streams       int     // this pipeline's part of Request.Streams
 	SlowestStage  int     // index of the stage that takes most time
@@ -190,6 +194,9 @@ func (r Request) withDefaults() (Request, error) {
 	}
 	if !(r.RouterMS >= 0 && r.RouterMS <= maxMS) {
 		return r, fault.Field("router_ms", "want 0 to %g, got %v", float64(maxMS), r.RouterMS)
+	}
+	if !(r.FirstMS >= 0 && r.FirstMS <= maxMS) {
+		return r, fault.Field("first_ms", "want 0 to %g, got %v", float64(maxMS), r.FirstMS)
 	}
 	for _, n := range []struct {
 		name  string

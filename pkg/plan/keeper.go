@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
 // KeeperConfig says how readily a Keeper changes a plan. Zero values mean the defaults.
@@ -233,31 +231,4 @@ func measures(p *Plan, goal Goal) map[string]float64 {
 		}
 	}
 	return out
-}
-
-// Document is a plan as routers share it. The one that holds the placer's lock writes it.
-type Document struct {
-	// Fence is the token of the lock under which it was written, and Base. A placer that has lost the lock has a lower
-	// one than its successor, and cannot replace the successor's plan.
-	Fence uint64
-	// Base is the highest fence from before the registry lost its data, after which the tokens of its locks began anew.
-	Base    uint64
-	Version uint64 // grows by 1 with each change
-	Plan    Plan
-	// Reason says why it was last changed, and MoveLayers and MoveBytes what that change loads.
-	Reason     string
-	MoveLayers int
-	MoveBytes  int64
-}
-
-// Replace returns an Aborted error unless next may take the place of d.
-func (d *Document) Replace(next *Document) error {
-	if next.Fence < d.Fence {
-		return fault.New(fault.Aborted, "replace plan %d: fence %d is older than %d", d.Version, next.Fence, d.Fence)
-	}
-	if next.Version != d.Version+1 {
-		return fault.New(fault.Aborted, "replace plan %d: want version %d, got %d", d.Version, d.Version+1,
-			next.Version)
-	}
-	return nil
 }

@@ -5,21 +5,26 @@ import "math"
 // timing is a chain in the terms of the cost model:
 //
 //   - A stage computes b rows in (ms + (b-1)*row) * work, where an average layer has work 1.
+//
 //   - A frame with b rows takes hop + b*send to a stage. The first stage is sent ids, which take no time.
+//
 //   - A token takes the sum over all stages, and router for the sampler and the way back.
+//
+//   - The first token takes first in addition.
 //
 // All times are in milliseconds.
 type timing struct {
 	stages []stageTime
 	head   float64 // work of the head, which the last stage computes for one row of each sequence
 	router float64
+	first  float64
 }
 
 type stageTime struct{ ms, row, work, hop, send float64 }
 
 func (p *placement) chain(m int, chain chainOf) *timing {
 	j := p.jobs[m]
-	t := &timing{head: j.head, router: p.r.RouterMS}
+	t := &timing{head: j.head, router: p.r.RouterMS, first: p.r.FirstMS}
 	for _, c := range chain.cuts {
 		n := j.node(&p.r.Hosts[c.node], c.node, 0, 0)
 		s := stageTime{n.ms, n.row, j.works[c.hi] - j.works[c.lo], n.hop, n.send}
@@ -42,7 +47,7 @@ func (t *timing) batch(i int, rows float64) float64 {
 }
 
 func (t *timing) predict(prompt int) Prediction {
-	out := Prediction{TokenMS: t.router, PromptTokens: prompt}
+	out := Prediction{TokenMS: t.router, PromptTokens: prompt, FirstMS: t.first}
 	slow, slowHop, saturated := -1.0, -1.0, 0.0
 	for i, s := range t.stages {
 		hop, compute := s.hop+s.send, t.batch(i, 1)
@@ -68,7 +73,7 @@ func (t *timing) firstToken(prompt int) float64 {
 		s := &t.stages[i]
 		return s.send*float64(rows) + (s.ms+float64(rows-1)*s.row)*s.work
 	}
-	out := t.router + t.stages[len(t.stages)-1].ms*t.head
+	out := t.first + t.router + t.stages[len(t.stages)-1].ms*t.head
 	first := min(prompt, chunkRows)
 	for i, s := range t.stages {
 		out += s.hop + chunk(i, first)

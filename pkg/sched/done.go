@@ -111,7 +111,7 @@ func (s *Scheduler) finish(f *flight) {
 	if !f.void && !f.abandoned {
 		stages := min(s.cfg.Stages, s.depth())
 		s.timing.done(f, s.now, float64(min(len(s.flights)+1, stages))/float64(stages),
-			s.promptsFly())
+			s.promptsFly(), len(s.flights) == 0)
 		s.strays.passed(f)
 	}
 	for _, e := range f.entries {

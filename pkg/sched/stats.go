@@ -19,6 +19,10 @@ type Stats struct {
 	Queried, Hits uint64
 	// Step is the moving average time of a decode step without draft tokens, Slow the 99th percentile.
 	Step, Slow time.Duration
+	// Single is the moving average time of a decode step of a lone sequence without draft tokens, from sending the row
+	// to its token, and Singles the number of these steps since the stages were warm.
+	Single  time.Duration
+	Singles int
 	// Bubble is the share of stages without a batch while sequences ran, since the beginning.
 	Bubble float64
 }
@@ -51,7 +55,8 @@ func (s *Scheduler) Stats() Stats {
 		Cached: s.pool.cached, Evicted: s.pool.evicted, Preemptions: s.stats.preemptions, Steps: s.stats.steps,
 		Replayed: s.stats.replayed, Tokens: s.stats.tokens, Chained: s.stats.chained, Discarded: s.stats.discarded,
 		Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
-		Slow: time.Duration(s.timing.slow * float64(time.Second)),
+		Slow:   time.Duration(s.timing.slow * float64(time.Second)),
+		Single: time.Duration(s.timing.single * float64(time.Second)), Singles: s.timing.singles,
 	}
 }
 

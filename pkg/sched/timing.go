@@ -30,6 +30,7 @@ const (
 	measureEvery = 256 // batches with rows of prompts beside decoding rows until one has none
 	fewRows      = 8
 	average      = 0.2 // weight of a new value in moving averages
+	singleShare  = 0.05
 )
 
 // timing measures batches. All times are seconds.
@@ -45,6 +46,9 @@ type timing struct {
 	next  int
 	slow  float64       // the 99th percentile of took
 	plain time.Duration // moving average of batches without prompts and draft tokens
+	// single is the moving average of batches of one row without others in flight, and singles how many there were.
+	single  float64
+	singles int
 
 	measured int     // batches, of any kind
 	longest  float64 // decaying maximum of their times
@@ -86,10 +90,12 @@ func newTiming(floor, lone time.Duration) timing {
 }
 
 // done measures a batch that is done. part is the part of the stages that were busy: where few batches are in
-// flight, the time between them is longer than a stage needs for one. beside says that rows of prompts are in flight.
-func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
+// flight, the time between them is longer than a stage needs for one. beside says that rows of prompts are in flight,
+// and only that nothing else is.
+func (t *timing) done(f *flight, now time.Duration, part float64, beside, only bool) {
 	took := (now - f.sent).Seconds()
 	service := (now - max(f.sent, t.last)).Seconds()
+	only = only && f.sent >= t.last
 	busy := service * part
 	t.last = now
 	t.unproven = false
@@ -142,6 +148,10 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 	if t.stalePlain && f.drafts == 0 {
 		t.stalePlain, t.plain, t.chain.batch, t.stage.batch = false, 0, 0, 0
 	}
+	if only && f.rows == 1 {
+		t.singles++
+		t.single += (took - t.single) * max(singleShare, 1/float64(t.singles))
+	}
 	t.plain = time.Duration(blend(t.plain.Seconds(), took) * float64(time.Second))
 	t.chain.batch = blend(t.chain.batch, service)
 	if beside = beside || f.behind; beside && t.stage.batch > 0 { // it may have waited for prompts
@@ -155,6 +165,7 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 // until there are others.
 func (t *timing) warm() {
 	t.took, t.next, t.slow, t.measured, t.longest = t.took[:0], 0, 0, 0, 0
+	t.single, t.singles = 0, 0
 	t.stalePlain, t.staleRows = true, true
 }
 

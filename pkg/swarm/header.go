@@ -125,8 +125,11 @@ func (r *Remote) heads(ctx context.Context) error {
 	return r.FetchTensors(ctx, s, found, nil)
 }
 
-// FetchTensors fetches tensors of a source that was opened in the model's folder.
-func (r *Remote) FetchTensors(ctx context.Context, s weights.Placed, names []string, count func(int64)) error {
+// FetchTensors fetches tensors of a source that was opened in the model's folder. progress is called with the bytes of
+// their chunks that are there, and those of all of them.
+func (r *Remote) FetchTensors(
+	ctx context.Context, s weights.Placed, names []string, progress func(done, total int64),
+) error {
 	var ranges []Range
 	for _, name := range names {
 		p, ok := s.Place(name)
@@ -137,7 +140,24 @@ func (r *Remote) FetchTensors(ctx context.Context, s weights.Placed, names []str
 			ranges = append(ranges, Range{p.File, p.From, p.From + p.Bytes})
 		}
 	}
-	return r.Fetch(ctx, ranges, count)
+	if progress == nil {
+		return r.Fetch(ctx, ranges, nil)
+	}
+	wanted, err := r.cover(ranges)
+	if err != nil {
+		return err
+	}
+	done, total := int64(0), int64(0)
+	for i, chunks := range wanted {
+		for c := range chunks {
+			total += r.parts[i].ChunkLen(c)
+		}
+	}
+	progress(0, total)
+	return r.Fetch(ctx, ranges, func(n int64) {
+		done += n
+		progress(done, total)
+	})
 }
 
 // Has reports whether all bytes of a tensor are there.

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/zeebo/xxh3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -31,25 +30,42 @@ const (
 	roundRest = 500 * time.Millisecond
 )
 
-// Peer is a shard that has a model whole.
+// Peer is a shard that has a model.
 type Peer struct {
 	ID     string // of the instance in discovery
 	Client weightsv1.WeightsServiceClient
+	// Partial says that it does not have the model whole. Parts are the chunks that it has, as Remote.Chunks returns
+	// them, and Outside says that it can fetch others from outside the mesh.
+	Partial bool
+	Parts   map[string][]byte
+	Outside bool
 }
 
-// Remote is a model that peers have.
-type Remote struct {
-	log   *slog.Logger
-	model *store.Manifest
-	parts []*store.Partial // of each file of the manifest
-	lease *store.Lease
+// has reports whether a peer has a chunk, as far as is known.
+func (p *Peer) has(path string, chunk int) bool {
+	bits := p.Parts[path]
+	return !p.Partial || chunk/8 < len(bits) && bits[chunk/8]>>(chunk%8)&1 == 1
+}
 
-	fetching sync.Mutex // one fetch at a time holds the locks of the files
+// Remote is a model that peers have, or a source outside the mesh.
+type Remote struct {
+	log     *slog.Logger
+	model   *store.Manifest
+	sums    []store.Sums     // of each file of the manifest
+	parts   []*store.Partial // the same
+	holders []holder         // the same
+	lease   *store.Lease
+
+	fetching sync.Mutex // one Fetch at a time
 
 	mu      sync.Mutex
 	peers   []Peer
-	blamed  map[string]int // failures of peers
-	fetched int64
+	self    string           // this shard's id
+	outside *Outside         // nil for none
+	turns   map[[2]int]*turn // of chunks that are read from outside
+	blamed  map[string]int   // failures of peers
+	fetched int64            // bytes from peers
+	outer   int64            // bytes from outside
 }
 
 // DisagreementError reports peers that do not have the same files under one digest.
@@ -75,12 +91,22 @@ func Open(ctx context.Context, s *store.Store, log *slog.Logger, digest string, 
 	if len(peers) == 0 {
 		return nil, fault.New(fault.NotFound, "open model %s: no shard has its files", digest)
 	}
-	r := &Remote{log: log, peers: slices.Clone(peers), blamed: map[string]int{}}
-	sums, err := r.describe(ctx, digest)
-	if err != nil {
+	r := newRemote(log, peers)
+	var err error
+	if r.sums, err = r.describe(ctx, digest); err != nil {
 		return nil, err
 	}
-	if err := r.begin(ctx, s, sums); err != nil {
+	return r.open(ctx, s)
+}
+
+func newRemote(log *slog.Logger, peers []Peer) *Remote {
+	return &Remote{log: log, peers: slices.Clone(peers), blamed: map[string]int{}, turns: map[[2]int]*turn{}}
+}
+
+// open opens the files of the manifest in the store, and fetches their headers.
+func (r *Remote) open(ctx context.Context, s *store.Store) (*Remote, error) {
+	err := r.begin(ctx, s, r.sums)
+	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	if r.lease, err = s.Scaffold(ctx, r.model, r.parts); err == nil {
@@ -205,7 +231,10 @@ func describe(ctx context.Context, p Peer, digest string) (*store.Manifest, []st
 
 // begin opens all files in the store, in the order of their keys.
 func (r *Remote) begin(ctx context.Context, s *store.Store, sums []store.Sums) error {
-	r.parts = make([]*store.Partial, len(r.model.Files))
+	r.parts, r.holders = make([]*store.Partial, len(r.model.Files)), make([]holder, len(r.model.Files))
+	for i := range r.holders {
+		r.holders[i].turn = make(chan struct{}, 1)
+	}
 	wants := make([]store.Want, len(r.parts))
 	order := make([]int, len(r.parts))
 	for i, f := range r.model.Files {
@@ -245,14 +274,28 @@ type Range struct {
 func (r *Remote) Fetch(ctx context.Context, ranges []Range, count func(int64)) error {
 	r.fetching.Lock()
 	defer r.fetching.Unlock()
+	wanted, err := r.cover(ranges)
+	if err != nil {
+		return err
+	}
+	for i, chunks := range wanted {
+		if err := r.fetchFile(ctx, i, slices.Sorted(maps.Keys(chunks)), count); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cover returns the chunks of each file that cover the ranges.
+func (r *Remote) cover(ranges []Range) ([]map[int]bool, error) {
 	wanted := make([]map[int]bool, len(r.parts))
 	for _, want := range ranges {
 		i, f, err := r.file(want.Path)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if want.From < 0 || want.To > f.Size || want.From > want.To {
-			return fault.New(fault.Internal, "fetch %s: bytes %d-%d of %d", f.Path, want.From, want.To, f.Size)
+			return nil, fault.New(fault.Internal, "fetch %s: bytes %d-%d of %d", f.Path, want.From, want.To, f.Size)
 		}
 		if wanted[i] == nil {
 			wanted[i] = map[int]bool{}
@@ -261,12 +304,7 @@ func (r *Remote) Fetch(ctx context.Context, ranges []Range, count func(int64)) e
 			wanted[i][int(c)] = true
 		}
 	}
-	for i, chunks := range wanted {
-		if err := r.fetchFile(ctx, i, slices.Sorted(maps.Keys(chunks)), count); err != nil {
-			return err
-		}
-	}
-	return nil
+	return wanted, nil
 }
 
 // file finds a file of the folder.
@@ -284,16 +322,13 @@ func (r *Remote) file(path string) (int, store.File, error) {
 }
 
 // fetchFile fetches chunks of a file while no other process does.
-func (r *Remote) fetchFile(ctx context.Context, i int, chunks []int, count func(int64)) error {
+func (r *Remote) fetchFile(ctx context.Context, i int, chunks []int, count func(int64)) (err error) {
 	p := r.parts[i]
-	if len(chunks) == 0 {
-		return nil
-	}
-	missing := func(c int) bool { return !p.Has(c) }
-	if slices.ContainsFunc(chunks, missing) {
-		if err := p.Resume(ctx); err != nil {
+	if missing := func(c int) bool { return !p.Has(c) }; slices.ContainsFunc(chunks, missing) {
+		if err := r.hold(ctx, i); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, r.rest(i)) }()
 	}
 	var mu sync.Mutex // of count
 	counted := func(c int) {
@@ -318,10 +353,10 @@ func (r *Remote) fetchFile(ctx context.Context, i int, chunks []int, count func(
 			return nil
 		})
 	}
-	return errors.Join(group.Wait(), p.Suspend())
+	return group.Wait()
 }
 
-// fetchChunk asks peer after peer for a chunk, until it has come undamaged.
+// fetchChunk tries one provider after the other, until the chunk has come undamaged.
 func (r *Remote) fetchChunk(ctx context.Context, i, chunk int) error {
 	f := r.model.Files[i]
 	failures := map[string]error{}
@@ -335,15 +370,9 @@ func (r *Remote) fetchChunk(ctx context.Context, i, chunk int) error {
 				return ctx.Err()
 			}
 		}
-		for _, p := range r.order(f.Path, chunk) {
-			data, err := fetch(ctx, p, r.model.Digest, f, chunk)
+		for _, p := range r.providers(f.Path, chunk) {
+			err := r.fetchFrom(ctx, p, i, chunk)
 			if err == nil {
-				_, err = r.parts[i].WriteChunk(chunk, data)
-			}
-			if err == nil {
-				r.mu.Lock()
-				r.fetched += int64(len(data))
-				r.mu.Unlock()
 				return nil
 			}
 			if ctx.Err() != nil {
@@ -352,11 +381,15 @@ func (r *Remote) fetchChunk(ctx context.Context, i, chunk int) error {
 			if fault.CodeOf(err) == fault.Exhausted { // the disk here is full
 				return err
 			}
-			r.blame(p.ID, "fetch a chunk", fmt.Sprintf("%s %d", f.Path, chunk), err)
-			failures[p.ID] = err
+			id := p.ID
+			if p.own {
+				id = "the source outside"
+			}
+			r.blame(id, "fetch a chunk", fmt.Sprintf("%s %d", f.Path, chunk), err)
+			failures[id] = err
 		}
 	}
-	err := fault.New(fault.Unavailable, "fetch chunk %d of %s of model %s: no shard has sent it", chunk, f.Path,
+	err := fault.New(fault.Unavailable, "fetch chunk %d of %s of model %s: nobody has sent it", chunk, f.Path,
 		r.model.Name)
 	for _, id := range slices.Sorted(maps.Keys(failures)) {
 		err.Msg += fmt.Sprintf("; %s: %v", id, failures[id])
@@ -364,17 +397,21 @@ func (r *Remote) fetchChunk(ctx context.Context, i, chunk int) error {
 	return err
 }
 
-// order returns the peers in the order in which they are asked for a chunk: those that have failed less come first, and
-// equal ones share the chunks.
-func (r *Remote) order(path string, chunk int) []Peer {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rank := func(p Peer) uint64 { return xxh3.HashString(fmt.Sprintf("%s\n%s\n%d", p.ID, path, chunk)) }
-	out := slices.Clone(r.peers)
-	slices.SortFunc(out, func(a, b Peer) int {
-		return cmp.Or(cmp.Compare(r.blamed[a.ID], r.blamed[b.ID]), cmp.Compare(rank(a), rank(b)))
-	})
-	return out
+// fetchFrom brings a chunk from a provider.
+func (r *Remote) fetchFrom(ctx context.Context, p provider, i, chunk int) error {
+	if p.own {
+		return r.readOutside(ctx, i, chunk)
+	}
+	data, err := fetch(ctx, p, r.model.Digest, r.model.Files[i], chunk)
+	if err == nil {
+		_, err = r.parts[i].WriteChunk(chunk, data)
+	}
+	if err == nil {
+		r.mu.Lock()
+		r.fetched += int64(len(data))
+		r.mu.Unlock()
+	}
+	return err
 }
 
 // blame counts a failure of a peer.
@@ -382,15 +419,15 @@ func (r *Remote) blame(id, what, of string, err error) {
 	r.mu.Lock()
 	r.blamed[id]++
 	r.mu.Unlock()
-	r.log.Warn(what+": another shard is asked", "shard", id, "of", of, "error", err)
+	r.log.Warn(what+": another one is asked", "shard", id, "of", of, "error", err)
 }
 
 // fetch asks a peer for a chunk.
-func fetch(ctx context.Context, p Peer, digest string, f store.File, chunk int) ([]byte, error) {
+func fetch(ctx context.Context, p provider, digest string, f store.File, chunk int) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, chunkTime)
 	defer cancel()
 	stream, err := p.Client.FetchChunk(ctx, &weightsv1.FetchChunkRequest{Digest: digest, Path: f.Path,
-		Chunk: uint32(chunk)})
+		Chunk: uint32(chunk), Fetch: p.fetch})
 	if err != nil {
 		return nil, rpc.FromStatus(err)
 	}

@@ -38,6 +38,7 @@ type Server struct {
 // shared is a model that is given away.
 type shared struct {
 	name, digest, path string
+	remote             *Remote // of a model that is there in part; nil for one that is whole
 
 	mu       sync.Mutex // held while the files are read for the first time
 	manifest *store.Manifest
@@ -64,13 +65,40 @@ func (s *Server) Share(name, digest, path string) {
 	}
 }
 
+// ShareParts gives away the chunks of a model that are there. The model must stay open.
+func (s *Server) ShareParts(name string, r *Remote) error {
+	m := &shared{name: name, digest: r.model.Digest, remote: r, manifest: r.model, sums: r.sums}
+	var err error
+	if m.text, err = r.model.Encode(); err != nil {
+		return err
+	}
+	for _, f := range r.model.Files {
+		m.at = append(m.at, filepath.Join(r.lease.Path, filepath.FromSlash(f.Path)))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.models[m.digest] == nil {
+		s.models[m.digest] = m
+	}
+	return nil
+}
+
 // ListModels lists the models.
 func (s *Server) ListModels(context.Context, *weightsv1.ListModelsRequest) (*weightsv1.ListModelsResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := &weightsv1.ListModelsResponse{}
 	for _, digest := range slices.Sorted(maps.Keys(s.models)) {
-		out.Models = append(out.Models, &weightsv1.Model{Name: s.models[digest].name, Digest: digest})
+		m := s.models[digest]
+		e := &weightsv1.Model{Name: m.name, Digest: digest}
+		if m.remote != nil {
+			chunks := m.remote.Chunks()
+			e.Partial, e.Outside = true, m.remote.HasOutside()
+			for _, path := range slices.Sorted(maps.Keys(chunks)) {
+				e.Parts = append(e.Parts, &weightsv1.Part{Path: path, Chunks: chunks[path]})
+			}
+		}
+		out.Models = append(out.Models, e)
 	}
 	return out, nil
 }
@@ -186,6 +214,11 @@ func (s *Server) FetchChunk(
 		defer func() { <-s.reads }()
 	case <-stream.Context().Done():
 		return stream.Context().Err()
+	}
+	if m.remote != nil {
+		if err := m.remote.give(stream.Context(), i, int(r.GetChunk()), r.GetFetch()); err != nil {
+			return err
+		}
 	}
 	data, err := readChunk(m.at[i], f, int(r.GetChunk()), m.sums[i])
 	if err != nil {

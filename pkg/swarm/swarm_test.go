@@ -218,8 +218,11 @@ func TestRemote_FetchesOnlyTheChunksOfItsTensors(t *testing.T) {
 			span := model.Range{Lo: 1, Hi: 2}
 			names, source := files.SpanFiles(span), files.Source.(weights.Placed)
 			counted := int64(0)
-			if err := r.FetchTensors(t.Context(), source, names, func(n int64) { counted += n }); err != nil {
+			if err := r.FetchTensors(t.Context(), source, names, func(done, _ int64) { counted = done }); err != nil {
 				t.Fatal(err)
+			}
+			if counted == 0 {
+				t.Error("no progress was reported")
 			}
 			for _, tensor := range names {
 				want, err1 := whole.Source.Data(tensor)

@@ -93,6 +93,7 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 		}
 		if q.first.IsZero() {
 			r.won(from)
+			q.observeFirst(from, o.cached)
 			q.service.firsts.add(max(0, len(from.log)-o.cached), time.Since(r.begun))
 		}
 		if err := q.closeEcho(o.scores); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
@@ -14,6 +15,7 @@ import (
 type stageCollector struct {
 	s                  *Service
 	stage, token, span *prometheus.Desc
+	first, wrong       *prometheus.Desc
 	active, pipelines  *prometheus.Desc
 	state              []pipelineGauge
 }
@@ -41,8 +43,15 @@ func (m *metrics) observeStages(r prometheus.Registerer, s *Service) {
 			"Time of one row in a stage (part compute) and on the hop to it (part hop), as the plan has predicted it and "+
 				"as it was measured last.", "model", "pipeline", "stage", "host", "part", "from"),
 		token: desc("token_seconds",
-			"Time of a token of a single stream, as the plan has predicted it, and of a step, as it was measured.",
+			"Time of a token of a single stream, as the plan has predicted it (from plan), as it is expected now "+
+				"(expected), and as it was measured (lone), and of a step of any batch (measured).",
 			"model", "pipeline", "from"),
+		first: desc("first_token_predicted_seconds",
+			"Time to the first token of a prompt of 128 tokens on an idle pipeline, as the plan has predicted it (from "+
+				"plan), as it is expected now (expected), and as lone prompts suggest (lone).", "model", "pipeline", "from"),
+		wrong: desc("prediction_error_ratio",
+			"How far the expected time of a token or first_token of a single stream is from the measured one, as a "+
+				"share of the measured one.", "model", "pipeline", "of"),
 		span:      desc("stage_layers", "Layers of a stage.", "model", "pipeline", "stage", "host"),
 		active:    desc("active_requests", "Requests that run or wait on this router."),
 		pipelines: desc("pipelines", "Pipelines that are open, by their purpose: answer or draft.", "purpose"),
@@ -77,7 +86,7 @@ func (m *metrics) observeStages(r prometheus.Registerer, s *Service) {
 
 // Describe implements prometheus.Collector.
 func (c *stageCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.stage, c.token, c.span, c.active, c.pipelines} {
+	for _, d := range []*prometheus.Desc{c.stage, c.token, c.first, c.wrong, c.span, c.active, c.pipelines} {
 		ch <- d
 	}
 	for _, g := range c.state {
@@ -116,7 +125,19 @@ func (c *stageCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, p := range c.s.mesh(ctx).GetPipelines() {
 		time(c.token, p.GetPredictedTokenMs(), p.GetModel(), p.GetId(), "plan")
+		time(c.token, p.GetExpectedTokenMs(), p.GetModel(), p.GetId(), "expected")
+		time(c.token, p.GetLoneTokenMs(), p.GetModel(), p.GetId(), "lone")
 		time(c.token, float64(p.GetStepMs()), p.GetModel(), p.GetId(), "measured")
+		time(c.first, p.GetPredictedTtftMs(), p.GetModel(), p.GetId(), "plan")
+		time(c.first, p.GetExpectedTtftMs(), p.GetModel(), p.GetId(), "expected")
+		time(c.first, p.GetMeasuredTtftMs(), p.GetModel(), p.GetId(), "lone")
+		wrong := func(of string, expected, measured float64) {
+			if expected > 0 && measured > 0 {
+				gauge(c.wrong, plan.Off(expected, measured), p.GetModel(), p.GetId(), of)
+			}
+		}
+		wrong("token", p.GetExpectedTokenMs(), p.GetLoneTokenMs())
+		wrong("first_token", p.GetExpectedTtftMs(), p.GetMeasuredTtftMs())
 		for i, t := range p.GetTimes() {
 			at := []string{p.GetModel(), p.GetId(), strconv.Itoa(i), t.GetHost()}
 			if stages := p.GetStages(); i < len(stages) {

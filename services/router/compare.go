@@ -199,6 +199,8 @@ func (p *placer) describe() *routerv1.Placement {
 		Version: p.doc.Version, Fence: p.doc.Fence, Placer: p.leading, Reason: p.doc.Reason,
 		MoveBytes: uint64(max(0, p.doc.MoveBytes)), MoveLayers: uint32(max(0, p.doc.MoveLayers)),
 	}
+	c := p.doc.Calibration
+	out.RouterMs, out.FirstMs, out.HopScale = c.RouterMS, c.FirstMS, c.Hop(1)
 	for _, l := range p.doc.Plan.LeftOut {
 		out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
 	}
@@ -213,29 +215,31 @@ func (p *placer) describe() *routerv1.Placement {
 	return out
 }
 
-// planned returns the pipeline of the plan that a chain is, or nil.
-func (p *placer) planned(chain plan.Chain) *plan.Pipeline {
+// planned returns the pipeline of the plan that a chain is, or nil, and what is expected of it now.
+func (p *placer) planned(chain plan.Chain) (*plan.Pipeline, *plan.Prediction) {
 	if p == nil || len(chain) == 0 {
-		return nil
+		return nil, nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.doc == nil {
-		return nil
+		return nil, nil
 	}
 	for k := range p.doc.Plan.Pipelines {
 		pipeline := &p.doc.Plan.Pipelines[k]
 		if pipeline.Digest == chain.Digest() && chainOf(pipeline).String() == chain.String() {
-			return pipeline
+			return pipeline, p.doc.ExpectedOf(k)
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // compare fills in the predicted and measured times of a pipeline. held is what the shards say of themselves, by
-// address.
-func (s *Service) compare(p *routerv1.Pipeline, chain plan.Chain, held map[string][]*shardv1.Held) {
-	planned := s.placer.planned(chain)
+// address, and firsts the first tokens of lone prompts on the pipeline.
+func (s *Service) compare(
+	p *routerv1.Pipeline, chain plan.Chain, firsts []plan.First, held map[string][]*shardv1.Held,
+) {
+	planned, expected := s.placer.planned(chain)
 	from, most := "", worstLess
 	for i, hop := range chain {
 		t := &routerv1.StageTimes{Host: hop.Shard, MeasuredHopMs: s.hops.get(from, hop.Addr)}
@@ -260,5 +264,7 @@ func (s *Service) compare(p *routerv1.Pipeline, chain plan.Chain, held map[strin
 	if planned != nil {
 		p.PredictedTokenMs, p.PredictedTtftMs = planned.Predicted.TokenMS, planned.Predicted.TTFTMS
 		p.PredictedPromptTokens = uint32(max(0, planned.Predicted.PromptTokens))
+		p.ExpectedTokenMs, p.ExpectedTtftMs = expected.TokenMS, expected.TTFTMS
+		p.MeasuredTtftMs = expected.Measured(firsts)
 	}
 }

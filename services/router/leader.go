@@ -22,6 +22,10 @@ type leader struct {
 	doc     *plan.Document
 	keeper  *plan.Keeper
 	work    *sync.WaitGroup
+
+	calibration plan.Calibration
+	observed    map[string]observed // by pipeline
+	wrote       time.Time           // the plan
 }
 
 // claim writes the plan of the placer before under the own token, so that the one before cannot write another.
@@ -56,6 +60,7 @@ func (l *leader) claim(ctx context.Context) error {
 		}
 		if err == nil {
 			l.keeper = plan.NewKeeper(l.cfg.Keeper, &l.doc.Plan)
+			l.calibration = l.doc.Calibration
 		}
 		return err
 	}
@@ -91,7 +96,7 @@ func (l *leader) write(ctx context.Context, next *plan.Document, version uint64)
 	if err := l.cfg.Registry.Swap(ctx, planKey, text, version); err != nil {
 		return err
 	}
-	l.doc = next
+	l.doc, l.wrote = next, time.Now()
 	l.take(next)
 	return nil
 }
@@ -102,7 +107,9 @@ func (l *leader) step(ctx context.Context) error {
 	if l.unsettled(shards, stirred) || stirred.Equal(l.seen) && time.Since(l.stepped) < stepEvery {
 		return nil
 	}
-	r, left := inventory.Request(shards, l.options())
+	options := l.options()
+	options.RouterMS, options.FirstMS, options.Hop = l.routerMS(), l.calibration.FirstMS, l.calibration.Hop
+	r, left := inventory.Request(shards, options)
 	l.mu.Lock()
 	l.left = left
 	l.mu.Unlock()
@@ -116,12 +123,44 @@ func (l *leader) step(ctx context.Context) error {
 		return nil
 	}
 	if decided.Reason == "" {
-		return nil
+		l.observe(decided.Plan)
+		return l.correct(ctx, decided.Plan)
 	}
 	next := &plan.Document{
 		Fence: l.fence, Base: l.doc.Base, Version: l.doc.Version + 1, Plan: *decided.Plan, Reason: decided.Reason,
+		Calibration: l.calibration,
 	}
 	next.MoveLayers, next.MoveBytes = plan.Loads(decided.Moves)
+	if err := l.replace(ctx, next); err != nil {
+		return err
+	}
+	l.s.m.moveBytes.Add(float64(next.MoveBytes))
+	l.s.log.Info("change the plan", "plan", next.Version, "reason", next.Reason, "pipelines", len(next.Plan.Pipelines),
+		"move_layers", next.MoveLayers, "move_bytes", next.MoveBytes)
+	return nil
+}
+
+// correct writes what is expected of the pipelines now, if that differs from what was expected before. The plan and
+// the reason for it stay.
+func (l *leader) correct(ctx context.Context, now *plan.Plan) error {
+	if time.Since(l.wrote) < l.cfg.Correct {
+		return nil
+	}
+	next := l.doc.Corrected(now, correctMore)
+	if next == nil {
+		return nil
+	}
+	next.Fence, next.Version, next.Calibration = l.fence, l.doc.Version+1, l.calibration
+	if err := l.replace(ctx, next); err != nil {
+		return err
+	}
+	l.s.log.Info("correct what is expected of the plan", "plan", next.Version, "router_ms", l.calibration.RouterMS,
+		"first_ms", l.calibration.FirstMS, "hop_scale", l.calibration.Hop(1))
+	return nil
+}
+
+// replace writes the next plan unless another router has written one.
+func (l *leader) replace(ctx context.Context, next *plan.Document) error {
 	e, err := l.cfg.Registry.Get(ctx, planKey)
 	if err != nil {
 		return err
@@ -133,13 +172,7 @@ func (l *leader) step(ctx context.Context) error {
 				stored.Version)
 		}
 	}
-	if err := l.write(ctx, next, e.Version); err != nil {
-		return err
-	}
-	l.s.m.moveBytes.Add(float64(next.MoveBytes))
-	l.s.log.Info("change the plan", "plan", next.Version, "reason", next.Reason, "pipelines", len(next.Plan.Pipelines),
-		"move_layers", next.MoveLayers, "move_bytes", next.MoveBytes)
-	return nil
+	return l.write(ctx, next, e.Version)
 }
 
 // unsettled reports whether it is too early for a plan: hosts are still joining, or a new placer has not heard yet

@@ -60,6 +60,7 @@ type pipeline struct {
 	spare        atomic.Bool   // another pipeline of the model could take over
 	spareShard   atomic.Bool   // a free shard could take the place of a stage
 	doubtful     atomic.Bool   // it has missed a step deadline and computed nothing since
+	firsts       firstTokens
 
 	mu      sync.Mutex
 	sched   *sched.Scheduler // guarded by mu

@@ -31,6 +31,8 @@ type Placement struct {
 	Silent time.Duration
 	// Settle is how long the set of hosts has to be the same before the first plan; 0 means 1 s.
 	Settle time.Duration
+	// Correct is the shortest time between two plans that differ in what is expected of them alone; 0 means 10 s.
+	Correct time.Duration
 }
 
 // PlacementRegistry is what the placer needs of the registry.
@@ -76,6 +78,9 @@ type placer struct {
 	hosts   map[string]*placed // assignable shards by id
 	left    []plan.LeftOut     // shards that cannot be hosts
 	stirred time.Time          // when the set of living hosts last changed
+
+	samplerMS float64 // the way to a sampler and back, measured by health checks
+	sampled   time.Time
 }
 
 // placed is what the placer knows of a host.
@@ -107,6 +112,9 @@ func newPlacer(s *Service, c Placement) *placer {
 	}
 	if c.Settle == 0 {
 		c.Settle = settleFirst
+	}
+	if c.Correct == 0 {
+		c.Correct = correctEvery
 	}
 	return &placer{s: s, cfg: c, hosts: map[string]*placed{}}
 }
@@ -225,7 +233,8 @@ func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
 		p.leading = false
 		p.mu.Unlock()
 	}()
-	l := &leader{placer: p, token: lease.Token(), began: time.Now(), work: &wg}
+	l := &leader{placer: p, token: lease.Token(), began: time.Now(), work: &wg,
+		observed: map[string]observed{}}
 	if err := l.claim(ctx); err != nil {
 		return err
 	}
@@ -285,6 +294,10 @@ func (p *placer) probe(ctx context.Context, wg *sync.WaitGroup) {
 		if h.hop.measuring {
 			measuring++
 		}
+	}
+	if time.Since(p.sampled) >= hopsEvery {
+		p.sampled = time.Now()
+		wg.Go(func() { p.measureSampler(ctx) })
 	}
 	for _, h := range p.hosts {
 		if measuring < maxHops && h.desc != nil && !h.hop.measuring && time.Since(h.hop.at) >= hopsEvery {

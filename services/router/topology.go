@@ -144,10 +144,11 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 			out.Members = append(out.Members, &routerv1.Member{Id: i.ID, Service: service, Address: i.Addr})
 		}
 	}
-	chains := map[string]plan.Chain{}
+	chains, firsts := map[string]plan.Chain{}, map[string][]plan.First{}
 	for _, p := range s.pipelines {
 		out.Pipelines = append(out.Pipelines, p.describe())
 		chains[p.id] = p.hops()
+		firsts[p.id], _ = p.firsts.read()
 	}
 	out.Adapters = s.describeAdapters("")
 	s.mu.Unlock()
@@ -159,7 +160,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		}
 		wg.Go(func() {
 			if resp, err := s.describeShard(ctx, m.GetAddress()); err == nil {
-				m.Held = resp.GetHeld()
+				m.Held, m.Loading = resp.GetHeld(), resp.GetInventory().GetLoading()
 			}
 		})
 	}
@@ -169,7 +170,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		held[m.GetAddress()] = append(held[m.GetAddress()], m.GetHeld()...)
 	}
 	for _, p := range out.GetPipelines() {
-		s.compare(p, chains[p.GetId()], held)
+		s.compare(p, chains[p.GetId()], firsts[p.GetId()], held)
 	}
 	out.Replays, out.Placement = s.replays.describe(), s.placer.describe()
 	slices.SortFunc(out.GetMembers(), func(a, b *routerv1.Member) int {
@@ -189,7 +190,8 @@ func (p *pipeline) describe() *routerv1.Pipeline {
 		TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: millis(stats.Step), SlowStepMs: millis(stats.Slow),
 		KvPages: uint32(stats.Pages), KvPagesHeld: uint32(stats.Held), KvPagesCached: uint32(stats.Cached),
 		PrefixQueries: stats.Queried, PrefixHits: stats.Hits, Preemptions: stats.Preemptions,
-		Bubble: float32(stats.Bubble), SpareShard: p.spareShard.Load(), Replayed: stats.Replayed,
+		LoneTokenMs: stats.Single.Seconds() * 1000,
+		Bubble:      float32(stats.Bubble), SpareShard: p.spareShard.Load(), Replayed: stats.Replayed,
 	}
 }
 

@@ -31,13 +31,15 @@ type load struct {
 	kv     int64 // bytes of its KV cache
 	done   chan struct{}
 
-	read atomic.Int64 // bytes read
-	err  error        // set before done is closed
+	fetched, fetch atomic.Int64 // bytes of the files that are there, and that are needed; 0 if nothing is fetched
+	read           atomic.Int64 // bytes read
+	err            error        // set before done is closed
 }
 
 func (l *load) describe() *shardv1.Loading {
 	return &shardv1.Loading{Digest: l.digest, Lo: uint32(l.span.Lo), Hi: uint32(l.span.Hi),
-		DoneBytes: uint64(min(l.read.Load(), l.total)), TotalBytes: uint64(l.total)}
+		DoneBytes: uint64(min(l.read.Load(), l.total)), TotalBytes: uint64(l.total),
+		FetchedBytes: uint64(l.fetched.Load()), FetchBytes: uint64(l.fetch.Load())}
 }
 
 // Assign loads a span of layers beside what the shard holds.
@@ -150,7 +152,7 @@ func (s *Service) load(
 	l *load, o *offer, beside []*model.Stage[float32], spans []model.Range, pages int, version uint64,
 ) {
 	start := time.Now()
-	err := s.fetchSpan(s.ctx, o, l.span)
+	err := s.fetchSpan(s.ctx, o, l, nil)
 	if err == nil {
 		err = s.readAhead(s.ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
 	}
@@ -362,18 +364,21 @@ func (s *Service) Prefetch(
 	if err != nil {
 		return err
 	}
-	if err := s.fetchSpan(stream.Context(), o, span); err != nil {
-		return err
-	}
 	l := &load{digest: o.digest, span: span, total: o.files.SpanBytes(span)}
 	var failed error
 	last := time.Now()
-	err = s.readAhead(stream.Context(), o, span, nil, func(n int64) {
-		l.read.Add(n)
+	tell := func() {
 		if time.Since(last) >= progressTick && failed == nil {
 			last = time.Now()
 			failed = stream.Send(&shardv1.PrefetchResponse{Loading: l.describe()})
 		}
+	}
+	if err = s.fetchSpan(stream.Context(), o, l, tell); err != nil {
+		return err
+	}
+	err = s.readAhead(stream.Context(), o, span, nil, func(n int64) {
+		l.read.Add(n)
+		tell()
 	})
 	if err == nil {
 		err = failed

@@ -24,7 +24,7 @@ type offer struct {
 	kvBytes      int64 // of one position in one layer
 	measured     layerTime
 	// fetch brings tensors whose bytes are missing; nil if none are.
-	fetch func(ctx context.Context, names []string, count func(int64)) error
+	fetch func(ctx context.Context, names []string, progress func(done, total int64)) error
 }
 
 // layerTime is how long a layer takes that has the average size of the model's.
@@ -61,7 +61,7 @@ func (s *Service) Offer(name, digest string, files *model.Files) {
 }
 
 func (s *Service) offer(
-	name, digest string, files, test *model.Files, fetch func(context.Context, []string, func(int64)) error,
+	name, digest string, files, test *model.Files, fetch func(context.Context, []string, func(done, total int64)) error,
 ) {
 	if files.Spec.Encoder() {
 		return

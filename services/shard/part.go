@@ -14,9 +14,9 @@ type Part struct {
 	Files        *model.Files // Files.Source must be Placed
 	// Has reports whether the bytes of a tensor are there.
 	Has func(weights.Place) bool
-	// Fetch brings the tensors that are missing, all or none of each. count is called with the bytes that have come or
-	// were there.
-	Fetch func(ctx context.Context, names []string, count func(int64)) error
+	// Fetch brings the tensors that are missing, all or none of each. progress is called, by one goroutine at a time, with
+	// the bytes that are there and those that are needed.
+	Fetch func(ctx context.Context, names []string, progress func(done, total int64)) error
 }
 
 // OfferPart is like Offer for a model whose files have holes. The files must stay open. Layers serve only when all of
@@ -48,15 +48,21 @@ func (w *whole) Data(name string) ([]byte, error) {
 	return w.Placed.Data(name)
 }
 
-// fetchSpan brings the tensors of a span.
-func (s *Service) fetchSpan(ctx context.Context, o *offer, span model.Range) error {
+// fetchSpan brings the tensors of a span. It counts in l what is there, and calls progress, unless that is nil.
+func (s *Service) fetchSpan(ctx context.Context, o *offer, l *load, progress func()) error {
 	if o.fetch == nil {
 		return nil
 	}
-	total := int64(0)
-	if err := o.fetch(ctx, o.files.SpanFiles(span), func(n int64) { total += n }); err != nil {
-		return fault.Wrap(fault.CodeOf(err), err, "fetch layers %v of %s", span, o.name)
+	err := o.fetch(ctx, o.files.SpanFiles(l.span), func(done, total int64) {
+		l.fetched.Store(done)
+		l.fetch.Store(total)
+		if progress != nil {
+			progress()
+		}
+	})
+	if err != nil {
+		return fault.Wrap(fault.CodeOf(err), err, "fetch layers %v of %s", l.span, o.name)
 	}
-	s.log.Info("layers are there", "model", o.name, "layers", span.String(), "bytes", total)
+	s.log.Info("layers are there", "model", o.name, "layers", l.span.String(), "bytes", l.fetch.Load())
 	return nil
 }

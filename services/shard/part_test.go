@@ -36,13 +36,15 @@ func TestService_PartServesOnlyWhatWasFetched(t *testing.T) {
 			defer mu.Unlock()
 			return there[p]
 		},
-		Fetch: func(_ context.Context, names []string, count func(int64)) error {
+		Fetch: func(_ context.Context, names []string, progress func(done, total int64)) error {
 			mu.Lock()
 			defer mu.Unlock()
+			done := int64(0)
 			for _, name := range names {
 				if p, _ := source.Place(name); name != keep {
 					there[p] = true
-					count(p.Bytes)
+					done += p.Bytes
+					progress(done, 1<<20)
 				}
 			}
 			return fail
@@ -79,8 +81,9 @@ func TestService_PartServesOnlyWhatWasFetched(t *testing.T) {
 		t.Errorf("a tensor has a hole: %v, %d spans are held", err, held())
 	}
 	keep = ""
-	if _, err := last(r.client.Prefetch(r.ctx, &shardv1.PrefetchRequest{Digest: digest, Lo: 1, Hi: 3})); err != nil {
-		t.Error(err)
+	fetched, err := last(r.client.Prefetch(r.ctx, &shardv1.PrefetchRequest{Digest: digest, Lo: 1, Hi: 3}))
+	if l := fetched.GetLoading(); err != nil || l.GetFetchedBytes() == 0 || l.GetFetchBytes() != 1<<20 {
+		t.Errorf("prefetched %v, %v", l, err)
 	}
 	if err := assign(); err != nil || held() != 1 {
 		t.Errorf("layers that were fetched: %v, %d spans are held", err, held())

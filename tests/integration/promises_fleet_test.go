@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/internal/agent"
 	"github.com/lamina-mesh/lamina/internal/natstest"
@@ -87,6 +88,7 @@ type fleetSpec struct {
 	kv        int    // positions of the KV cache of a shard; 0 for the default
 	model     string // its folder; empty for the bundled one
 	routerArg []string
+	auto      []int64 // memory limits of shards that take their layers from the placer
 }
 
 // fleet is a deployment of one process for each service, whose members tests kill, freeze and wedge.
@@ -99,6 +101,7 @@ type fleet struct {
 	registry *agent.Agent
 	natsURL  string
 	members  map[string]*member
+	conns    map[string]*grpc.ClientConn // by address; for the test's goroutine alone
 }
 
 // member is a process of a fleet. It keeps its addresses when it is started again.
@@ -151,6 +154,9 @@ func startFleet(t *testing.T, spec fleetSpec, ready bool) *fleet {
 			}
 			f.add("shard", fmt.Sprintf("%d-%d", r, s), args...)
 		}
+	}
+	for i, memory := range spec.auto {
+		f.addAuto(i, memory)
 	}
 	for i := range spec.routers {
 		args := slices.Clone(spec.routerArg)

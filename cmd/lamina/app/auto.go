@@ -32,6 +32,8 @@ type AutoShard struct {
 	StoreLimit int64
 	// Fetch takes models that other shards have: the layers that are assigned come from them into the store.
 	Fetch bool
+	// Sources are outside the mesh. Their models can be assigned although no shard has them; Fetch must be set.
+	Sources []OutsideSource
 	// Memory is the number of bytes for weights and KV caches; 0 means what this machine has available.
 	Memory int64
 	Zone   string
@@ -47,7 +49,8 @@ type Placing struct {
 	Keeper   plan.KeeperConfig
 	// KVLeast and KVMost are the positions of the KV caches; 0 for the defaults of pkg/plan.
 	KVLeast, KVMost int
-	Silent, Settle  time.Duration // as in router.Placement
+	// As in router.Placement.
+	Silent, Settle, Correct time.Duration
 }
 
 // placement returns the settings of the router, or nil if it does not place layers.
@@ -59,6 +62,7 @@ func (c Placing) placement(p *process) *router.Placement {
 	return &router.Placement{
 		Registry: registry, Holder: newID("router"), Goal: c.Goal, Replicas: c.Replicas, Keeper: c.Keeper,
 		KVLeast: c.KVLeast, KVMost: c.KVMost, Silent: c.Silent, Settle: c.Settle,
+		Correct: c.Correct,
 	}
 }
 

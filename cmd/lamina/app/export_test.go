@@ -3,6 +3,7 @@ package app
 import (
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/journal"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
@@ -26,3 +27,9 @@ func (m *Mesh) Cut(name string) { m.process.network.Cut(name, true) }
 
 // Mend lets a service be reached again.
 func (m *Mesh) Mend(name string) { m.process.network.Cut(name, false) }
+
+// WithNetwork returns the configuration with a network of the test's own, which may have faults from the start on.
+func (c MeshConfig) WithNetwork(n *memnet.Network) MeshConfig {
+	c.network = n
+	return c
+}

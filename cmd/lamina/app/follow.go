@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
@@ -38,11 +39,13 @@ type follower struct {
 	auto   AutoShard
 	store  *store.Store // nil for none
 
-	paths   map[string]bool              // of models in the folder that were opened, or are none
-	sizes   map[string]int64             // of files of the folder at the last look
-	offered map[string]bool              // digests
-	remotes map[string]*swarm.Remote     // models of peers by digest
-	failed  map[string]time.Time         // digests and names that could not be opened
+	paths   map[string]bool          // of models in the folder that were opened, or are none
+	sizes   map[string]int64         // of files of the folder at the last look
+	offered map[string]bool          // digests
+	remotes map[string]*swarm.Remote // models of peers by digest
+	failed  map[string]time.Time     // digests and names that could not be opened
+	outside []*sourcing
+	names   names
 	opened  []interface{ Close() error } // files and leases, in the order of opening
 }
 
@@ -50,6 +53,9 @@ type follower struct {
 func (p *process) newFollower(id string, s *shard.Service, server *swarm.Server, auto AutoShard) (*follower, error) {
 	f := &follower{p: p, id: id, s: s, server: server, auto: auto, paths: map[string]bool{}, sizes: map[string]int64{},
 		offered: map[string]bool{}, remotes: map[string]*swarm.Remote{}, failed: map[string]time.Time{}}
+	for _, source := range auto.Sources {
+		f.outside = append(f.outside, &sourcing{OutsideSource: source})
+	}
 	if auto.Store != "" {
 		var err error
 		if f.store, err = store.Open(auto.Store, store.Options{Limit: auto.StoreLimit}); err != nil {
@@ -80,10 +86,12 @@ func (f *follower) run(ctx context.Context) error {
 		return err
 	}
 	var members []discovery.Instance
+	var pulls sync.WaitGroup
+	defer pulls.Wait()
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
-		f.look(ctx, members)
+		f.look(ctx, members, &pulls)
 		select {
 		case now, ok := <-peers:
 			if !ok {
@@ -97,13 +105,14 @@ func (f *follower) run(ctx context.Context) error {
 	}
 }
 
-// look looks once.
-func (f *follower) look(ctx context.Context, members []discovery.Instance) {
+// look looks once. It starts pulls, which end with ctx.
+func (f *follower) look(ctx context.Context, members []discovery.Instance, pulls *sync.WaitGroup) {
 	before := len(f.offered)
 	f.folder()
 	f.stored(ctx)
 	if f.auto.Fetch {
 		f.peers(ctx, members)
+		f.sources(ctx, members, pulls)
 	}
 	if len(f.offered) == before {
 		return
@@ -152,6 +161,7 @@ func (f *follower) take(path, name, digest string, files *model.Files, opened ..
 		return
 	}
 	f.offered[digest] = true
+	f.names.add(name)
 	if files.Spec.Encoder() {
 		f.p.log.Info("pass over an encoder, which routers do not place", "path", path)
 		return
@@ -219,7 +229,14 @@ func (f *follower) peers(ctx context.Context, members []discovery.Instance) {
 			continue
 		}
 		for _, e := range resp.GetModels() {
-			have[e.GetDigest()] = append(have[e.GetDigest()], swarm.Peer{ID: m.ID, Client: client})
+			peer := swarm.Peer{ID: m.ID, Client: client, Partial: e.GetPartial(), Outside: e.GetOutside()}
+			if peer.Partial {
+				peer.Parts = map[string][]byte{}
+				for _, part := range e.GetParts() {
+					peer.Parts[part.GetPath()] = part.GetChunks()
+				}
+			}
+			have[e.GetDigest()] = append(have[e.GetDigest()], peer)
 			names[e.GetDigest()] = e.GetName()
 		}
 	}
@@ -228,7 +245,9 @@ func (f *follower) peers(ctx context.Context, members []discovery.Instance) {
 			r.SetPeers(have[digest])
 			continue
 		}
-		if f.offered[digest] || f.resting(digest) || len(f.remotes) >= maxFollowed {
+		// Those that have it in part, and no way to the rest, have it from somebody who has gone.
+		whole := slices.ContainsFunc(have[digest], func(p swarm.Peer) bool { return !p.Partial || p.Outside })
+		if !whole || f.offered[digest] || f.resting(digest) || len(f.remotes) >= maxFollowed {
 			continue
 		}
 		if err := f.remote(ctx, digest, names[digest], have[digest]); err != nil && ctx.Err() == nil {
@@ -247,25 +266,34 @@ func (f *follower) remote(ctx context.Context, digest, name string, peers []swar
 	if err != nil {
 		return err
 	}
+	return f.offerRemote(r, name, digest)
+}
+
+// offerRemote offers a model that is there in part, and gives its parts to others.
+func (f *follower) offerRemote(r *swarm.Remote, name, digest string) error {
 	files, err := model.Open(r.Path())
 	if err != nil {
 		return errors.Join(err, r.Close())
 	}
 	source, _ := files.Source.(weights.Placed)
 	err = f.s.OfferPart(shard.Part{Name: name, Digest: digest, Files: files, Has: r.Has,
-		Fetch: func(ctx context.Context, tensors []string, count func(int64)) error {
-			before := r.Fetched()
-			err := r.FetchTensors(ctx, source, tensors, count)
-			f.p.log.Info("fetch layers from other shards", "model", name, "tensors", len(tensors), "bytes",
-				r.Fetched()-before, "failures", r.Blamed())
+		Fetch: func(ctx context.Context, tensors []string, progress func(done, total int64)) error {
+			before, outside := r.Fetched(), r.FromOutside()
+			err := r.FetchTensors(ctx, source, tensors, progress)
+			f.p.log.Info("fetch layers", "model", name, "tensors", len(tensors), "bytes_from_shards", r.Fetched()-before,
+				"bytes_from_outside", r.FromOutside()-outside, "failures", r.Blamed())
 			return err
 		}})
+	if err == nil {
+		err = f.server.ShareParts(name, r)
+	}
 	if err != nil {
 		return errors.Join(err, files.Close(), r.Close())
 	}
 	f.opened = append(f.opened, r, files)
 	f.remotes[digest], f.offered[digest] = r, true
-	f.p.log.Info("offer a model that other shards have", "model", name, "digest", digest, "peers", len(peers), "folder",
-		filepath.Base(r.Path()))
+	f.names.add(name)
+	f.p.log.Info("offer a model of which nothing is here yet", "model", name, "digest", digest, "outside",
+		r.HasOutside(), "folder", filepath.Base(r.Path()))
 	return nil
 }

@@ -57,6 +57,8 @@ type MeshConfig struct {
 	Drain         time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
+
+	network *memnet.Network // that of a test; nil for a new one
 }
 
 // meshSilent is the default of Placing.Silent for a mesh in one process: no host there is silent alone.
@@ -86,7 +88,10 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	}
 	cfg.Stages, cfg.Replicas = max(1, cfg.Stages), max(1, cfg.Replicas)
 	m := &Mesh{done: make(chan struct{})}
-	network := memnet.New()
+	network := cfg.network
+	if network == nil {
+		network = memnet.New()
+	}
 	p := &process{
 		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(),
 		metrics: obs.NewRegistry(),
@@ -182,6 +187,10 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 			name: fmt.Sprintf("shard-auto-%d", i), model: c.Model, as: served.name, kvPositions: c.KVPositions,
 			auto: &auto, adapterBytes: c.AdapterBytes,
 		})
+	}
+	if len(c.Auto) > 0 && c.Placing.Off {
+		p.set.pipelines = 0 // somebody else places layers, or nobody
+		return nil
 	}
 	if len(c.Auto) > 0 {
 		p.set.pipelines += max(1, c.Placing.Replicas) - c.Replicas

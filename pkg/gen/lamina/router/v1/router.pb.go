@@ -3679,7 +3679,13 @@ type Placement struct {
 	// Hosts that the plan does without, with the reason.
 	LeftOut []*LeftOut `protobuf:"bytes,7,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	// Models without a pipeline, with the reason.
-	Uncovered     []*LeftOut `protobuf:"bytes,8,rep,name=uncovered,proto3" json:"uncovered,omitempty"`
+	Uncovered []*LeftOut `protobuf:"bytes,8,rep,name=uncovered,proto3" json:"uncovered,omitempty"`
+	// Milliseconds of a token besides its stages and hops, as streams have shown: the sampler, and the way back.
+	RouterMs float64 `protobuf:"fixed64,160,opt,name=router_ms,json=routerMs,proto3" json:"router_ms,omitempty"`
+	// Milliseconds of a request until its first batch is sent, as prompts have shown.
+	FirstMs float64 `protobuf:"fixed64,161,opt,name=first_ms,json=firstMs,proto3" json:"first_ms,omitempty"`
+	// What a frame takes of the time that a ping has measured, as streams have shown: 0 to 1.
+	HopScale      float64 `protobuf:"fixed64,162,opt,name=hop_scale,json=hopScale,proto3" json:"hop_scale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3768,6 +3774,27 @@ func (x *Placement) GetUncovered() []*LeftOut {
 		return x.Uncovered
 	}
 	return nil
+}
+
+func (x *Placement) GetRouterMs() float64 {
+	if x != nil {
+		return x.RouterMs
+	}
+	return 0
+}
+
+func (x *Placement) GetFirstMs() float64 {
+	if x != nil {
+		return x.FirstMs
+	}
+	return 0
+}
+
+func (x *Placement) GetHopScale() float64 {
+	if x != nil {
+		return x.HopScale
+	}
+	return 0
 }
 
 // LeftOut is a host or a model that a plan does without.
@@ -4009,7 +4036,9 @@ type Member struct {
 	// Where it listens.
 	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	// For a shard: what it holds.
-	Held          []*v12.Held `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`
+	Held []*v12.Held `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`
+	// For a shard: what it loads, and fetches before.
+	Loading       []*v12.Loading `protobuf:"bytes,160,rep,name=loading,proto3" json:"loading,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4072,6 +4101,13 @@ func (x *Member) GetHeld() []*v12.Held {
 	return nil
 }
 
+func (x *Member) GetLoading() []*v12.Loading {
+	if x != nil {
+		return x.Loading
+	}
+	return nil
+}
+
 // Pipeline is a chain of stages that covers a model.
 type Pipeline struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4123,9 +4159,19 @@ type Pipeline struct {
 	PredictedPromptTokens uint32 `protobuf:"varint,43,opt,name=predicted_prompt_tokens,json=predictedPromptTokens,proto3" json:"predicted_prompt_tokens,omitempty"`
 	// The stage or hop that exceeds its prediction by the most milliseconds, such as "stage 1 at shard-1a2b"; empty
 	// if none does.
-	Worst         string `protobuf:"bytes,44,opt,name=worst,proto3" json:"worst,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Worst string `protobuf:"bytes,44,opt,name=worst,proto3" json:"worst,omitempty"`
+	// Milliseconds of a token of a single stream that are expected now: the prediction of the plan, corrected by what
+	// streams have shown since. 0 without a plan.
+	ExpectedTokenMs float64 `protobuf:"fixed64,160,opt,name=expected_token_ms,json=expectedTokenMs,proto3" json:"expected_token_ms,omitempty"`
+	// The same of the first token, for the same number of prompt tokens.
+	ExpectedTtftMs float64 `protobuf:"fixed64,161,opt,name=expected_ttft_ms,json=expectedTtftMs,proto3" json:"expected_ttft_ms,omitempty"`
+	// Measured milliseconds of a token of a single stream, a moving average; 0 if there was none yet.
+	LoneTokenMs float64 `protobuf:"fixed64,162,opt,name=lone_token_ms,json=loneTokenMs,proto3" json:"lone_token_ms,omitempty"`
+	// Measured milliseconds to the first token: the times of lone prompts without cached positions, scaled to the same
+	// number of prompt tokens. 0 if there was none yet.
+	MeasuredTtftMs float64 `protobuf:"fixed64,163,opt,name=measured_ttft_ms,json=measuredTtftMs,proto3" json:"measured_ttft_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Pipeline) Reset() {
@@ -4324,6 +4370,34 @@ func (x *Pipeline) GetWorst() string {
 		return x.Worst
 	}
 	return ""
+}
+
+func (x *Pipeline) GetExpectedTokenMs() float64 {
+	if x != nil {
+		return x.ExpectedTokenMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetExpectedTtftMs() float64 {
+	if x != nil {
+		return x.ExpectedTtftMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetLoneTokenMs() float64 {
+	if x != nil {
+		return x.LoneTokenMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetMeasuredTtftMs() float64 {
+	if x != nil {
+		return x.MeasuredTtftMs
+	}
+	return 0
 }
 
 var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
@@ -4610,7 +4684,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\x128\n" +
 	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\x129\n" +
 	"\tplacement\x18( \x01(\v2\x1b.lamina.router.v1.PlacementR\tplacement\x125\n" +
-	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\x9a\x02\n" +
+	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\xf2\x02\n" +
 	"\tPlacement\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
@@ -4621,7 +4695,10 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\vmove_layers\x18\x06 \x01(\rR\n" +
 	"moveLayers\x124\n" +
 	"\bleft_out\x18\a \x03(\v2\x19.lamina.router.v1.LeftOutR\aleftOut\x127\n" +
-	"\tuncovered\x18\b \x03(\v2\x19.lamina.router.v1.LeftOutR\tuncovered\"1\n" +
+	"\tuncovered\x18\b \x03(\v2\x19.lamina.router.v1.LeftOutR\tuncovered\x12\x1c\n" +
+	"\trouter_ms\x18\xa0\x01 \x01(\x01R\brouterMs\x12\x1a\n" +
+	"\bfirst_ms\x18\xa1\x01 \x01(\x01R\afirstMs\x12\x1c\n" +
+	"\thop_scale\x18\xa2\x01 \x01(\x01R\bhopScale\"1\n" +
 	"\aLeftOut\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb6\x01\n" +
@@ -4639,12 +4716,13 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x05share\x18\x03 \x01(\x02R\x05share\x12\x18\n" +
 	"\awaiting\x18\x04 \x01(\rR\awaiting\x12\x14\n" +
 	"\x05spent\x18\x05 \x01(\x04R\x05spent\x12\x18\n" +
-	"\arefused\x18\x06 \x01(\x04R\arefused\"w\n" +
+	"\arefused\x18\x06 \x01(\x04R\arefused\"\xac\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12)\n" +
-	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\xad\x06\n" +
+	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x123\n" +
+	"\aloading\x18\xa0\x01 \x03(\v2\x18.lamina.shard.v1.LoadingR\aloading\"\xd5\a\n" +
 	"\bPipeline\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -4673,7 +4751,11 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x12predicted_token_ms\x18) \x01(\x01R\x10predictedTokenMs\x12*\n" +
 	"\x11predicted_ttft_ms\x18* \x01(\x01R\x0fpredictedTtftMs\x126\n" +
 	"\x17predicted_prompt_tokens\x18+ \x01(\rR\x15predictedPromptTokens\x12\x14\n" +
-	"\x05worst\x18, \x01(\tR\x05worst*|\n" +
+	"\x05worst\x18, \x01(\tR\x05worst\x12+\n" +
+	"\x11expected_token_ms\x18\xa0\x01 \x01(\x01R\x0fexpectedTokenMs\x12)\n" +
+	"\x10expected_ttft_ms\x18\xa1\x01 \x01(\x01R\x0eexpectedTtftMs\x12#\n" +
+	"\rlone_token_ms\x18\xa2\x01 \x01(\x01R\vloneTokenMs\x12)\n" +
+	"\x10measured_ttft_ms\x18\xa3\x01 \x01(\x01R\x0emeasuredTtftMs*|\n" +
 	"\vContextMode\x12\x1c\n" +
 	"\x18CONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONTEXT_MODE_STOP\x10\x01\x12\x16\n" +
@@ -4773,7 +4855,8 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*v12.Pooling)(nil),            // 56: lamina.shard.v1.Pooling
 	(*v11.GenerationDefaults)(nil), // 57: lamina.tokenizer.v1.GenerationDefaults
 	(*v12.Held)(nil),               // 58: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 59: lamina.shard.v1.Hop
+	(*v12.Loading)(nil),            // 59: lamina.shard.v1.Loading
+	(*v12.Hop)(nil),                // 60: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	50, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
@@ -4833,35 +4916,36 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	45, // 54: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
 	45, // 55: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
 	58, // 56: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	59, // 57: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	46, // 58: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
-	4,  // 59: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 60: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 61: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 62: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 63: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	32, // 64: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
-	35, // 65: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
-	37, // 66: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
-	28, // 67: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	39, // 68: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	41, // 69: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 70: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 71: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 72: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 73: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	26, // 74: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	34, // 75: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
-	36, // 76: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
-	38, // 77: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
-	29, // 78: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	40, // 79: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	42, // 80: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	70, // [70:81] is the sub-list for method output_type
-	59, // [59:70] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	59, // 57: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
+	60, // 58: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	46, // 59: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
+	4,  // 60: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 61: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 62: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 63: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 64: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	32, // 65: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	35, // 66: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	37, // 67: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	28, // 68: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	39, // 69: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	41, // 70: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 71: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 72: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 73: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 74: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	26, // 75: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	34, // 76: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	36, // 77: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	38, // 78: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	29, // 79: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	40, // 80: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	42, // 81: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	71, // [71:82] is the sub-list for method output_type
+	60, // [60:71] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }

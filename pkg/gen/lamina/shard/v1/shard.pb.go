@@ -1099,7 +1099,12 @@ type Loading struct {
 	// Bytes of weights that have been read.
 	DoneBytes uint64 `protobuf:"varint,4,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
 	// Bytes of weights to be read: those of layers that the shard does not hold already.
-	TotalBytes    uint64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	TotalBytes uint64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Bytes of the files of the span that are there, of a model that comes from elsewhere. They are fetched before any
+	// are read.
+	FetchedBytes uint64 `protobuf:"varint,160,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
+	// Bytes of the files that the span needs; 0 if nothing has to be fetched.
+	FetchBytes    uint64 `protobuf:"varint,161,opt,name=fetch_bytes,json=fetchBytes,proto3" json:"fetch_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1165,6 +1170,20 @@ func (x *Loading) GetDoneBytes() uint64 {
 func (x *Loading) GetTotalBytes() uint64 {
 	if x != nil {
 		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Loading) GetFetchedBytes() uint64 {
+	if x != nil {
+		return x.FetchedBytes
+	}
+	return 0
+}
+
+func (x *Loading) GetFetchBytes() uint64 {
+	if x != nil {
+		return x.FetchBytes
 	}
 	return 0
 }
@@ -8890,7 +8909,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\bkv_bytes\x18\b \x01(\x04R\akvBytes\x12!\n" +
 	"\fhidden_bytes\x18\t \x01(\x04R\vhiddenBytes\x12\x18\n" +
 	"\acontext\x18\n" +
-	" \x01(\rR\acontext\"\x81\x01\n" +
+	" \x01(\rR\acontext\"\xc9\x01\n" +
 	"\aLoading\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
@@ -8898,7 +8917,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"done_bytes\x18\x04 \x01(\x04R\tdoneBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x05 \x01(\x04R\n" +
-	"totalBytes\"\x9a\x01\n" +
+	"totalBytes\x12$\n" +
+	"\rfetched_bytes\x18\xa0\x01 \x01(\x04R\ffetchedBytes\x12 \n" +
+	"\vfetch_bytes\x18\xa1\x01 \x01(\x04R\n" +
+	"fetchBytes\"\x9a\x01\n" +
 	"\rAssignRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +

@@ -106,7 +106,7 @@ func (x *ListModelsResponse) GetModels() []*Model {
 	return nil
 }
 
-// Model is a model that a shard has whole.
+// Model is a model that a shard has.
 type Model struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name there.
@@ -114,7 +114,14 @@ type Model struct {
 	// Its digest.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Bytes of its files.
-	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// For a model that the shard has in part: the chunks that it has. Empty if it has all of them, or none yet
+	// (`partial`).
+	Parts []*Part `protobuf:"bytes,160,rep,name=parts,proto3" json:"parts,omitempty"`
+	// Whether it has the model in part.
+	Partial bool `protobuf:"varint,161,opt,name=partial,proto3" json:"partial,omitempty"`
+	// Whether it can fetch chunks from the source of the model.
+	Outside       bool `protobuf:"varint,162,opt,name=outside,proto3" json:"outside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,6 +177,82 @@ func (x *Model) GetBytes() uint64 {
 	return 0
 }
 
+func (x *Model) GetParts() []*Part {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *Model) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+func (x *Model) GetOutside() bool {
+	if x != nil {
+		return x.Outside
+	}
+	return false
+}
+
+// Part is the chunks of a file that a shard has.
+type Part struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file, by its path in the manifest.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// A bit for each chunk, the lowest bit of a byte first.
+	Chunks        []byte `protobuf:"bytes,2,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Part) Reset() {
+	*x = Part{}
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Part) ProtoMessage() {}
+
+func (x *Part) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Part.ProtoReflect.Descriptor instead.
+func (*Part) Descriptor() ([]byte, []int) {
+	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Part) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Part) GetChunks() []byte {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
 // DescribeRequest asks for a model.
 type DescribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -181,7 +264,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[3]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -193,7 +276,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[3]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -206,7 +289,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{3}
+	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DescribeRequest) GetDigest() string {
@@ -230,7 +313,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[4]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -242,7 +325,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[4]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -255,7 +338,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{4}
+	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DescribeResponse) GetManifest() []byte {
@@ -280,14 +363,16 @@ type FetchChunkRequest struct {
 	// The file, by its path in the manifest.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// The chunk, from 0.
-	Chunk         uint32 `protobuf:"varint,3,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Chunk uint32 `protobuf:"varint,3,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Fetch the chunk from the source outside the mesh if it is missing.
+	Fetch         bool `protobuf:"varint,160,opt,name=fetch,proto3" json:"fetch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FetchChunkRequest) Reset() {
 	*x = FetchChunkRequest{}
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[5]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +384,7 @@ func (x *FetchChunkRequest) String() string {
 func (*FetchChunkRequest) ProtoMessage() {}
 
 func (x *FetchChunkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[5]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +397,7 @@ func (x *FetchChunkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchChunkRequest.ProtoReflect.Descriptor instead.
 func (*FetchChunkRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{5}
+	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FetchChunkRequest) GetDigest() string {
@@ -336,6 +421,13 @@ func (x *FetchChunkRequest) GetChunk() uint32 {
 	return 0
 }
 
+func (x *FetchChunkRequest) GetFetch() bool {
+	if x != nil {
+		return x.Fetch
+	}
+	return false
+}
+
 // FetchChunkResponse is a part of a chunk.
 type FetchChunkResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -347,7 +439,7 @@ type FetchChunkResponse struct {
 
 func (x *FetchChunkResponse) Reset() {
 	*x = FetchChunkResponse{}
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[6]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +451,7 @@ func (x *FetchChunkResponse) String() string {
 func (*FetchChunkResponse) ProtoMessage() {}
 
 func (x *FetchChunkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_weights_v1_weights_proto_msgTypes[6]
+	mi := &file_lamina_weights_v1_weights_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +464,7 @@ func (x *FetchChunkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchChunkResponse.ProtoReflect.Descriptor instead.
 func (*FetchChunkResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{6}
+	return file_lamina_weights_v1_weights_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FetchChunkResponse) GetData() []byte {
@@ -389,20 +481,27 @@ const file_lamina_weights_v1_weights_proto_rawDesc = "" +
 	"\x1flamina/weights/v1/weights.proto\x12\x11lamina.weights.v1\"\x13\n" +
 	"\x11ListModelsRequest\"F\n" +
 	"\x12ListModelsResponse\x120\n" +
-	"\x06models\x18\x01 \x03(\v2\x18.lamina.weights.v1.ModelR\x06models\"I\n" +
+	"\x06models\x18\x01 \x03(\v2\x18.lamina.weights.v1.ModelR\x06models\"\xaf\x01\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\")\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12.\n" +
+	"\x05parts\x18\xa0\x01 \x03(\v2\x17.lamina.weights.v1.PartR\x05parts\x12\x19\n" +
+	"\apartial\x18\xa1\x01 \x01(\bR\apartial\x12\x19\n" +
+	"\aoutside\x18\xa2\x01 \x01(\bR\aoutside\"2\n" +
+	"\x04Part\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06chunks\x18\x02 \x01(\fR\x06chunks\")\n" +
 	"\x0fDescribeRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"B\n" +
 	"\x10DescribeResponse\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x12\n" +
-	"\x04sums\x18\x02 \x01(\fR\x04sums\"U\n" +
+	"\x04sums\x18\x02 \x01(\fR\x04sums\"l\n" +
 	"\x11FetchChunkRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
-	"\x05chunk\x18\x03 \x01(\rR\x05chunk\"(\n" +
+	"\x05chunk\x18\x03 \x01(\rR\x05chunk\x12\x15\n" +
+	"\x05fetch\x18\xa0\x01 \x01(\bR\x05fetch\"(\n" +
 	"\x12FetchChunkResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data2\x9f\x02\n" +
 	"\x0eWeightsService\x12Y\n" +
@@ -424,29 +523,31 @@ func file_lamina_weights_v1_weights_proto_rawDescGZIP() []byte {
 	return file_lamina_weights_v1_weights_proto_rawDescData
 }
 
-var file_lamina_weights_v1_weights_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_lamina_weights_v1_weights_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_lamina_weights_v1_weights_proto_goTypes = []any{
 	(*ListModelsRequest)(nil),  // 0: lamina.weights.v1.ListModelsRequest
 	(*ListModelsResponse)(nil), // 1: lamina.weights.v1.ListModelsResponse
 	(*Model)(nil),              // 2: lamina.weights.v1.Model
-	(*DescribeRequest)(nil),    // 3: lamina.weights.v1.DescribeRequest
-	(*DescribeResponse)(nil),   // 4: lamina.weights.v1.DescribeResponse
-	(*FetchChunkRequest)(nil),  // 5: lamina.weights.v1.FetchChunkRequest
-	(*FetchChunkResponse)(nil), // 6: lamina.weights.v1.FetchChunkResponse
+	(*Part)(nil),               // 3: lamina.weights.v1.Part
+	(*DescribeRequest)(nil),    // 4: lamina.weights.v1.DescribeRequest
+	(*DescribeResponse)(nil),   // 5: lamina.weights.v1.DescribeResponse
+	(*FetchChunkRequest)(nil),  // 6: lamina.weights.v1.FetchChunkRequest
+	(*FetchChunkResponse)(nil), // 7: lamina.weights.v1.FetchChunkResponse
 }
 var file_lamina_weights_v1_weights_proto_depIdxs = []int32{
 	2, // 0: lamina.weights.v1.ListModelsResponse.models:type_name -> lamina.weights.v1.Model
-	0, // 1: lamina.weights.v1.WeightsService.ListModels:input_type -> lamina.weights.v1.ListModelsRequest
-	3, // 2: lamina.weights.v1.WeightsService.Describe:input_type -> lamina.weights.v1.DescribeRequest
-	5, // 3: lamina.weights.v1.WeightsService.FetchChunk:input_type -> lamina.weights.v1.FetchChunkRequest
-	1, // 4: lamina.weights.v1.WeightsService.ListModels:output_type -> lamina.weights.v1.ListModelsResponse
-	4, // 5: lamina.weights.v1.WeightsService.Describe:output_type -> lamina.weights.v1.DescribeResponse
-	6, // 6: lamina.weights.v1.WeightsService.FetchChunk:output_type -> lamina.weights.v1.FetchChunkResponse
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 1: lamina.weights.v1.Model.parts:type_name -> lamina.weights.v1.Part
+	0, // 2: lamina.weights.v1.WeightsService.ListModels:input_type -> lamina.weights.v1.ListModelsRequest
+	4, // 3: lamina.weights.v1.WeightsService.Describe:input_type -> lamina.weights.v1.DescribeRequest
+	6, // 4: lamina.weights.v1.WeightsService.FetchChunk:input_type -> lamina.weights.v1.FetchChunkRequest
+	1, // 5: lamina.weights.v1.WeightsService.ListModels:output_type -> lamina.weights.v1.ListModelsResponse
+	5, // 6: lamina.weights.v1.WeightsService.Describe:output_type -> lamina.weights.v1.DescribeResponse
+	7, // 7: lamina.weights.v1.WeightsService.FetchChunk:output_type -> lamina.weights.v1.FetchChunkResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_lamina_weights_v1_weights_proto_init() }
@@ -460,7 +561,7 @@ func file_lamina_weights_v1_weights_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_weights_v1_weights_proto_rawDesc), len(file_lamina_weights_v1_weights_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,16 +42,21 @@ const (
 //     chunk that differs, or does not come, is fetched from another shard, and the one that sent it is asked last from
 //     then on.
 //
-// A shard that has only some chunks of a model does not list it.
+// # Parts
+//
+// A shard that has only some chunks of a model lists it with these (`parts`). Others ask it for them while it still
+// fetches the rest. If it can reach the source of the model outside the mesh (`outside`), it fetches a chunk from there
+// when it is asked to (`fetch`): shards that need a chunk which nobody has ask the same one of them for it, so that it
+// comes from outside once.
 type WeightsServiceClient interface {
-	// ListModels lists the models that this shard has whole.
+	// ListModels lists the models that this shard has whole or in part.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	// Describe says what a model consists of. The answer is its manifest, and then the digests of the chunks of its files
 	// in as many messages as they need. The first call for a model may take as long as its files take to read.
 	// NOT_FOUND: this shard does not have the model.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DescribeResponse], error)
 	// FetchChunk reads a chunk of a file. The answer is its bytes, in messages of at most 256 KiB. NOT_FOUND: this shard
-	// does not have the model, or no file of this name. DATA_LOSS: the chunk is damaged here.
+	// does not have the model, no file of this name, or not this chunk. DATA_LOSS: the chunk is damaged here.
 	FetchChunk(ctx context.Context, in *FetchChunkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchChunkResponse], error)
 }
 
@@ -127,16 +132,21 @@ type WeightsService_FetchChunkClient = grpc.ServerStreamingClient[FetchChunkResp
 //     chunk that differs, or does not come, is fetched from another shard, and the one that sent it is asked last from
 //     then on.
 //
-// A shard that has only some chunks of a model does not list it.
+// # Parts
+//
+// A shard that has only some chunks of a model lists it with these (`parts`). Others ask it for them while it still
+// fetches the rest. If it can reach the source of the model outside the mesh (`outside`), it fetches a chunk from there
+// when it is asked to (`fetch`): shards that need a chunk which nobody has ask the same one of them for it, so that it
+// comes from outside once.
 type WeightsServiceServer interface {
-	// ListModels lists the models that this shard has whole.
+	// ListModels lists the models that this shard has whole or in part.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	// Describe says what a model consists of. The answer is its manifest, and then the digests of the chunks of its files
 	// in as many messages as they need. The first call for a model may take as long as its files take to read.
 	// NOT_FOUND: this shard does not have the model.
 	Describe(*DescribeRequest, grpc.ServerStreamingServer[DescribeResponse]) error
 	// FetchChunk reads a chunk of a file. The answer is its bytes, in messages of at most 256 KiB. NOT_FOUND: this shard
-	// does not have the model, or no file of this name. DATA_LOSS: the chunk is damaged here.
+	// does not have the model, no file of this name, or not this chunk. DATA_LOSS: the chunk is damaged here.
 	FetchChunk(*FetchChunkRequest, grpc.ServerStreamingServer[FetchChunkResponse]) error
 	mustEmbedUnimplementedWeightsServiceServer()
 }
