@@ -45,8 +45,11 @@ type follower struct {
 	remotes map[string]*swarm.Remote // models of peers by digest
 	failed  map[string]time.Time     // digests and names that could not be opened
 	outside []*sourcing
-	names   names
+	names   names                        // that are offered here
 	opened  []interface{ Close() error } // files and leases, in the order of opening
+
+	mu      sync.Mutex
+	members []discovery.Instance // shards
 }
 
 // newFollower returns the follower of a shard. Its close is called after the shard's.
@@ -85,19 +88,26 @@ func (f *follower) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var members []discovery.Instance
-	var pulls sync.WaitGroup
-	defer pulls.Wait()
+	var work sync.WaitGroup
+	defer work.Wait()
+	seen := make(chan struct{}, 1)
+	work.Go(func() { // ends with ctx
+		for now := range peers {
+			f.mu.Lock()
+			f.members = now
+			f.mu.Unlock()
+			select {
+			case seen <- struct{}{}:
+			default:
+			}
+		}
+	})
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
-		f.look(ctx, members, &pulls)
+		f.look(ctx, &work)
 		select {
-		case now, ok := <-peers:
-			if !ok {
-				return nil // ctx has ended
-			}
-			members = now
+		case <-seen:
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
@@ -105,14 +115,21 @@ func (f *follower) run(ctx context.Context) error {
 	}
 }
 
+// others returns the other shards.
+func (f *follower) others() []discovery.Instance {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(f.members), func(m discovery.Instance) bool { return m.ID == f.id })
+}
+
 // look looks once. It starts pulls, which end with ctx.
-func (f *follower) look(ctx context.Context, members []discovery.Instance, pulls *sync.WaitGroup) {
+func (f *follower) look(ctx context.Context, pulls *sync.WaitGroup) {
 	before := len(f.offered)
 	f.folder()
 	f.stored(ctx)
 	if f.auto.Fetch {
-		f.peers(ctx, members)
-		f.sources(ctx, members, pulls)
+		f.peers(ctx)
+		f.sources(ctx, pulls)
 	}
 	if len(f.offered) == before {
 		return
@@ -208,14 +225,9 @@ func (f *follower) rest(digest, name string, err error) {
 	f.p.log.Warn("open a model", "model", name, "digest", digest, "error", err)
 }
 
-// peers offers models that other shards have.
-func (f *follower) peers(ctx context.Context, members []discovery.Instance) {
-	have := map[string][]swarm.Peer{} // by digest
-	names := map[string]string{}
-	for _, m := range members {
-		if m.ID == f.id {
-			continue
-		}
+// listed asks the other shards which models they have. It calls each with those of each shard.
+func (f *follower) listed(ctx context.Context, each func(swarm.Peer, *weightsv1.Model)) {
+	for _, m := range f.others() {
 		conn, err := f.p.dialer.Dial(m.Addr)
 		if err != nil {
 			continue
@@ -236,10 +248,19 @@ func (f *follower) peers(ctx context.Context, members []discovery.Instance) {
 					peer.Parts[part.GetPath()] = part.GetChunks()
 				}
 			}
-			have[e.GetDigest()] = append(have[e.GetDigest()], peer)
-			names[e.GetDigest()] = e.GetName()
+			each(peer, e)
 		}
 	}
+}
+
+// peers offers models that other shards have.
+func (f *follower) peers(ctx context.Context) {
+	have := map[string][]swarm.Peer{} // by digest
+	names := map[string]string{}
+	f.listed(ctx, func(p swarm.Peer, e *weightsv1.Model) {
+		have[e.GetDigest()] = append(have[e.GetDigest()], p)
+		names[e.GetDigest()] = e.GetName()
+	})
 	for _, digest := range slices.Sorted(maps.Keys(have)) {
 		if r := f.remotes[digest]; r != nil {
 			r.SetPeers(have[digest])
@@ -278,6 +299,14 @@ func (f *follower) offerRemote(r *swarm.Remote, name, digest string) error {
 	source, _ := files.Source.(weights.Placed)
 	err = f.s.OfferPart(shard.Part{Name: name, Digest: digest, Files: files, Has: r.Has,
 		Fetch: func(ctx context.Context, tensors []string, progress func(done, total int64)) error {
+			// All shards that fetch at the same time have to know of each other, so that what they share comes once.
+			var peers []swarm.Peer
+			f.listed(ctx, func(p swarm.Peer, e *weightsv1.Model) {
+				if e.GetDigest() == digest {
+					peers = append(peers, p)
+				}
+			})
+			r.SetPeers(peers)
 			before, outside := r.Fetched(), r.FromOutside()
 			err := r.FetchTensors(ctx, source, tensors, progress)
 			f.p.log.Info("fetch layers", "model", name, "tensors", len(tensors), "bytes_from_shards", r.Fetched()-before,

@@ -150,13 +150,16 @@ func (r *predictRig) timed(prompt []uint32, n uint32) (first, token time.Duratio
 	return at.Sub(begin), last.Sub(at) / time.Duration(count-1)
 }
 
-// measure returns the median time to the first token of prompts of 128 tokens, and that of a token.
+// promptTokens is the length of the prompts that are measured.
+const promptTokens = 64
+
+// measure returns the median time to the first token of prompts of promptTokens, and that of a token.
 func (r *predictRig) measure(tries int, n uint32) (first, token float64) {
 	r.t.Helper()
 	var firsts, tokens []float64
 	for i := range tries {
 		prompt := []uint32{1}
-		for len(prompt) < 128 {
+		for len(prompt) < promptTokens {
 			prompt = append(prompt, 300+uint32(len(prompt)+7*i)%200)
 		}
 		f, d := r.timed(prompt, n)
@@ -189,7 +192,13 @@ func (r *predictRig) run(hosts []throttled, tries int, tokens uint32) predicted 
 		return len(m.GetPipelines()) == 1 && m.GetPipelines()[0].GetPredictedTokenMs() > 0
 	})
 	pipeline := m.GetPipelines()[0]
-	out := predicted{planToken: pipeline.GetPredictedTokenMs(), planFirst: pipeline.GetPredictedTtftMs()}
+	// ttft is for a longer prompt than those that are measured: the time grows with their rows.
+	scaled := func(ttft, token, first float64) float64 {
+		rows := float64(promptTokens-1) / float64(pipeline.GetPredictedPromptTokens()-1)
+		return first + token + (ttft-first-token)*rows
+	}
+	out := predicted{planToken: pipeline.GetPredictedTokenMs(),
+		planFirst: scaled(pipeline.GetPredictedTtftMs(), pipeline.GetPredictedTokenMs(), 0)}
 	for i, s := range pipeline.GetStages() {
 		out.stages += fmt.Sprintf(" %d-%d@%s", s.GetLo(), s.GetHi(),
 			strings.TrimPrefix(pipeline.GetTimes()[i].GetHost(), "shard-auto-"))
@@ -211,7 +220,8 @@ func (r *predictRig) run(hosts []throttled, tries int, tokens uint32) predicted 
 		return learned || near
 	})
 	p := last.GetPipelines()[0]
-	out.nowToken, out.nowFirst = p.GetExpectedTokenMs(), p.GetExpectedTtftMs()
+	first := last.GetPlacement().GetFirstMs()
+	out.nowToken, out.nowFirst = p.GetExpectedTokenMs(), scaled(p.GetExpectedTtftMs(), p.GetExpectedTokenMs(), first)
 	out.routerMS, out.firstMS = last.GetPlacement().GetRouterMs(), last.GetPlacement().GetFirstMs()
 	out.hopScale = last.GetPlacement().GetHopScale()
 	return out
@@ -221,7 +231,7 @@ func (p predicted) String() string {
 	off := func(predicted, measured float64) string {
 		return fmt.Sprintf("%+.0f %%", 100*plan.Off(predicted, measured))
 	}
-	return fmt.Sprintf("hosts%s: stages%s: tokens/s planned %.1f (%s), expected %.1f (%s), measured %.1f; first token of 128 "+
+	return fmt.Sprintf("hosts%s: stages%s: tokens/s planned %.1f (%s), expected %.1f (%s), measured %.1f; first token of 64 "+
 		"planned %.0f ms (%s), expected %.0f (%s), measured %.0f; router %.2f ms, first batch %.2f ms, hops x %.2f",
 		p.hosts, p.stages, 1000/p.planToken, off(p.planToken, p.token), 1000/p.nowToken, off(p.nowToken, p.token),
 		1000/p.token, p.planFirst, off(p.planFirst, p.first), p.nowFirst, off(p.nowFirst, p.first), p.first, p.routerMS,

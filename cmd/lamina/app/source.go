@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,15 +12,16 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	weightsv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/weights/v1"
 	"github.com/lamina-mesh/lamina/pkg/pull"
 	"github.com/lamina-mesh/lamina/pkg/swarm"
 )
 
 const (
 	sourceTime  = time.Minute      // for the listing of a source
-	lockAtOnce  = time.Second      // a lock that takes longer was held by another shard
-	arriveTime  = 20 * time.Second // in which what another shard has pulled is seen here
-	arriveEvery = 200 * time.Millisecond
+	joinTime    = 5 * time.Second  // in which discovery lists this shard
+	arriveTime  = 20 * time.Second // in which what was pulled is offered
+	arriveEvery = 50 * time.Millisecond
 )
 
 // OutsideSource is where a model comes from that no shard has.
@@ -41,7 +43,7 @@ type locker interface {
 	Lock(ctx context.Context, key, holder string) (discovery.Lease, error)
 }
 
-// names are the models that a follower has seen, here or at peers.
+// names are those of models that a shard offers.
 type names struct {
 	mu   sync.Mutex
 	seen map[string]bool
@@ -65,7 +67,7 @@ func (n *names) has(name string) bool {
 // sources offers the models of sources outside the mesh. One that tells the digests of its chunks is offered at once,
 // and gives the layers that are assigned. One that does not is pulled as a whole by one of the shards that name it, and
 // the others take it from that one.
-func (f *follower) sources(ctx context.Context, members []discovery.Instance, work *sync.WaitGroup) {
+func (f *follower) sources(ctx context.Context, work *sync.WaitGroup) {
 	for _, s := range f.outside {
 		if s.busy || f.resting(s.Name) {
 			continue
@@ -89,7 +91,7 @@ func (f *follower) sources(ctx context.Context, members []discovery.Instance, wo
 		case r != nil && !r.HasOutside():
 			err = r.SetOutside(f.id, s.known)
 		case r == nil && !f.offered[digest]:
-			err = f.reach(ctx, s, members)
+			err = f.reach(ctx, s)
 		}
 		if err != nil && ctx.Err() == nil {
 			f.rest(s.Name, s.Name, err)
@@ -117,7 +119,7 @@ func (s *sourcing) list(ctx context.Context) error {
 
 // reach opens a model of a source and offers it. One shard after the other does so, so that the headers come from
 // outside once and then from the first shard.
-func (f *follower) reach(ctx context.Context, s *sourcing, members []discovery.Instance) error {
+func (f *follower) reach(ctx context.Context, s *sourcing) error {
 	waiting, cancel := context.WithTimeout(ctx, sourceTime)
 	defer cancel()
 	if registry, ok := f.p.registry.(locker); ok {
@@ -126,7 +128,8 @@ func (f *follower) reach(ctx context.Context, s *sourcing, members []discovery.I
 			return err
 		}
 		defer release(ctx, lease)
-		f.peers(ctx, members)
+		f.await(ctx, joinTime, f.joined)
+		f.peers(ctx)
 	}
 	switch r := f.remotes[s.known.Digest()]; {
 	case r != nil:
@@ -154,9 +157,6 @@ func release(ctx context.Context, lease discovery.Lease) {
 func (f *follower) pull(ctx context.Context, s *sourcing) {
 	registry, ok := f.p.registry.(locker)
 	for ok && ctx.Err() == nil {
-		if f.names.has(s.whole) {
-			return
-		}
 		err := f.pullLocked(ctx, s, registry)
 		if err == nil {
 			return
@@ -174,13 +174,15 @@ func (f *follower) pull(ctx context.Context, s *sourcing) {
 }
 
 func (f *follower) pullLocked(ctx context.Context, s *sourcing, registry locker) error {
-	began := time.Now()
 	lease, err := registry.Lock(ctx, s.lock(), f.id)
 	if err != nil {
 		return err
 	}
 	defer release(ctx, lease)
-	if time.Since(began) > lockAtOnce && f.arrives(ctx, s.whole) {
+	f.await(ctx, joinTime, f.joined)
+	there := f.names.has(s.whole)
+	f.listed(ctx, func(_ swarm.Peer, e *weightsv1.Model) { there = there || e.GetName() == s.whole })
+	if there {
 		return nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -199,22 +201,29 @@ func (f *follower) pullLocked(ctx context.Context, s *sourcing, registry locker)
 		return err
 	}
 	f.p.log.Info("pulled a model", "model", r.Manifest.Name, "source", s.Name, "bytes", r.Fetched)
+	f.await(ctx, arriveTime, func() bool { return f.names.has(s.whole) }) // before another shard looks for it
 	return nil
 }
 
-// arrives waits for a model that another shard has pulled.
-func (f *follower) arrives(ctx context.Context, name string) bool {
-	tick, limit := time.NewTicker(arriveEvery), time.NewTimer(arriveTime)
+// joined reports whether discovery lists this shard. Then it also lists those that came before.
+func (f *follower) joined() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.members, func(m discovery.Instance) bool { return m.ID == f.id })
+}
+
+// await polls until done returns true, for a limited time.
+func (f *follower) await(ctx context.Context, most time.Duration, done func() bool) {
+	tick, limit := time.NewTicker(arriveEvery), time.NewTimer(most)
 	defer tick.Stop()
 	defer limit.Stop()
-	for !f.names.has(name) {
+	for !done() {
 		select {
 		case <-tick.C:
 		case <-limit.C:
-			return false
+			return
 		case <-ctx.Done():
-			return false
+			return
 		}
 	}
-	return true
 }
