@@ -100,6 +100,7 @@ type Meter struct {
 	now              func() time.Time
 	mu               sync.Mutex
 	requests, tokens Bucket
+	reserved         int // requests that have reserved tokens and have not settled
 }
 
 // NewMeter returns a meter with full budgets; 0 means no limit.
@@ -112,6 +113,24 @@ func (m *Meter) limit(requests, tokens int64) {
 	defer m.mu.Unlock()
 	m.requests.change(m.now(), requests)
 	m.tokens.change(m.now(), tokens)
+}
+
+// full reports whether nothing of the budgets is used and nothing is reserved.
+func (m *Meter) full() bool {
+	requests, tokens := m.State()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reserved == 0 && requests.Reset == 0 && tokens.Reset == 0
+}
+
+// Charge takes n tokens for a request that was let in elsewhere, even if that leads into debt.
+func (m *Meter) Charge(n int64) {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tokens.Give(m.now(), -n)
 }
 
 // Begin takes one request. It also refuses a request while the budget of tokens is used up.
@@ -134,7 +153,7 @@ func (m *Meter) Begin() error {
 
 func exhausted(what string, limit int64, wait time.Duration) error {
 	return &fault.Error{Code: fault.Exhausted, Reason: "RATE_LIMIT_EXCEEDED", RetryAfter: wait,
-		Msg: fmt.Sprintf("run request: the API key has used its budget of %d %s a minute", limit, what)}
+		Msg: fmt.Sprintf("run request: the caller has used its budget of %d %s a minute", limit, what)}
 }
 
 // Reserve takes n tokens for a request before it runs, but at most the whole budget. The caller calls the returned
@@ -151,11 +170,23 @@ func (m *Meter) Reserve(n int64) (settle func(used int64), err error) {
 	if wait := m.tokens.Take(m.now(), n); wait > 0 {
 		return nil, exhausted("tokens", m.tokens.limit, wait)
 	}
+	m.reserved++
 	return func(used int64) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
+		m.reserved--
 		m.tokens.Give(m.now(), n-used)
 	}, nil
+}
+
+// Limits returns the budgets a minute; 0 for no limit.
+func (m *Meter) Limits() (requests, tokens int64) {
+	if m == nil {
+		return 0, 0
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.requests.limit, m.tokens.limit
 }
 
 // State returns both budgets.

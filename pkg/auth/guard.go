@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/x509"
 	"net/url"
 	"strings"
 
@@ -11,7 +12,11 @@ import (
 // everyone in.
 type Guard struct {
 	Keys   *Keyring // nil if there are no keys
+	Tokens Tokens   // nil if there are no tokens
+	Meters *Meters  // of callers without a key; nil for none
 	Domain string   // trust domain of certificates; empty for any
+	// Revoked reports whether each of the verified chains of a certificate has been revoked; nil for never.
+	Revoked func(chains [][]*x509.Certificate) bool
 	// OpenProbes answers health and readiness probes without credentials.
 	OpenProbes bool
 	Audit      *AuditLog // nil for none
@@ -24,24 +29,89 @@ func NewGuard(keys *Keyring, domain string) *Guard {
 	return &Guard{Keys: keys, Domain: domain, methods: Methods()}
 }
 
+// Tokens verifies the tokens of identity providers. It is safe for concurrent use.
+type Tokens interface {
+	// Authenticate returns the holder of a token. An error tells nothing about why a token is wrong: it is Unauthenticated
+	// for every wrong token, PermissionDenied for a good one that allows nothing here, and Unavailable while it cannot be
+	// verified.
+	Authenticate(token string) (*Principal, error)
+}
+
 // Credentials are what a caller shows: none, one or both.
 type Credentials struct {
-	Secret string     // of an API key
+	Secret string     // API key or token
 	URIs   []*url.URL // of a verified client certificate; nil for none
 	Cert   bool       // the caller has shown a certificate that was verified
 }
 
+// Verified reports whether a caller has shown a certificate, given its verified chains, that is not revoked.
+func (g *Guard) Verified(chains [][]*x509.Certificate) bool {
+	return len(chains) > 0 && (g.Revoked == nil || !g.Revoked(chains))
+}
+
+// Secrets reports whether callers may show an API key or a token.
+func (g *Guard) Secrets() bool { return g.Keys != nil || g.Tokens != nil }
+
 // Authenticate returns the caller. A secret counts more than a certificate: whoever sends a wrong key is refused.
 func (g *Guard) Authenticate(c Credentials) (*Principal, error) {
 	switch {
-	case c.Secret != "" && g.Keys != nil:
-		return g.Keys.Authenticate(c.Secret)
+	case c.Secret != "" && g.Secrets():
+		return g.secret(c.Secret)
 	case c.Cert:
 		return PrincipalOf(c.URIs, g.Domain)
-	case g.Keys != nil:
-		return nil, errKey()
+	case g.Secrets():
+		return nil, g.wrong()
 	}
 	return nil, refused("show a client certificate")
+}
+
+// secret returns the owner of an API key or the holder of a token. The two are told apart by the prefix of keys.
+func (g *Guard) secret(text string) (*Principal, error) {
+	var p *Principal
+	var err error
+	if key := strings.HasPrefix(text, Prefix) || g.Tokens == nil; key && g.Keys == nil {
+		err = g.wrong()
+	} else if key {
+		p, err = g.Keys.Authenticate(text)
+	} else {
+		p, err = g.Tokens.Authenticate(text)
+	}
+	if fault.CodeOf(err) == fault.Unauthenticated {
+		return nil, g.wrong() // one answer, whatever is wrong
+	}
+	return p, err
+}
+
+// wrong is the one answer to all who show no valid secret.
+func (g *Guard) wrong() error {
+	switch {
+	case g.Tokens == nil:
+		return errKey()
+	case g.Keys == nil:
+		return fault.New(fault.Unauthenticated, "authenticate: send a valid token").Because("INVALID_TOKEN")
+	}
+	return fault.New(fault.Unauthenticated, "authenticate: send a valid API key or token").Because("INVALID_API_KEY")
+}
+
+// MeterOf returns the budgets of a caller whose request goes on here, by its id and the limits that it had where the
+// request began. A key that is known here has its limits of now.
+func (g *Guard) MeterOf(id string, requests, tokens int64) *Meter {
+	if g == nil {
+		return nil
+	}
+	if key, ok := strings.CutPrefix(id, "key:"); ok && g.Keys != nil {
+		if m := g.Keys.meterOf(key); m != nil {
+			return m
+		}
+	}
+	if g.Meters == nil {
+		return nil
+	}
+	m, err := g.Meters.Of(id, requests, tokens)
+	if err != nil {
+		return nil // too many callers: a request that was let in is not cut for that
+	}
+	return m
 }
 
 // Method returns the rule of a gRPC method, by its full name.

@@ -81,6 +81,11 @@ func (k *Key) Check() error {
 	if k.Old != nil && !hexadecimal(k.Old.Digest, 2*sha256.Size) {
 		return fault.Field("old.sha256", "want %d hexadecimal digits", 2*sha256.Size)
 	}
+	return k.checkScope()
+}
+
+// checkScope checks whom the key is for and what it allows.
+func (k *Key) checkScope() error {
 	if err := printable("name", k.Name, maxName); err != nil {
 		return err
 	}

@@ -185,6 +185,13 @@ func (r *Keyring) Authenticate(secret string) (*Principal, error) {
 		}}, nil
 }
 
+// meterOf returns the budgets of a key by its id; nil for an unknown one.
+func (r *Keyring) meterOf(id string) *Meter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.meter[id]
+}
+
 // find returns the key and the budgets of a secret that is valid now, given its digest.
 func (r *Keyring) find(digest [sha256.Size]byte) (*Key, *Meter, error) {
 	r.mu.Lock()

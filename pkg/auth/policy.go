@@ -11,6 +11,7 @@ type Rule struct {
 func metered(v Verb) Rule               { return Rule{Verb: v, Metered: true} }
 func audited(v Verb) Rule               { return Rule{Verb: v, Audited: true} }
 func only(v Verb, s ...Service) Rule    { return Rule{Verb: v, Services: s} }
+func counted(v Verb, s ...Service) Rule { return Rule{Verb: v, Services: s, Metered: true} }
 func internal(services ...Service) Rule { return Rule{Services: services} }
 
 // Methods returns the policy of every gRPC method of every service, by its full name. A rule without a verb is
@@ -45,12 +46,12 @@ func Methods() map[string]Rule {
 		"FetchArtifact": only(Train),
 	})
 	add("lamina.tokenizer.v1.TokenizerService", map[string]Rule{
-		"Encode":            only(Tokenize, RouterService, TrainerService),
-		"EncodeBatch":       only(Tokenize, RouterService, TrainerService),
-		"EncodeStream":      only(Tokenize, RouterService, TrainerService),
-		"Decode":            only(Tokenize, RouterService, TrainerService),
-		"DecodeStream":      only(Tokenize, RouterService, TrainerService),
-		"ApplyChatTemplate": only(Tokenize, RouterService, TrainerService),
+		"Encode":            counted(Tokenize, RouterService, TrainerService),
+		"EncodeBatch":       counted(Tokenize, RouterService, TrainerService),
+		"EncodeStream":      counted(Tokenize, RouterService, TrainerService),
+		"Decode":            counted(Tokenize, RouterService, TrainerService),
+		"DecodeStream":      counted(Tokenize, RouterService, TrainerService),
+		"ApplyChatTemplate": counted(Tokenize, RouterService, TrainerService),
 		"Tokens":            only(Tokenize, RouterService, TrainerService),
 		"Describe":          only(Tokenize, RouterService, TrainerService),
 		"TrainVocabulary":   audited(Train),
@@ -121,7 +122,7 @@ func Routes() map[string]Rule {
 
 		// Anthropic
 		"POST /v1/messages":              metered(Generate),
-		"POST /v1/messages/count_tokens": only(Tokenize),
+		"POST /v1/messages/count_tokens": metered(Tokenize),
 
 		// Ollama
 		"POST /api/chat":       metered(Generate),
@@ -135,8 +136,8 @@ func Routes() map[string]Rule {
 		"POST /api/pull":       audited(Operate),
 
 		// vLLM
-		"POST /tokenize":   only(Tokenize),
-		"POST /detokenize": only(Tokenize),
+		"POST /tokenize":   metered(Tokenize),
+		"POST /detokenize": metered(Tokenize),
 		"POST /rerank":     metered(Embed),
 		"POST /score":      metered(Embed),
 
@@ -149,5 +150,14 @@ func Routes() map[string]Rule {
 		"POST /v2/models/{model}/infer": metered(Generate),
 
 		"GET /openapi.json": only(Page),
+	}
+}
+
+// AdminRoutes returns the policy of the listener for administrators, by its patterns.
+func AdminRoutes() map[string]Rule {
+	return map[string]Rule{
+		"GET /{$}": only(Operate), "GET /build": only(Operate), "GET /config": only(Operate),
+		"GET /debug/pprof/{$}": only(Operate), "GET /debug/pprof/{profile}": only(Operate),
+		"GET /loglevel": only(Operate), "PUT /loglevel": audited(Operate),
 	}
 }

@@ -10,19 +10,19 @@ import (
 
 // Principal is an authenticated caller. A Principal is not changed after its creation.
 type Principal struct {
-	ID      string  // "key:" and the id of a key, or a SPIFFE id
+	ID      string  // "key:" and the id of a key, "token:" and the subject of a token, or a SPIFFE id
 	Name    string  // of a key, for logs
-	Tenant  string  // of a key
+	Tenant  string  // of a key or token
 	Service Service // of a process of the mesh; empty for people and programs
 	Roles   []Role  // of people and programs
 
-	key   *Key // nil for a certificate
+	key   *Key // its scopes; nil for a certificate
 	meter *Meter
-	check func() error // of a key; nil for a certificate
+	check func() error // nil if the credentials stay valid
 }
 
-// Check returns an error if the key of the principal is no longer valid. Calls that would not end by themselves ask for
-// it from time to time.
+// Check returns an error if the credentials of the principal are no longer valid. Calls that would not end by themselves
+// ask for it from time to time.
 func (p *Principal) Check() error {
 	if p == nil || p.check == nil {
 		return nil
@@ -92,5 +92,5 @@ func CheckModel(ctx context.Context, name, digest string, more ...string) error 
 		return nil
 	}
 	return &fault.Error{Code: fault.PermissionDenied, Field: "model", Reason: "MODEL_NOT_ALLOWED",
-		Msg: "the API key may not use model " + name}
+		Msg: "the credentials may not use model " + name}
 }

@@ -15,8 +15,10 @@ import (
 
 // Options are the settings of a gate.
 type Options struct {
-	Guard *auth.Guard  // nil lets everyone in
-	Log   *slog.Logger // nil logs nothing
+	Guard *auth.Guard // nil lets everyone in
+	// Routes is the policy of the routes by their patterns; nil is auth.Routes.
+	Routes map[string]auth.Rule
+	Log    *slog.Logger // nil logs nothing
 	// Fail writes an error in the form of the API that has the path. The gate has set the headers already. nil
 	// writes plain text.
 	Fail func(w http.ResponseWriter, r *http.Request, err error)
@@ -39,7 +41,10 @@ type gate struct {
 
 // New returns a handler that lets requests through to next.
 func New(next http.Handler, o Options) http.Handler {
-	g := &gate{Options: o, next: next, routes: http.NewServeMux(), rules: auth.Routes()}
+	g := &gate{Options: o, next: next, routes: http.NewServeMux(), rules: o.Routes}
+	if g.rules == nil {
+		g.rules = auth.Routes()
+	}
 	if g.Log == nil {
 		g.Log = slog.New(slog.DiscardHandler)
 	}
@@ -95,7 +100,7 @@ func (g *gate) guarded(w http.ResponseWriter, r *http.Request) {
 	if !known {
 		what = r.Method + " " + r.URL.Path
 	}
-	p, err := g.Guard.Allow(what, rule, known, credentials(r))
+	p, err := g.Guard.Allow(what, rule, known, g.credentials(r))
 	tenant := ""
 	switch {
 	case err == nil:
@@ -134,8 +139,16 @@ func (g *gate) guarded(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	seen := &status{ResponseWriter: w}
+	result := fault.New(fault.Internal, "handle %s: it has panicked", route)
+	defer func() {
+		var err error = result
+		if result == nil {
+			err = seen.err()
+		}
+		g.Guard.Audit.Write(p, action(r, route), err)
+	}()
 	g.next.ServeHTTP(seen, r)
-	g.Guard.Audit.Write(p, action(r, route), seen.err())
+	result = nil
 }
 
 // named returns the tenant of a request.
@@ -158,9 +171,9 @@ func (g *gate) refuse(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // credentials reads what the caller shows. Credentials in a form that the gate does not know count as a wrong key.
-func credentials(r *http.Request) auth.Credentials {
+func (g *gate) credentials(r *http.Request) auth.Credentials {
 	var c auth.Credentials
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+	if r.TLS != nil && g.Guard.Verified(r.TLS.VerifiedChains) {
 		c.Cert, c.URIs = true, r.TLS.PeerCertificates[0].URIs
 	}
 	bearer, key := r.Header.Values("Authorization"), r.Header.Values("X-Api-Key")

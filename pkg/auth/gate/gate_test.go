@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -17,8 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/gate"
+	"github.com/lamina-mesh/lamina/pkg/auth/token/tokentest"
 )
 
 // rig is a gate in front of a handler that counts.
@@ -30,6 +34,8 @@ type rig struct {
 	log     bytes.Buffer
 	audit   bytes.Buffer
 	secrets map[string]string
+	tokens  map[string]string // by the role that they give
+	bad     map[string]string // tokens that are wrong, by the reason
 	now     time.Time
 }
 
@@ -64,6 +70,11 @@ func newRig(t testing.TB, change func(*gate.Options, *auth.Key)) *rig {
 	now := func() time.Time { return r.now }
 	o.Guard = auth.NewGuard(auth.NewKeyring(keys, auth.KeyringOptions{Now: now}), "mesh")
 	o.Guard.Audit = auth.NewAuditLog(&r.audit, now, nil)
+	issuer := tokentest.New(t, "https://login.example.org", now, "ES256")
+	o.Guard.Tokens, r.tokens, r.bad = issuer.Verifier(t), map[string]string{}, issuer.Bad(t)
+	for _, role := range append(auth.Roles(), "stranger") {
+		r.tokens[string(role)] = issuer.Token(t, jwt.MapClaims{"role": string(role), "sub": string(role)})
+	}
 	r.Handler = gate.New(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		r.reached++
 		r.tenant, r.headers = auth.Tenant(q.Context()), q.Header
@@ -104,6 +115,11 @@ func TestGate_EveryRouteTimesEveryCaller(t *testing.T) {
 			}
 		}
 		try("nothing", http.StatusUnauthorized)
+		for reason, text := range r.bad {
+			try("a token "+reason, http.StatusUnauthorized, "Authorization", "Bearer "+text)
+			try("a token as x-api-key "+reason, http.StatusUnauthorized, "X-Api-Key", text)
+		}
+		try("a token that allows nothing", http.StatusForbidden, "Authorization", "Bearer "+r.tokens["stranger"])
 		for _, name := range []string{"wrong", "expired", "revoked"} {
 			try(name, http.StatusUnauthorized, "Authorization", "Bearer "+r.secrets[name])
 			try(name+" as x-api-key", http.StatusUnauthorized, "X-Api-Key", r.secrets[name])
@@ -115,6 +131,7 @@ func TestGate_EveryRouteTimesEveryCaller(t *testing.T) {
 			}
 			try(string(role), want, "Authorization", "Bearer "+secret)
 			try(string(role)+" as x-api-key", want, "X-Api-Key", secret)
+			try(string(role)+" by token", want, "Authorization", "Bearer "+r.tokens[string(role)])
 			other := http.StatusForbidden
 			if role == auth.Program {
 				other = want
@@ -186,7 +203,14 @@ func TestGate_OddAuthorizationHeadersHaveOneAnswer(t *testing.T) {
 	good := r.secrets["user"]
 	odd := func() []string {
 		b := []byte(good)
-		switch random.IntN(8) {
+		switch random.IntN(9) {
+		case 8: // a token with one wrong byte, or a wrong one
+			text := []byte(r.tokens["user"])
+			at := random.IntN(len(text))
+			if text[at]--; random.IntN(4) == 0 {
+				text = []byte(r.bad["that has expired"])
+			}
+			return []string{"Bearer " + string(text)}
 		case 0: // one bit is wrong
 			b[random.IntN(len(b))] ^= 1 << random.IntN(8)
 			return []string{"Bearer " + string(b)}
@@ -241,7 +265,11 @@ func TestGate_OddAuthorizationHeadersHaveOneAnswer(t *testing.T) {
 // canary looks for secrets in what was written.
 func canary(t *testing.T, r *rig, text fmt.Stringer) {
 	t.Helper()
-	for name, secret := range r.secrets {
+	secrets := maps.Clone(r.secrets)
+	for role, text := range r.tokens {
+		secrets["token of "+role] = text[strings.LastIndex(text, ".")+1:]
+	}
+	for name, secret := range secrets {
 		if strings.Contains(text.String(), strings.TrimPrefix(secret, auth.Prefix)[:16]) {
 			t.Fatalf("the secret %s is in the log", name)
 		}
@@ -252,7 +280,8 @@ func TestGate_NoSecretIsWrittenAnywhere(t *testing.T) {
 	r := newRig(t, nil)
 	for pattern := range auth.Routes() {
 		method, path := concrete(pattern)
-		for _, secret := range r.secrets {
+		for _, secret := range slices.Concat(slices.Collect(maps.Values(r.secrets)), slices.Collect(maps.Values(r.tokens)),
+			slices.Collect(maps.Values(r.bad))) {
 			for _, header := range []string{"Authorization", "X-Api-Key"} {
 				for _, scheme := range []string{"Bearer ", "", "Basic "} {
 					w := r.ask(method, path, header, scheme+secret)
@@ -290,6 +319,51 @@ func TestGate_AuditHasALineForEachAction(t *testing.T) {
 			(a.Who == "anonymous") != (want == "unauthenticated") {
 			t.Errorf("%s: %+v, %v", lines[i], a, err)
 		}
+	}
+}
+
+// TestGate_APanicIsInTheAuditLog has the handler of an audited route panic.
+func TestGate_APanicIsInTheAuditLog(t *testing.T) {
+	r := newRig(t, nil)
+	k, secret, err := auth.NewKey(auth.Key{Roles: []auth.Role{auth.Operator}}, r.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guard := auth.NewGuard(auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{}), "")
+	guard.Audit = auth.NewAuditLog(&r.audit, time.Now, nil)
+	h := gate.New(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }),
+		gate.Options{AnyHost: true, Guard: guard})
+	q := httptest.NewRequest(http.MethodPost, "/api/pull", nil)
+	q.Header.Set("X-Api-Key", secret)
+	func() {
+		defer func() {
+			if recover() != "broken" {
+				t.Error("the panic was held back")
+			}
+		}()
+		h.ServeHTTP(httptest.NewRecorder(), q)
+	}()
+	var a auth.Action
+	if err := json.Unmarshal(r.audit.Bytes(), &a); err != nil || a.Result != "internal" || a.What != "POST /api/pull" {
+		t.Errorf("%q: %+v, %v", r.audit.String(), a, err)
+	}
+}
+
+// TestGate_ARevokedCertificateIsNone shows a certificate that was revoked after its connection was made.
+func TestGate_ARevokedCertificateIsNone(t *testing.T) {
+	revoked := false
+	guard := auth.NewGuard(nil, "mesh")
+	guard.Revoked = func([][]*x509.Certificate) bool { return revoked }
+	h := gate.New(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), gate.Options{AnyHost: true, Guard: guard})
+	for _, want := range []int{http.StatusOK, http.StatusUnauthorized} {
+		q := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		q.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{}},
+			PeerCertificates: []*x509.Certificate{{URIs: []*url.URL{auth.MonitorService.SpiffeID("mesh")}}}}
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, q); w.Code != want {
+			t.Errorf("revoked %v: %d", revoked, w.Code)
+		}
+		revoked = true
 	}
 }
 
