@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"net"
 	"net/url"
 	"os"
@@ -16,23 +17,33 @@ import (
 )
 
 // Files names the PEM files of TLS.
-type Files struct{ Cert, Key, CA string }
+type Files struct {
+	Cert, Key, CA string
+	// Revoked is a file of certificate revocation lists of the authorities; empty for none.
+	Revoked string
+}
+
+// paths returns all of them.
+func (f Files) paths() [4]string { return [4]string{f.Cert, f.Key, f.CA, f.Revoked} }
 
 // checkFiles is the shortest time between two looks at the files.
 const checkFiles = time.Second
 
-// Certificates holds a certificate and an authority that are read again when their files change. A handshake uses the
-// files of its time, and connections that exist go on, so that certificates rotate without dropping a stream. While
-// files are damaged, the ones that were read last stay. It is safe for concurrent use.
+// Certificates holds a certificate, an authority and what was revoked, which are read again when their files change. A
+// handshake uses the files of its time, and connections that exist go on, so that certificates rotate without dropping a
+// stream; Run closes those of revoked certificates. While files are damaged, the ones that were read last stay. It is
+// safe for concurrent use.
 type Certificates struct {
 	files Files
 	warn  func(error)
 
 	mu      sync.Mutex
-	config  *tls.Config // the snapshot
-	stamps  [3]os.FileInfo
+	config  *tls.Config  // the snapshot
+	revoked *revocations // nil for none
+	stamps  [4]os.FileInfo
 	checked time.Time
 	failed  string
+	conns   map[*tracked]struct{}
 }
 
 // same reports whether two looks at a file show the same content.
@@ -56,7 +67,7 @@ func (f Files) Open(warn func(error)) (*Certificates, error) {
 	c := &Certificates{files: f, warn: warn, checked: time.Now()}
 	c.stamps = c.stat()
 	var err error
-	c.config, err = f.load()
+	c.config, c.revoked, err = f.load()
 	return c, err
 }
 
@@ -74,32 +85,64 @@ func (f Files) Mutual() error {
 }
 
 // load reads the files into a configuration for both sides.
-func (f Files) load() (*tls.Config, error) {
+func (f Files) load() (*tls.Config, *revocations, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
+	if f.Revoked != "" && f.CA == "" {
+		return nil, nil, fault.Field("tls-revoked", "give --tls-ca, the authority that has signed the list")
+	}
 	if f.Cert != "" {
 		cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 		if err != nil {
-			return nil, fault.Wrap(fault.Invalid, err, "read TLS certificate %s", f.Cert)
+			return nil, nil, fault.Wrap(fault.Invalid, err, "read TLS certificate %s", f.Cert)
 		}
 		config.Certificates = []tls.Certificate{cert}
 	}
 	if f.CA == "" {
-		return config, nil
+		return config, nil, nil
 	}
-	pem, err := os.ReadFile(f.CA)
+	text, err := os.ReadFile(f.CA)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "read TLS authority %s", f.CA)
+		return nil, nil, fault.Wrap(fault.Invalid, err, "read TLS authority %s", f.CA)
 	}
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fault.New(fault.Invalid, "read TLS authority %s: it has no certificate", f.CA)
+	authorities := parseCertificates(text)
+	for _, ca := range authorities {
+		pool.AddCert(ca)
+	}
+	if len(authorities) == 0 {
+		return nil, nil, fault.New(fault.Invalid, "read TLS authority %s: it has no certificate", f.CA)
 	}
 	config.RootCAs, config.ClientCAs = pool, pool
-	return config, nil
+	if f.Revoked == "" {
+		return config, nil, nil
+	}
+	revoked, err := readRevocations(f.Revoked, authorities, time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	config.VerifyConnection = func(s tls.ConnectionState) error { return revoked.check(s.VerifiedChains) }
+	return config, revoked, nil
 }
 
-func (c *Certificates) stat() (stamps [3]os.FileInfo) {
-	for i, path := range []string{c.files.Cert, c.files.Key, c.files.CA} {
+// parseCertificates returns the certificates of a PEM file. Other blocks and what cannot be read are left out.
+func parseCertificates(text []byte) []*x509.Certificate {
+	var out []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return out
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+			out = append(out, cert)
+		}
+	}
+}
+
+func (c *Certificates) stat() (stamps [4]os.FileInfo) {
+	for i, path := range c.files.paths() {
 		if path != "" {
 			stamps[i], _ = os.Stat(path) // a missing file counts as changed, and load tells why it fails
 		}
@@ -109,29 +152,35 @@ func (c *Certificates) stat() (stamps [3]os.FileInfo) {
 
 // current returns the configuration of the files as they are now.
 func (c *Certificates) current() *tls.Config {
+	config, _ := c.snapshot()
+	return config
+}
+
+// snapshot also returns what is revoked; nil for nothing.
+func (c *Certificates) snapshot() (*tls.Config, *revocations) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.checked) < checkFiles {
-		return c.config
+		return c.config, c.revoked
 	}
 	c.checked = time.Now()
 	stamps, changed := c.stat(), false
-	for i, path := range []string{c.files.Cert, c.files.Key, c.files.CA} {
+	for i, path := range c.files.paths() {
 		changed = changed || path != "" && !same(c.stamps[i], stamps[i])
 	}
 	if !changed {
-		return c.config
+		return c.config, c.revoked
 	}
-	config, err := c.files.load()
+	config, revoked, err := c.files.load()
 	if err != nil { // perhaps only some of the files are new: the next handshake looks again
 		if text := err.Error(); text != c.failed {
 			c.failed = text
 			c.warn(err)
 		}
-		return c.config
+		return c.config, c.revoked
 	}
-	c.config, c.stamps, c.failed = config, stamps, ""
-	return c.config
+	c.config, c.revoked, c.stamps, c.failed = config, revoked, stamps, ""
+	return c.config, c.revoked
 }
 
 // Server returns the configuration of a server. With clients set to tls.RequireAndVerifyClientCert both sides show a
@@ -175,7 +224,11 @@ type rotating struct {
 // ClientHandshake shakes hands with a server.
 func (r *rotating) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn,
 	credentials.AuthInfo, error) {
-	return credentials.NewTLS(r.certificates.current().Clone()).ClientHandshake(ctx, authority, conn)
+	secured, info, err := credentials.NewTLS(r.certificates.current().Clone()).ClientHandshake(ctx, authority, conn)
+	if err != nil {
+		return secured, info, err
+	}
+	return r.certificates.track(secured, info), info, nil
 }
 
 // Clone returns credentials with the same files.

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
@@ -44,7 +45,7 @@ func (g guard) enter(ctx context.Context, method string) (context.Context, auth.
 		return ctx, auth.Rule{}, nil, nil
 	}
 	rule, known := g.Method(method)
-	p, err := g.Allow(method, rule, known, shown(ctx, md))
+	p, err := g.Allow(method, rule, known, g.shown(ctx, md))
 	if err == nil {
 		tenant, err = p.TenantOf(tenant)
 	}
@@ -58,10 +59,10 @@ func (g guard) enter(ctx context.Context, method string) (context.Context, auth.
 }
 
 // shown returns what the caller of a call shows. Credentials in a form that is not known count as a wrong key.
-func shown(ctx context.Context, md metadata.MD) auth.Credentials {
+func (g guard) shown(ctx context.Context, md metadata.MD) auth.Credentials {
 	var c auth.Credentials
 	if p, ok := peer.FromContext(ctx); ok {
-		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && g.Verified(info.State.VerifiedChains) {
 			c.Cert, c.URIs = true, info.State.PeerCertificates[0].URIs
 		}
 	}
@@ -146,15 +147,19 @@ func (g guard) unary(
 	req any,
 	info *grpc.UnaryServerInfo,
 	handler grpc.UnaryHandler,
-) (any, error) {
+) (resp any, err error) {
 	inner, rule, p, err := g.enter(ctx, info.FullMethod)
-	var resp any
+	result := errPanicked
+	defer func() { g.audit(ctx, rule, p, info.FullMethod, target(req), result) }()
 	if err == nil {
 		resp, err = handler(inner, req)
 	}
-	g.audit(ctx, rule, p, info.FullMethod, target(req), err)
+	result = err
 	return resp, err
 }
+
+// errPanicked is the result of an action whose handler has not returned.
+var errPanicked error = fault.New(fault.Internal, "the handler has panicked")
 
 func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx, rule, p, err := g.enter(ss.Context(), info.FullMethod)
@@ -167,14 +172,18 @@ func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 		}
 		return handler(srv, ss)
 	}
-	w, name := &watched{ServerStream: ss}, ""
+	w, result := &watched{ServerStream: ss}, errPanicked
+	defer func() {
+		name := ""
+		if named := w.target.Load(); named != nil {
+			name = *named
+		}
+		g.audit(ctx, rule, p, info.FullMethod, name, result)
+	}()
 	if err == nil {
 		err = handler(srv, w)
 	}
-	if named := w.target.Load(); named != nil {
-		name = *named
-	}
-	g.audit(ctx, rule, p, info.FullMethod, name, err)
+	result = err
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/issue"
+	"github.com/lamina-mesh/lamina/pkg/auth/token/tokentest"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -201,6 +203,8 @@ func TestGuard_EveryMethodTimesEveryCaller(t *testing.T) {
 	ours, theirs := newFleet(t, "mesh"), newFleet(t, "mesh")
 	keys, secrets := testKeys(t)
 	guard := auth.NewGuard(keys, "mesh")
+	issuer := tokentest.New(t, "https://login.example.org", nil, "ES256")
+	guard.Tokens = issuer.Verifier(t)
 	addr, served := serveAll(t, rpc.ServerOptions{Guard: guard,
 		TLS: open(t, ours.files("router")).Server(tls.VerifyClientCertIfGiven, "h2")})
 	anyone := open(t, rpc.Files{CA: filepath.Join(ours.dir, "ca.pem")}).Client()
@@ -216,6 +220,9 @@ func TestGuard_EveryMethodTimesEveryCaller(t *testing.T) {
 			caller{name, dial(t, addr, rpc.DialOptions{TLS: anyone, Secret: secrets[name]}), nil},
 		)
 	}
+	for reason, text := range issuer.Bad(t) {
+		callers = append(callers, caller{"a token " + reason, dial(t, addr, rpc.DialOptions{TLS: anyone, Secret: text}), nil})
+	}
 	wrongKey := rpc.DialOptions{TLS: open(t, ours.files("trainer")).Client(), Secret: secrets["wrong"]}
 	callers = append(callers, caller{"a good certificate with a wrong key", dial(t, addr, wrongKey), nil})
 	for _, role := range auth.Roles() {
@@ -227,6 +234,8 @@ func TestGuard_EveryMethodTimesEveryCaller(t *testing.T) {
 				dial(t, addr, rpc.DialOptions{TLS: anyone, Secret: secrets[string(role)]}),
 				may,
 			},
+			caller{"token " + string(role), dial(t, addr, rpc.DialOptions{TLS: anyone,
+				Secret: issuer.Token(t, jwt.MapClaims{"role": string(role)})}), may},
 			caller{"client " + string(role),
 				dial(t, addr, rpc.DialOptions{TLS: open(t, ours.files("client-"+string(role))).Client()}), may},
 		)

@@ -12,7 +12,6 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
@@ -46,9 +45,11 @@ type ServerOptions struct {
 	Log     *slog.Logger          // nil logs nothing
 	Metrics prometheus.Registerer // nil measures nothing
 	TLS     *tls.Config           // nil for plaintext: on loopback, or where the operator allows it
-	Public  bool                  // small buffers, for many clients
-	Stats   stats.Handler         // is told of calls, for traces; nil for none
-	Guard   *auth.Guard           // decides who may call what; nil lets everyone call everything
+	// Certificates are those that TLS is of; with them, connections end when their certificates are revoked.
+	Certificates *Certificates
+	Public       bool          // small buffers, for many clients
+	Stats        stats.Handler // is told of calls, for traces; nil for none
+	Guard        *auth.Guard   // decides who may call what; nil lets everyone call everything
 }
 
 // NewServer returns a server with Lamina's limits and interceptors. Handlers return
@@ -92,7 +93,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 		options = append(options, grpc.StatsHandler(o.Stats))
 	}
 	if o.TLS != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(o.TLS)))
+		options = append(options, grpc.Creds(o.Certificates.credentials(o.TLS)))
 	}
 	if o.Guard != nil {
 		options = append(options, grpc.UnknownServiceHandler(unknown))

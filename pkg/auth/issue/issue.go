@@ -2,12 +2,13 @@
 // SPIFFE ids name a service or a role. A fleet that has a certificate authority already needs nothing of this: any
 // certificate with such an id will do.
 //
+// The folder of an authority also has a list of what it has issued, and the signed list of what it has revoked since.
+//
 // Keys are ECDSA P-256. Files are replaced at once, the key before the certificate, and a service that reads a new key
 // with an old certificate keeps what it has until both fit.
 package issue
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -176,8 +177,12 @@ func LoadAuthority(dir string) (*Authority, error) {
 }
 
 // Issue writes a new key and certificate for an id, NAME.pem and NAME.key. hosts are names and addresses of a service
-// besides those of this machine; without any, those of the certificate that is replaced stay.
+// besides those of this machine; without any, those of the certificate that is replaced stay. A certificate is never valid
+// for longer than the authority, and one that has expired issues none.
 func (a *Authority) Issue(dir string, id ID, hosts []string, now time.Time, valid time.Duration) error {
+	if err := a.usable(now, "sign certificate of "+id.Name()); err != nil {
+		return err
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "make a key")
@@ -210,6 +215,13 @@ func (a *Authority) Issue(dir string, id ID, hosts []string, now time.Time, vali
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "sign certificate of %s", id.Name())
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err == nil {
+		err = record(dir, cert)
+	}
+	if err != nil {
+		return err
 	}
 	return save(dir, id.Name(), der, key)
 }
@@ -248,21 +260,8 @@ func save(dir, name string, der []byte, key *ecdsa.PrivateKey) error {
 		data       []byte
 		mode       os.FileMode
 	}{{name + ".key", "PRIVATE KEY", private, 0o600}, {name + ".pem", "CERTIFICATE", der, 0o644}} {
-		var text bytes.Buffer
-		if err := pem.Encode(&text, &pem.Block{Type: file.kind, Bytes: file.data}); err != nil {
-			return fault.Wrap(fault.Internal, err, "encode %s", file.name)
-		}
-		path := filepath.Join(dir, file.name)
-		temp := path + ".tmp"
-		if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fault.Wrap(fault.Unavailable, err, "write %s", path)
-		}
-		err := os.WriteFile(temp, text.Bytes(), file.mode)
-		if err == nil {
-			err = os.Rename(temp, path)
-		}
-		if err != nil {
-			return fault.Wrap(fault.Unavailable, err, "write %s", path)
+		if err := write(filepath.Join(dir, file.name), file.kind, file.data, file.mode); err != nil {
+			return err
 		}
 	}
 	return nil
