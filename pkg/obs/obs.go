@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"strings"
 	"time"
 
@@ -22,21 +21,23 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// NewLogger returns a logger with a level (debug, info, warn or error) and a format (text or
-// json).
-func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(strings.ToUpper(level))); err != nil {
-		return nil, fault.Field("log-level", "parse %q: want debug, info, warn or error", level)
+// NewLogger returns a logger with a level (debug, info, warn or error) and a format (text or json). The level can be
+// changed later.
+func NewLogger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, error) {
+	var at slog.Level
+	if err := at.UnmarshalText([]byte(strings.ToUpper(level))); err != nil {
+		return nil, nil, fault.Field("log-level", "parse %q: want debug, info, warn or error", level)
 	}
+	l := &slog.LevelVar{}
+	l.Set(at)
 	o := &slog.HandlerOptions{Level: l}
 	switch format {
 	case "text":
-		return slog.New(LogRequestIDs(slog.NewTextHandler(w, o))), nil
+		return slog.New(LogRequestIDs(slog.NewTextHandler(w, o))), l, nil
 	case "json":
-		return slog.New(LogRequestIDs(slog.NewJSONHandler(w, o))), nil
+		return slog.New(LogRequestIDs(slog.NewJSONHandler(w, o))), l, nil
 	}
-	return nil, fault.Field("log-format", "parse %q: want text or json", format)
+	return nil, nil, fault.Field("log-format", "parse %q: want text or json", format)
 }
 
 // NewRegistry returns a registry with the metrics of the process and of the Go runtime.
@@ -106,19 +107,6 @@ func (s Scope) Seconds(name, help string, labels ...string) *prometheus.Histogra
 		Namespace: "lamina", Subsystem: s.service, Name: name, Help: help,
 		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
 	}, labels))
-}
-
-// Profiled adds /debug/pprof/ to a handler. Profiles reveal the content of memory: never serve
-// them on an address that others can reach.
-func Profiled(h http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/", h)
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return mux
 }
 
 // Handler serves /metrics, /healthz (liveness: always ok) and /readyz (readiness: ok while ready

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,7 +24,7 @@ func TestMain(m *testing.M) { leak.Main(m) }
 
 func TestNewLogger_LevelAndFormat(t *testing.T) {
 	var b bytes.Buffer
-	log, err := obs.NewLogger(&b, "warn", "json")
+	log, level, err := obs.NewLogger(&b, "warn", "json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,8 +37,13 @@ func TestNewLogger_LevelAndFormat(t *testing.T) {
 	if err := json.Unmarshal(b.Bytes(), &line); err != nil || line.Msg != "seen" || line.Step != 3 {
 		t.Errorf("got %q, %v", b.String(), err)
 	}
+	level.Set(slog.LevelInfo)
+	b.Reset()
+	if log.Info("seen now"); !strings.Contains(b.String(), "seen now") {
+		t.Errorf("the level was changed, and the log is %q", b.String())
+	}
 	for _, bad := range [][2]string{{"loud", "text"}, {"info", "xml"}} {
-		if _, err := obs.NewLogger(&b, bad[0], bad[1]); fault.CodeOf(err) != fault.Invalid {
+		if _, _, err := obs.NewLogger(&b, bad[0], bad[1]); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}
@@ -80,14 +86,7 @@ func TestHandler_ShowsMetricsHealthAndReadiness(t *testing.T) {
 		t.Errorf("/healthz of a service that is not ready: %d", code)
 	}
 	if code, _ := get(t, h, "/debug/pprof/cmdline"); code != http.StatusNotFound {
-		t.Errorf("pprof without Profiled: %d", code)
-	}
-	profiled := obs.Profiled(h)
-	if code, _ := get(t, profiled, "/debug/pprof/cmdline"); code != http.StatusOK {
 		t.Errorf("pprof: %d", code)
-	}
-	if code, _ := get(t, profiled, "/healthz"); code != http.StatusOK {
-		t.Errorf("/healthz beside pprof: %d", code)
 	}
 }
 

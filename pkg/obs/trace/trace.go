@@ -159,6 +159,15 @@ func Detach(ctx, from context.Context) context.Context {
 	return ctx
 }
 
+// Below returns a context whose next span is below the one of another process, given its traceparent. Without a valid one
+// it returns ctx.
+func Below(ctx context.Context, traceparent string) context.Context {
+	if traceparent == "" {
+		return ctx
+	}
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
+}
+
 // traced are the calls that belong to one request. All others are shared by requests or belong to none.
 func traced(info *stats.RPCTagInfo) bool {
 	switch info.FullMethodName {
