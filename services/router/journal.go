@@ -38,7 +38,7 @@ func (q *request) openRecord(l *live) *journalv1.Open {
 		Fingerprint: q.started.GetFingerprint(), Prompt: q.prompt, Rules: q.rules, Stop: q.stop,
 		KeepMarkers: q.keepMarkers, Format: q.format, PromptEnd: q.promptEnd, ClientState: l.state,
 		PromptField: q.field, ToolGrammar: q.toolGrammar, Context: q.context.use, Priority: int32(q.priority),
-		WaitForCapacity: q.wait, Adapter: q.adapter.namespace(),
+		WaitForCapacity: q.wait, Adapter: q.adapter.namespace(), Traceparent: q.span.Traceparent(), Caller: q.caller,
 	}
 	if q.echo.on {
 		open.Echo = &journalv1.Echo{Special: q.echo.special}

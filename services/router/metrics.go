@@ -29,11 +29,12 @@ type metrics struct {
 	// unjournaled counts requests whose journal was given up.
 	unjournaled *prometheus.CounterVec
 	serving     *serving
+	semconv     *semconv
 }
 
 func newMetrics(r prometheus.Registerer, prefix string) *metrics {
 	m := &metrics{
-		serving: newServing(prefix),
+		serving: newServing(prefix), semconv: newSemconv(),
 		requests: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests, by how they ended: ok or the code of the error."},
 			[]string{"end"},
@@ -133,6 +134,7 @@ func newMetrics(r prometheus.Registerer, prefix string) *metrics {
 			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)
 	}
+	m.semconv.register(r)
 	m.begin()
 	return m
 }

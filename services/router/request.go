@@ -8,6 +8,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	journalv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/journal/v1"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -68,6 +69,7 @@ type request struct {
 	meters   *modelMeters           // of the model; nil before it is known
 	reason   samplerv1.FinishReason // set when it has ended
 	taken    bool                   // another router has begun it
+	caller   *journalv1.Caller      // whose it is; nil if nobody had to say
 	span     *trace.Span            // nil if it is not traced
 }
 
@@ -80,7 +82,7 @@ func (q *request) run(
 		q.id = obs.NewRequestID()
 		ctx = obs.WithRequestID(ctx, q.id)
 	}
-	ctx = q.startSpan(ctx)
+	ctx, q.caller = q.startSpan(ctx), callerOf(ctx)
 	defer func() { q.endSpan(err) }()
 	defer func() {
 		q.service.log.DebugContext(ctx, "end request", "model", q.model, "choice", q.sampling.GetChoice(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -112,7 +113,9 @@ func (s *Service) resume(
 	if err != nil {
 		return err
 	}
-	l, _, err := s.startLive(key, true, s.takeOver)
+	l, _, err := s.startLive(key, true, func(own context.Context, l *live) error {
+		return s.takeOver(trace.Detach(own, ctx), l)
+	})
 	if err != nil {
 		return err
 	}
@@ -189,8 +192,14 @@ func (s *Service) takeOver(ctx context.Context, l *live) error {
 				return fault.Wrap(fault.Unavailable, err, "resume request %s", l.key.ID).After(time.Second)
 			}
 			s.log.InfoContext(ctx, "take request over", "tokens", len(log.ids), "writer", w.writer)
+			// Its span is part of the trace that the other router has begun, or else of that of the caller who resumes it.
+			ctx = q.startSpan(trace.Below(ctx, log.open.GetTraceparent()))
+			q.span.Event("take request over", attribute.Int("lamina.resumed_tokens", len(log.ids)))
+			had := len(log.ids) // the other router has charged these; goOn changes the log
 			err = q.goOn(ctx, log, w)
+			s.charge(q.caller, len(q.log)-len(q.prompt)-had)
 			s.m.requests.WithLabelValues(endLabel(err)).Inc()
+			q.endSpan(err)
 			return err
 		}
 		return q.goOn(ctx, log, nil)
@@ -216,7 +225,7 @@ func (s *Service) fromLog(ctx context.Context, l *live, log *requestLog) (*reque
 			PromptEnd: o.GetPromptEnd(), Resumable: true, MaxTokens: o.GetRules().GetMaxTokens(),
 			Context: o.GetContext(), Adapter: o.GetAdapter(),
 		},
-		priority: int(o.GetPriority()),
+		priority: int(o.GetPriority()), caller: o.GetCaller(),
 	}
 	if o.WaitForCapacity != nil {
 		q.wait = o.WaitForCapacity

@@ -101,6 +101,8 @@ type Config struct {
 	// AdapterDisk bounds the bytes of the files in AdapterDir; 0 means 8 GiB. The least recently used adapters make
 	// room for new ones, but not those that are in use, nor the one before of each name.
 	AdapterDisk int64
+	// Meters finds the budgets of the owners of requests that were begun at other routers; nil charges nobody.
+	Meters Meters
 	// Grace is how long a resumable request runs without a reader, and how long it is kept after its
 	// end; 0 means one minute.
 	Grace time.Duration

@@ -181,6 +181,9 @@ func (q *request) meterEnd(ctx context.Context, err error) {
 	if m == nil {
 		return
 	}
+	if !q.taken {
+		q.observeEnd(err)
+	}
 	if err != nil {
 		reason := "error"
 		if code := fault.CodeOf(err); ctx.Err() != nil || code == fault.Canceled || code == fault.DeadlineExceeded {

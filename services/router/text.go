@@ -26,7 +26,7 @@ func (s *Service) tokenizers(digest string) ([]tokenizerv1.TokenizerServiceClien
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, tokenizerv1.NewTokenizerServiceClient(conn))
+		out = append(out, tokenizerv1.NewTokenizerServiceClient(limitedConn{conn, tokenizerLimit}))
 	}
 	return out, nil
 }

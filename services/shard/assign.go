@@ -103,8 +103,9 @@ func (s *Service) fenced(fence uint64) error {
 		return fault.New(fault.FailedPrecondition, "check the placer: this shard takes no assignments")
 	}
 	if fence < s.fence {
-		return fault.New(fault.Aborted, "check the placer: fence %d is older than %d: another router is the placer", fence,
-			s.fence)
+		return fault.New(fault.Aborted, "check the placer: fence %d is older than %d: another router is the placer, or the "+
+			"registry was restored from an older snapshot: in that case restart this shard", fence, s.fence).
+			Because("OLD_FENCE")
 	}
 	s.fence = fence
 	return nil

@@ -206,7 +206,11 @@ type Open struct {
 	// How many seconds the request waits for a pipeline.
 	WaitForCapacity *uint32 `protobuf:"varint,18,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
 	// The digest of the adapter; empty for none.
-	Adapter       string `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	Adapter string `protobuf:"bytes,60,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	// The traceparent of the request's span; empty if it is not traced.
+	Traceparent string `protobuf:"bytes,170,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// Whose request it is; absent if callers did not have to say who they are.
+	Caller        *Caller `protobuf:"bytes,171,opt,name=caller,proto3" json:"caller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,6 +378,85 @@ func (x *Open) GetAdapter() string {
 	return ""
 }
 
+func (x *Open) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *Open) GetCaller() *Caller {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+// Caller is the owner of a request, whose budgets it uses wherever it runs.
+type Caller struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id: "key:" and the id of an API key, "token:" and the subject of a token, or a
+	// SPIFFE id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The limits of its budgets where the request began; 0 for none.
+	RequestsPerMinute uint64 `protobuf:"varint,2,opt,name=requests_per_minute,json=requestsPerMinute,proto3" json:"requests_per_minute,omitempty"`
+	// The same for tokens.
+	TokensPerMinute uint64 `protobuf:"varint,3,opt,name=tokens_per_minute,json=tokensPerMinute,proto3" json:"tokens_per_minute,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Caller) Reset() {
+	*x = Caller{}
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Caller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Caller) ProtoMessage() {}
+
+func (x *Caller) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Caller.ProtoReflect.Descriptor instead.
+func (*Caller) Descriptor() ([]byte, []int) {
+	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Caller) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Caller) GetRequestsPerMinute() uint64 {
+	if x != nil {
+		return x.RequestsPerMinute
+	}
+	return 0
+}
+
+func (x *Caller) GetTokensPerMinute() uint64 {
+	if x != nil {
+		return x.TokensPerMinute
+	}
+	return 0
+}
+
 // Echo says how the prompt is reported.
 type Echo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -385,7 +468,7 @@ type Echo struct {
 
 func (x *Echo) Reset() {
 	*x = Echo{}
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[2]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +480,7 @@ func (x *Echo) String() string {
 func (*Echo) ProtoMessage() {}
 
 func (x *Echo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[2]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +493,7 @@ func (x *Echo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Echo.ProtoReflect.Descriptor instead.
 func (*Echo) Descriptor() ([]byte, []int) {
-	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{2}
+	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Echo) GetSpecial() bool {
@@ -439,7 +522,7 @@ type Tokens struct {
 
 func (x *Tokens) Reset() {
 	*x = Tokens{}
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[3]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +534,7 @@ func (x *Tokens) String() string {
 func (*Tokens) ProtoMessage() {}
 
 func (x *Tokens) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[3]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +547,7 @@ func (x *Tokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tokens.ProtoReflect.Descriptor instead.
 func (*Tokens) Descriptor() ([]byte, []int) {
-	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{3}
+	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Tokens) GetFirst() uint32 {
@@ -511,7 +594,7 @@ type Taken struct {
 
 func (x *Taken) Reset() {
 	*x = Taken{}
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[4]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +606,7 @@ func (x *Taken) String() string {
 func (*Taken) ProtoMessage() {}
 
 func (x *Taken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[4]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +619,7 @@ func (x *Taken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taken.ProtoReflect.Descriptor instead.
 func (*Taken) Descriptor() ([]byte, []int) {
-	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{4}
+	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{5}
 }
 
 // End says how a request ended.
@@ -556,7 +639,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[5]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +651,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_journal_v1_journal_proto_msgTypes[5]
+	mi := &file_lamina_journal_v1_journal_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +664,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{5}
+	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *End) GetFinishReason() v1.FinishReason {
@@ -623,7 +706,7 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\x05taken\x18\x03 \x01(\v2\x18.lamina.journal.v1.TakenH\x00R\x05taken\x12*\n" +
 	"\x03end\x18\x04 \x01(\v2\x16.lamina.journal.v1.EndH\x00R\x03end\x12\x16\n" +
 	"\x06writer\x18\x05 \x01(\x06R\x06writerB\x06\n" +
-	"\x04kind\"\xaf\x05\n" +
+	"\x04kind\"\x86\x06\n" +
 	"\x04Open\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -646,8 +729,14 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\acontext\x18\x10 \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\x12\x1a\n" +
 	"\bpriority\x18\x11 \x01(\x11R\bpriority\x12/\n" +
 	"\x11wait_for_capacity\x18\x12 \x01(\rH\x00R\x0fwaitForCapacity\x88\x01\x01\x12\x18\n" +
-	"\aadapter\x18< \x01(\tR\aadapterB\x14\n" +
-	"\x12_wait_for_capacity\" \n" +
+	"\aadapter\x18< \x01(\tR\aadapter\x12!\n" +
+	"\vtraceparent\x18\xaa\x01 \x01(\tR\vtraceparent\x122\n" +
+	"\x06caller\x18\xab\x01 \x01(\v2\x19.lamina.journal.v1.CallerR\x06callerB\x14\n" +
+	"\x12_wait_for_capacity\"t\n" +
+	"\x06Caller\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
+	"\x13requests_per_minute\x18\x02 \x01(\x04R\x11requestsPerMinute\x12*\n" +
+	"\x11tokens_per_minute\x18\x03 \x01(\x04R\x0ftokensPerMinute\" \n" +
 	"\x04Echo\x12\x18\n" +
 	"\aspecial\x18\x01 \x01(\bR\aspecial\"\x9b\x01\n" +
 	"\x06Tokens\x12\x14\n" +
@@ -676,36 +765,38 @@ func file_lamina_journal_v1_journal_proto_rawDescGZIP() []byte {
 	return file_lamina_journal_v1_journal_proto_rawDescData
 }
 
-var file_lamina_journal_v1_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_lamina_journal_v1_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_lamina_journal_v1_journal_proto_goTypes = []any{
 	(*Record)(nil),         // 0: lamina.journal.v1.Record
 	(*Open)(nil),           // 1: lamina.journal.v1.Open
-	(*Echo)(nil),           // 2: lamina.journal.v1.Echo
-	(*Tokens)(nil),         // 3: lamina.journal.v1.Tokens
-	(*Taken)(nil),          // 4: lamina.journal.v1.Taken
-	(*End)(nil),            // 5: lamina.journal.v1.End
-	(*v1.Rules)(nil),       // 6: lamina.sampler.v1.Rules
-	(*v11.ChatFormat)(nil), // 7: lamina.tokenizer.v1.ChatFormat
-	(*v12.ContextUse)(nil), // 8: lamina.router.v1.ContextUse
-	(*v1.Candidate)(nil),   // 9: lamina.sampler.v1.Candidate
-	(v1.FinishReason)(0),   // 10: lamina.sampler.v1.FinishReason
+	(*Caller)(nil),         // 2: lamina.journal.v1.Caller
+	(*Echo)(nil),           // 3: lamina.journal.v1.Echo
+	(*Tokens)(nil),         // 4: lamina.journal.v1.Tokens
+	(*Taken)(nil),          // 5: lamina.journal.v1.Taken
+	(*End)(nil),            // 6: lamina.journal.v1.End
+	(*v1.Rules)(nil),       // 7: lamina.sampler.v1.Rules
+	(*v11.ChatFormat)(nil), // 8: lamina.tokenizer.v1.ChatFormat
+	(*v12.ContextUse)(nil), // 9: lamina.router.v1.ContextUse
+	(*v1.Candidate)(nil),   // 10: lamina.sampler.v1.Candidate
+	(v1.FinishReason)(0),   // 11: lamina.sampler.v1.FinishReason
 }
 var file_lamina_journal_v1_journal_proto_depIdxs = []int32{
 	1,  // 0: lamina.journal.v1.Record.open:type_name -> lamina.journal.v1.Open
-	3,  // 1: lamina.journal.v1.Record.tokens:type_name -> lamina.journal.v1.Tokens
-	4,  // 2: lamina.journal.v1.Record.taken:type_name -> lamina.journal.v1.Taken
-	5,  // 3: lamina.journal.v1.Record.end:type_name -> lamina.journal.v1.End
-	6,  // 4: lamina.journal.v1.Open.rules:type_name -> lamina.sampler.v1.Rules
-	7,  // 5: lamina.journal.v1.Open.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	2,  // 6: lamina.journal.v1.Open.echo:type_name -> lamina.journal.v1.Echo
-	8,  // 7: lamina.journal.v1.Open.context:type_name -> lamina.router.v1.ContextUse
-	9,  // 8: lamina.journal.v1.Tokens.top:type_name -> lamina.sampler.v1.Candidate
-	10, // 9: lamina.journal.v1.End.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	4,  // 1: lamina.journal.v1.Record.tokens:type_name -> lamina.journal.v1.Tokens
+	5,  // 2: lamina.journal.v1.Record.taken:type_name -> lamina.journal.v1.Taken
+	6,  // 3: lamina.journal.v1.Record.end:type_name -> lamina.journal.v1.End
+	7,  // 4: lamina.journal.v1.Open.rules:type_name -> lamina.sampler.v1.Rules
+	8,  // 5: lamina.journal.v1.Open.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	3,  // 6: lamina.journal.v1.Open.echo:type_name -> lamina.journal.v1.Echo
+	9,  // 7: lamina.journal.v1.Open.context:type_name -> lamina.router.v1.ContextUse
+	2,  // 8: lamina.journal.v1.Open.caller:type_name -> lamina.journal.v1.Caller
+	10, // 9: lamina.journal.v1.Tokens.top:type_name -> lamina.sampler.v1.Candidate
+	11, // 10: lamina.journal.v1.End.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_lamina_journal_v1_journal_proto_init() }
@@ -726,7 +817,7 @@ func file_lamina_journal_v1_journal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_journal_v1_journal_proto_rawDesc), len(file_lamina_journal_v1_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
