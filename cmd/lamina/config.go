@@ -35,11 +35,16 @@ func (c *configCmd) Run(e *verb.Env, file *config.File) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "read the flags of lamina %s: %v", strings.Join(args, " "), err)
 	}
+	return writeConfig(e.Stdout, parsed, file)
+}
+
+// writeConfig writes the effective configuration of a command, without secrets.
+func writeConfig(w io.Writer, parsed *kong.Context, file *config.File) error {
 	var path []string
 	for n := parsed.Selected(); n != nil && n.Type != kong.ApplicationNode; n = n.Parent {
 		path = append([]string{n.Name}, path...)
 	}
-	return config.Write(e.Stdout, path, config.Effective(parsed, file))
+	return config.Write(w, path, config.Effective(parsed, file))
 }
 
 type completionCmd struct {

@@ -134,12 +134,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 2
 	}
-	log, err := obs.NewLogger(stderr, c.LogLevel, c.LogFormat)
+	log, level, err := obs.NewLogger(stderr, c.LogLevel, c.LogFormat)
 	if err != nil {
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 2
 	}
-	env := &verb.Env{Ctx: ctx, Log: log, Store: c.Store, Stdin: stdin, Stdout: stdout, Stderr: stderr}
+	env := &verb.Env{Ctx: ctx, Log: log, Level: level, Store: c.Store, Stdin: stdin, Stdout: stdout, Stderr: stderr,
+		Config: func(w io.Writer) error { return writeConfig(w, parsed, file) }}
 	release, err := resolveModels(env, parsed)
 	defer release()
 	if err == nil {

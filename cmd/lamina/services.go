@@ -21,8 +21,10 @@ type serviceFlags struct {
 	TLSCert        string `help:"Certificate of this service (PEM file)."                                                                                              name:"tls-cert"`
 	TLSKey         string `help:"Private key of the certificate (PEM file)."                                                                                           name:"tls-key"`
 	TLSCA          string `help:"Certificate authority of all services (PEM file)."                                                                                    name:"tls-ca"`
+	TLSRevoked     string `help:"Revoked certificates: lists that the authority has signed (PEM file), as lamina certs revoke makes one. Default: none."               name:"tls-revoked"`
 	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS and without authentication."`
 	accessFlags
+	adminFlags
 	traceFlags
 }
 
@@ -35,9 +37,22 @@ func (f traceFlags) traces() trace.Config {
 	return trace.Config{Endpoint: f.OTLPEndpoint, Version: version}
 }
 
+// adminFlags are those of the listener for administrators.
+type adminFlags struct {
+	AdminAddr string `help:"Address for administrators: profiles (pprof), effective configuration, build, log level. :PORT listens on loopback. With keys, tokens or certificates it needs the role operator. Default: none." placeholder:"ADDRESS"`
+}
+
+func (f adminFlags) admin(e *verb.Env) app.AdminConfig {
+	return app.AdminConfig{
+		Addr: f.AdminAddr, Version: version, Level: e.Level, Config: e.Config,
+		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "admin %s\n", addr) },
+	}
+}
+
 // accessFlags say who may use the listeners of a process.
 type accessFlags struct {
 	AuthKeys    string   `help:"File of API keys, as lamina keys makes it. Whoever shows neither a key nor a certificate is refused. Default: none."               env:"LAMINA_AUTH_KEYS"`
+	AuthTokens  string   `help:"File of the identity providers (OpenID Connect) whose tokens are accepted beside API keys, in YAML. Default: none."             env:"LAMINA_AUTH_TOKENS" type:"path"`
 	AuditLog    string   `help:"File to which each action of operators is appended as a line of JSON. Default: none."                                            env:"LAMINA_AUDIT_LOG"`
 	OpenProbes  bool     `help:"Answer /healthz, /readyz and the gRPC health service without credentials."                                                       env:"LAMINA_OPEN_PROBES"`
 	AllowHost   []string `help:"Name by which HTTP clients may address this server, besides localhost, names without a dot and addresses. Can be repeated."    sep:"none"`
@@ -45,15 +60,15 @@ type accessFlags struct {
 }
 
 func (f accessFlags) access() app.AccessConfig {
-	return app.AccessConfig{Keys: f.AuthKeys, Audit: f.AuditLog, OpenProbes: f.OpenProbes, Hosts: f.AllowHost,
-		Origins: f.AllowOrigin}
+	return app.AccessConfig{Keys: f.AuthKeys, Tokens: f.AuthTokens, Audit: f.AuditLog, OpenProbes: f.OpenProbes,
+		Hosts: f.AllowHost, Origins: f.AllowOrigin}
 }
 
 func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 	return app.ServiceConfig{
 		Log: e.Log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
-		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA}, Insecure: f.InsecureListen,
-		Access: f.access(), Traces: f.traces(),
+		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA, Revoked: f.TLSRevoked}, Insecure: f.InsecureListen,
+		Access: f.access(), Admin: f.admin(e), Traces: f.traces(),
 		Ready: func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
 	}
 }

@@ -52,7 +52,9 @@ type upCmd struct {
 	TLSCert        string `          help:"Certificate of the public addresses (PEM file). Default: none, and no TLS." name:"tls-cert"`
 	TLSKey         string `          help:"Private key of the certificate (PEM file)."                                 name:"tls-key"`
 	TLSCA          string `          help:"Certificate authority of clients that show a certificate (PEM file)."       name:"tls-ca"`
+	TLSRevoked     string `help:"Revoked certificates: lists that the authority has signed (PEM file), as lamina certs revoke makes one. Default: none." name:"tls-revoked"`
 	accessFlags
+	adminFlags
 	traceFlags
 	speculateFlags
 	hiddenStateFlags
@@ -116,8 +118,9 @@ func (c *upCmd) Run(e *verb.Env) error {
 		GRPC:        c.GRPC,
 		HTTP:        c.HTTP,
 		Insecure:    c.InsecureListen,
-		Files:       rpc.Files{Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA},
+		Files:       rpc.Files{Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA, Revoked: c.TLSRevoked},
 		Access:      c.access(),
+		Admin:       c.admin(e),
 
 		MetricsPrefix: c.MetricsPrefix,
 		Traces:        c.traces(),
@@ -129,7 +132,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if c.TLSCert != "" {
 		url = "https://" + mesh.HTTPAddr()
 	}
-	if c.AuthKeys != "" {
+	if c.AuthKeys != "" || c.AuthTokens != "" {
 		header = ` -H "Authorization: Bearer $LAMINA_API_KEY"`
 	}
 	if c.Auto > 0 {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/gate"
+	"github.com/lamina-mesh/lamina/pkg/auth/token"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
@@ -24,14 +25,15 @@ import (
 // AccessConfig says who may use the listeners of a process.
 type AccessConfig struct {
 	Keys       string   // file of API keys; empty for none
+	Tokens     string   // file of the issuers of tokens (pkg/auth/token); empty for none
 	Audit      string   // file for the audit log; empty for none
 	OpenProbes bool     // answer health probes without credentials
 	Hosts      []string // further names by which HTTP clients may address the server
 	Origins    []string // websites that may use the HTTP APIs from a browser
 }
 
-// secure reads certificates and keys and sets up the guard. A process has one if it has keys, or an authority that
-// verifies the certificates of clients.
+// secure reads certificates, keys and issuers of tokens, and sets up the guard. A process has one if it has keys or
+// issuers, or an authority that verifies the certificates of clients.
 func (p *process) secure(files rpc.Files) error {
 	certs, err := files.Open(func(err error) {
 		p.log.Error("read TLS files: the ones from before stay", "error", err)
@@ -39,7 +41,9 @@ func (p *process) secure(files rpc.Files) error {
 	if err != nil {
 		return err
 	}
-	p.certs = certs
+	if p.certs = certs; certs != nil && files.Revoked != "" {
+		p.add(runPart("revoked certificates", certs.Run))
+	}
 	var keys *auth.Keyring
 	if path := p.set.access.Keys; path != "" {
 		if keys, err = auth.OpenKeyring(path, auth.KeyringOptions{Log: p.log}); err != nil {
@@ -47,9 +51,14 @@ func (p *process) secure(files rpc.Files) error {
 		}
 		p.add(runPart("keys", keys.Run))
 	}
-	if keys == nil && (certs == nil || !certs.Authority()) {
+	meters := auth.NewMeters(nil)
+	tokens, err := p.tokens(meters)
+	if err != nil {
+		return err
+	}
+	if keys == nil && tokens == nil && (certs == nil || !certs.Authority()) {
 		if p.set.access.Audit != "" {
-			return fault.Field("audit-log", "there is nobody to write down: give --auth-keys or certificates")
+			return fault.Field("audit-log", "there is nobody to write down: give --auth-keys, --auth-tokens or certificates")
 		}
 		return nil
 	}
@@ -58,6 +67,13 @@ func (p *process) secure(files rpc.Files) error {
 		domain = auth.Domain(certs.URIs())
 	}
 	p.guard = auth.NewGuard(keys, domain)
+	p.guard.Meters = meters
+	if certs != nil {
+		p.guard.Revoked = certs.Revoked
+	}
+	if tokens != nil { // an interface with a nil pointer would not be nil
+		p.guard.Tokens = tokens
+	}
 	p.guard.OpenProbes = p.set.access.OpenProbes
 	if path := p.set.access.Audit; path != "" {
 		w, err := auth.OpenAuditLog(path)
@@ -70,14 +86,31 @@ func (p *process) secure(files rpc.Files) error {
 	return nil
 }
 
+// tokens returns the verifier of tokens, or nil if there are none.
+func (p *process) tokens(meters *auth.Meters) (*token.Verifier, error) {
+	if p.set.access.Tokens == "" {
+		return nil, nil
+	}
+	issuers, err := token.ReadConfig(p.set.access.Tokens)
+	if err != nil {
+		return nil, err
+	}
+	v, err := token.New(issuers, meters, token.Options{Log: p.log})
+	if err != nil {
+		return nil, err
+	}
+	p.add(runPart("issuers of tokens", v.Run))
+	return v, nil
+}
+
 // serverTLS returns the configuration of a listener, or nil for plaintext. Clients show a certificate, or if there are
-// keys they may.
+// keys or tokens they may.
 func (p *process) serverTLS(protocols ...string) *tls.Config {
 	if p.certs == nil {
 		return nil
 	}
 	clients := tls.RequireAndVerifyClientCert
-	if p.guard == nil || p.guard.Keys != nil {
+	if p.guard == nil || p.guard.Secrets() {
 		clients = tls.VerifyClientCertIfGiven
 	}
 	return p.certs.Server(clients, protocols...)

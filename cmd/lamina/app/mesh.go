@@ -51,6 +51,7 @@ type MeshConfig struct {
 	Insecure     bool          // allow public addresses that other machines can reach, without TLS or keys
 	Files        rpc.Files     // certificate of the public addresses; empty for plaintext
 	Access       AccessConfig  // who may use the public addresses
+	Admin        AdminConfig   // listener for administrators; none by default
 	Traces       trace.Config  // where spans go; nowhere by default
 	// MetricsPrefix is that of RouterConfig.
 	MetricsPrefix string
@@ -107,7 +108,7 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	}
 	if err == nil {
 		err = p.build("memory", "tokenizer", "shards", "sampler", "trainer", "router api", "pipelines", "public api",
-			"http")
+			"http", "admin")
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.close(), m.dialer.Close())
@@ -134,7 +135,7 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 // settings fills in the settings of the process from the configuration of the mesh.
 func (m *Mesh) settings(p *process, c MeshConfig) error {
 	p.set = settings{
-		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access,
+		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access, admin: c.Admin,
 		trimInterval: c.TrimInterval,
 		train:        c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,

@@ -42,6 +42,7 @@ type settings struct {
 	publicAddr        string // of a mesh's public gRPC API
 	insecure          bool
 	access            AccessConfig
+	admin             AdminConfig
 	trimInterval      time.Duration
 	leave             time.Duration // until a shard of its own ends training stages; 0 for the default
 
@@ -174,7 +175,7 @@ func (p *process) serve(s server) {
 		}
 		options := rpc.ServerOptions{Log: p.log, Metrics: p.metrics, Public: s.public, Stats: p.tracer.ServerHandler()}
 		if !rpc.InProcess(s.addr) { // a process trusts itself
-			options.Guard, options.TLS = p.guard, p.serverTLS("h2")
+			options.Guard, options.TLS, options.Certificates = p.guard, p.serverTLS("h2"), p.certs
 		}
 		grpcServer := rpc.NewServer(options)
 		for _, service := range s.services {

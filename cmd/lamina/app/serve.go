@@ -30,6 +30,7 @@ type ServiceConfig struct {
 	Files     rpc.Files
 	Insecure  bool
 	Access    AccessConfig
+	Admin     AdminConfig
 	Traces    trace.Config      // where spans go; nowhere by default
 	Ready     func(addr string) // called with the bound address
 }
@@ -38,7 +39,7 @@ type ServiceConfig struct {
 // process has.
 func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, targets ...string) error {
 	set.listen, set.advertise, set.bound = c.Listen, c.Advertise, c.Ready
-	set.metricsAddr, set.insecure, set.access = c.Metrics, c.Insecure, c.Access
+	set.metricsAddr, set.insecure, set.access, set.admin = c.Metrics, c.Insecure, c.Access, c.Admin
 	p := &process{log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)), kernels: kernels, set: set,
 		metrics: obs.NewRegistry()}
 	if err := c.Files.Mutual(); err != nil {
@@ -51,7 +52,7 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 		return errors.Join(err, p.close())
 	}
 	if p.guard != nil && p.certs == nil && !c.Access.OpenProbes {
-		return errors.Join(p.close(), fault.Field("auth-keys", "the Consul agent has no key, and could not check the "+
+		return errors.Join(p.close(), fault.Field("auth-keys", "the Consul agent has no key or token, and could not check the "+
 			"health of this service: give --tls-cert, --tls-key and --tls-ca, or --open-probes"))
 	}
 	registry, err := consul.New(consul.Config{Addr: c.Consul, Token: c.Token, TLS: p.certs != nil})
@@ -60,7 +61,7 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 	}
 	p.registry, p.dialer = registry, rpc.NewDialer(p.dialOptions())
 	p.closers = append(p.closers, registry.Close, p.dialer.Close)
-	if err := p.build(append(targets, "memory", "metrics")...); err != nil {
+	if err := p.build(append(targets, "memory", "metrics", "admin")...); err != nil {
 		return errors.Join(err, p.close())
 	}
 	return p.run(ctx, func() { p.log.Info("serving", "targets", targets, "address", c.Listen) })

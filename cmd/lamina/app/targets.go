@@ -49,6 +49,7 @@ func targets() []target {
 	return []target{
 		{"memory", nil, (*process).buildMemory},
 		{"metrics", nil, (*process).buildMetrics},
+		{"admin", nil, (*process).buildAdmin},
 		{"bus", nil, (*process).buildBus},
 		{"tokenizer", nil, (*process).buildTokenizer},
 		{"shards", []string{"bus"}, (*process).buildShards},
@@ -335,6 +336,7 @@ func (p *process) buildRouter() error {
 	c.Adapters, c.AdapterDir, c.AdapterDisk = adapters, p.set.router.AdapterDir, p.set.router.AdapterDisk
 	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
 	c.Placement, c.Tracer = p.set.router.Placing.placement(p), p.tracer
+	c.Meters = p.guard // a nil guard has no budgets
 	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil

@@ -330,27 +330,35 @@ func (f *File) find(n *kong.Node, flag string) (entry, bool) {
 	return best, found
 }
 
-// fromEnv returns the name of the variable that sets a flag.
+// fromEnv returns the name of the variable that sets a flag. An empty variable sets none.
 func fromEnv(flag *kong.Flag) (string, bool) {
 	for _, name := range flag.Tag.Envs {
-		if _, ok := os.LookupEnv(name); ok {
+		if os.Getenv(name) != "" {
 			return name, true
 		}
 	}
 	return "", false
 }
 
-// Environment gives every flag without a variable the one that is called LAMINA_ and its name.
+// Environment gives every flag without a variable the one that is called LAMINA_ and its name. Variables that are empty
+// count as not set, which is how scripts and container files leave a setting out.
 func Environment() kong.Option {
 	return kong.PostBuild(func(k *kong.Kong) error {
 		var walk func(*kong.Node)
 		walk = func(n *kong.Node) {
 			for _, flag := range n.Flags {
-				if flag.Name == "help" || len(flag.Tag.Envs) > 0 {
+				if flag.Name == "help" {
 					continue
 				}
-				name := envPrefix + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
-				flag.Envs, flag.Tag.Envs = []string{name}, []string{name}
+				if len(flag.Tag.Envs) == 0 {
+					name := envPrefix + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+					flag.Envs, flag.Tag.Envs = []string{name}, []string{name}
+				}
+				// The flag goes on naming its variables (Envs), and is not set by those that are empty.
+				flag.Tag.Envs = slices.DeleteFunc(slices.Clone(flag.Tag.Envs), func(name string) bool {
+					text, set := os.LookupEnv(name)
+					return set && text == ""
+				})
 			}
 			for _, c := range n.Children {
 				walk(c)

@@ -109,9 +109,7 @@ func TestFile_Precedence(t *testing.T) {
 		{"", "8", nil, 8, "environment LAMINA_QUEUE"},
 	} {
 		t.Run(fmt.Sprint(test), func(t *testing.T) {
-			if test.env != "" {
-				t.Setenv("LAMINA_QUEUE", test.env)
-			}
+			t.Setenv("LAMINA_QUEUE", test.env) // empty counts as not set
 			c, parsed, f, err := parse(t, test.file, append([]string{"router"}, test.args...)...)
 			if err != nil {
 				t.Fatal(err)

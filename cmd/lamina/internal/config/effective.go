@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"io"
+	"net/url"
 	"reflect"
 	"strings"
 	"time"
@@ -47,9 +48,35 @@ func Effective(c *kong.Context, f *File) []Setting {
 		case filed:
 			s.Source = fmt.Sprintf("%s:%d", f.name, e.line)
 		}
+		if shown, secret := redacted(s.Value); secret {
+			s.Value, s.Source = shown, s.Source+", without its password"
+		}
 		out = append(out, s)
 	}
 	return out
+}
+
+// redacted returns a value without the passwords of the URLs in it, and reports whether there was one.
+func redacted(value any) (any, bool) {
+	switch v := value.(type) {
+	case string:
+		u, err := url.Parse(v)
+		if err != nil || u.User == nil {
+			return v, false
+		}
+		if _, has := u.User.Password(); !has {
+			u.User = url.UserPassword("", "") // a name alone is a token
+		}
+		return u.Redacted(), true
+	case []any:
+		out, found := make([]any, len(v)), false
+		for i, item := range v {
+			shown, secret := redacted(item)
+			out[i], found = shown, found || secret
+		}
+		return out, found
+	}
+	return value, false
 }
 
 // secret reports whether a flag holds a secret.

@@ -253,7 +253,7 @@ func writeFlag(b *strings.Builder, flag *kong.Flag) {
 	if flag.Default != "" {
 		fmt.Fprintf(b, "Default: %s.\n", roff(flag.Default))
 	}
-	for _, env := range flag.Tag.Envs {
+	for _, env := range flag.Envs {
 		fmt.Fprintf(b, "Environment: %s.\n", roff(env))
 	}
 }

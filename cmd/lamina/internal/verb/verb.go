@@ -16,7 +16,9 @@ import (
 type Env struct {
 	Ctx    context.Context
 	Log    *slog.Logger
-	Store  string // folder of the store of models; empty for the default
+	Level  *slog.LevelVar        // of Log
+	Config func(io.Writer) error // writes the effective configuration of the command, without secrets
+	Store  string                // folder of the store of models; empty for the default
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer
