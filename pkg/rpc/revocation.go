@@ -188,11 +188,14 @@ func (c *Certificates) track(conn net.Conn, info credentials.AuthInfo) net.Conn 
 	}
 	t := &tracked{conn, c, known.State.VerifiedChains}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.conns == nil {
 		c.conns = map[*tracked]struct{}{}
 	}
 	c.conns[t] = struct{}{}
+	c.mu.Unlock()
+	if c.Revoked(t.chains) { // Run may have closed the others while this one shook hands
+		_ = t.Close()
+	}
 	return t
 }
 

@@ -262,6 +262,38 @@ func TestGate_OddAuthorizationHeadersHaveOneAnswer(t *testing.T) {
 	}
 }
 
+// FuzzGate_Credentials changes what callers show: only a good key or token, alone or twice the same, gets through.
+func FuzzGate_Credentials(f *testing.F) {
+	r := newRig(f, nil)
+	good := map[string]bool{}
+	for _, role := range auth.Roles() {
+		good[r.secrets[string(role)]], good[r.tokens[string(role)]] = true, true
+	}
+	f.Add("Bearer "+r.secrets["user"], "")
+	f.Add("", r.tokens["user"])
+	f.Add("Bearer "+r.tokens["user"], r.tokens["user"])
+	f.Add("Basic eDp5", "x")
+	f.Fuzz(func(t *testing.T, bearer, key string) {
+		q := httptest.NewRequest(http.MethodGet, "/v1/models", nil)
+		shown := false
+		for name, text := range map[string]string{"Authorization": bearer, "X-Api-Key": key} {
+			if text != "" {
+				q.Header[name] = []string{text}
+			}
+		}
+		for secret := range good {
+			shown = shown || strings.Contains(bearer, secret) || strings.TrimSpace(key) == secret
+		}
+		if user, password, ok := q.BasicAuth(); ok {
+			shown = shown || good[user] || good[password]
+		}
+		w := httptest.NewRecorder()
+		if r.ServeHTTP(w, q); w.Code != http.StatusUnauthorized && !shown {
+			t.Errorf("%q and %q: %d", bearer, key, w.Code)
+		}
+	})
+}
+
 // canary looks for secrets in what was written.
 func canary(t *testing.T, r *rig, text fmt.Stringer) {
 	t.Helper()
