@@ -109,7 +109,7 @@ func TestResume_ATakenRequestIsPaidByItsOwnerAndTraced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if had < 10 || had >= tokens {
+	if had < 1 || had >= tokens { // fewer than the client has read may have come to the journal
 		t.Fatalf("%d tokens were in the journal", had)
 	}
 	eventually(t, "the charge", func() bool {
