@@ -1,0 +1,200 @@
+package fetchguard
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// The defaults of Config.
+const (
+	DefaultBytes     = 2 << 20
+	DefaultTimeout   = 15 * time.Second
+	DefaultRedirects = 5
+)
+
+const (
+	maxHeader = 64 << 10 // bytes of a response's header
+	maxURL    = 4096     // bytes of an address
+)
+
+// Config bounds what a client fetches. Zero values mean the defaults.
+type Config struct {
+	Bytes     int64         // of a body, decompressed; the rest is cut off
+	Timeout   time.Duration // of a fetch, from the resolution of the name to the last byte of the body
+	Redirects int           // that are followed; below 0 none
+	// Types are the media types that are accepted, such as text/html. None accepts everything.
+	Types []string
+	// Ports are the ports that may be connected to; by default 80 and 443.
+	Ports []uint16
+	// Allow are networks whose addresses may be reached although they are not public, for pages of an intranet.
+	Allow []netip.Prefix
+	// Agent is sent as User-Agent.
+	Agent string
+	// Resolver looks up names; nil uses that of the system.
+	Resolver *net.Resolver
+}
+
+// Document is what was fetched.
+type Document struct {
+	URL     string            // the address after redirects
+	Type    string            // the media type, such as text/html, in lower case
+	Params  map[string]string // of the media type, such as charset
+	Body    []byte
+	Partial bool // the body was longer than the limit
+}
+
+// Client fetches documents. It may be used by several goroutines.
+type Client struct {
+	c    Config
+	http *http.Client
+}
+
+// New returns a client. It keeps no connections, so it needs no Close.
+func New(c Config) *Client {
+	c.Bytes = cmp.Or(c.Bytes, DefaultBytes)
+	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
+	c.Redirects = cmp.Or(c.Redirects, DefaultRedirects)
+	c.Agent = cmp.Or(c.Agent, "lamina")
+	if len(c.Ports) == 0 {
+		c.Ports = []uint16{80, 443}
+	}
+	f := &Client{c: c}
+	dialer := &net.Dialer{
+		Timeout: c.Timeout, Resolver: c.Resolver,
+		// It gets the address that the socket is about to be connected to.
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			return check(address, c.Ports, c.Allow)
+		},
+	}
+	f.http = &http.Client{
+		Transport: &http.Transport{
+			Proxy: nil, DialContext: dialer.DialContext, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
+			TLSHandshakeTimeout: c.Timeout, ResponseHeaderTimeout: c.Timeout,
+		},
+		CheckRedirect: func(r *http.Request, via []*http.Request) error {
+			if len(via) > max(0, c.Redirects) {
+				return fault.New(fault.FailedPrecondition, "follow %s: more than %d redirects", r.URL.Redacted(),
+					max(0, c.Redirects))
+			}
+			r.Header.Del("Referer")
+			return checkURL(r.URL)
+		},
+	}
+	return f
+}
+
+// ParseURL parses an address that may be fetched: one of http or https with a host and without credentials.
+func ParseURL(text string) (*url.URL, error) {
+	if len(text) > maxURL {
+		return nil, fault.Field("url", "it has %d bytes, more than %d", len(text), maxURL)
+	}
+	u, err := url.Parse(strings.TrimSpace(text))
+	if err != nil {
+		return nil, fault.Field("url", "%v", errors.Unwrap(err))
+	}
+	return u, checkURL(u)
+}
+
+func checkURL(u *url.URL) error {
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		return fault.Field("url", "want an address that begins with http:// or https://, got %q", u.Redacted())
+	case u.Hostname() == "":
+		return fault.Field("url", "%q names no host", u.Redacted())
+	case u.User != nil:
+		return fault.Field("url", "%q has credentials", u.Redacted())
+	case disguised(u.Hostname()):
+		return fault.Field("url", "%q is no name and no address in its usual form", u.Hostname())
+	}
+	return nil
+}
+
+// disguised reports whether a host is an IPv4 address in a form that only some resolvers understand, such as
+// 0x7f.1 or 2130706433. As in browsers, a host whose last label is a number is an address.
+func disguised(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return false
+	}
+	labels := strings.Split(strings.TrimSuffix(strings.ToLower(host), "."), ".")
+	last := labels[len(labels)-1]
+	digits := "0123456789"
+	if hex, ok := strings.CutPrefix(last, "0x"); ok {
+		last, digits = hex, "0123456789abcdef"
+	}
+	return strings.Trim(last, digits) == ""
+}
+
+// Get fetches an address. It returns PermissionDenied with ReasonAddress for one that is not public, Invalid for one
+// that is malformed, and FailedPrecondition for an answer that is not accepted.
+func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
+	u, err := ParseURL(address)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.c.Timeout)
+	defer cancel()
+	u.Fragment = ""
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, fault.Field("url", "%v", err)
+	}
+	req.Header.Set("User-Agent", f.c.Agent)
+	if len(f.c.Types) > 0 {
+		req.Header.Set("Accept", strings.Join(f.c.Types, ", "))
+	}
+	resp, err := f.http.Do(req)
+	if err != nil {
+		return nil, f.explain(ctx, u, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fault.New(fault.FailedPrecondition, "fetch %s: the server answered %s", u.Redacted(), resp.Status)
+	}
+	out := &Document{URL: resp.Request.URL.String()}
+	if out.Type, out.Params, err = mime.ParseMediaType(cmp.Or(resp.Header.Get("Content-Type"), "text/plain")); err != nil {
+		return nil, fault.Wrap(fault.FailedPrecondition, err, "fetch %s: read its content type", u.Redacted())
+	}
+	if len(f.c.Types) > 0 && !slices.Contains(f.c.Types, out.Type) {
+		return nil, fault.New(fault.FailedPrecondition, "fetch %s: its type is %s, want one of %s", u.Redacted(), out.Type,
+			strings.Join(f.c.Types, ", "))
+	}
+	if out.Body, err = io.ReadAll(io.LimitReader(resp.Body, f.c.Bytes+1)); err != nil {
+		return nil, f.explain(ctx, u, err)
+	}
+	if int64(len(out.Body)) > f.c.Bytes {
+		out.Body, out.Partial = out.Body[:f.c.Bytes], true
+	}
+	return out, nil
+}
+
+// explain returns the fault of a fetch that failed. The error of the client repeats the address, which is left out.
+func (f *Client) explain(ctx context.Context, u *url.URL, err error) error {
+	var known *fault.Error
+	if errors.As(err, &known) {
+		return known
+	}
+	if ctx.Err() != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return fault.Wrap(fault.Canceled, ctx.Err(), "fetch %s", u.Redacted())
+		}
+		return fault.New(fault.DeadlineExceeded, "fetch %s: it took longer than %v", u.Redacted(), f.c.Timeout)
+	}
+	var about *url.Error
+	if errors.As(err, &about) {
+		err = about.Err
+	}
+	return fault.Wrap(fault.Unavailable, err, "fetch %s", u.Redacted())
+}
