@@ -1,0 +1,268 @@
+package mcptools_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/lamina-mesh/lamina/internal/leak"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/mcptools"
+)
+
+// serverMode is the variable that makes this test program an MCP server on its standard input and output.
+const serverMode = "LAMINA_TEST_MCP_SERVER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(serverMode) == "" {
+		os.Exit(m.Run())
+	}
+	fmt.Fprintln(os.Stderr, "a line for the log")
+	if err := server().Run(context.Background(), &mcp.StdioTransport{}); err != nil {
+		os.Exit(1)
+	}
+}
+
+// server returns an MCP server with a few tools.
+func server() *mcp.Server {
+	s := mcp.NewServer(&mcp.Implementation{Name: "test", Version: "1"}, nil)
+	type in struct {
+		Text string `json:"text"`
+	}
+	text := func(parts ...string) *mcp.CallToolResult {
+		out := &mcp.CallToolResult{}
+		for _, p := range parts {
+			out.Content = append(out.Content, &mcp.TextContent{Text: p})
+		}
+		return out
+	}
+	mcp.AddTool(s, &mcp.Tool{Name: "echo", Description: "Says it again."},
+		func(_ context.Context, _ *mcp.CallToolRequest, a in) (*mcp.CallToolResult, any, error) {
+			return text(a.Text, "again"), nil, nil
+		})
+	mcp.AddTool(s, &mcp.Tool{Name: "fail"},
+		func(context.Context, *mcp.CallToolRequest, in) (*mcp.CallToolResult, any, error) {
+			return nil, nil, fmt.Errorf("it broke")
+		})
+	mcp.AddTool(s, &mcp.Tool{Name: "environment"},
+		func(context.Context, *mcp.CallToolRequest, in) (*mcp.CallToolResult, any, error) {
+			return text(strings.Join(os.Environ(), "\n")), nil, nil
+		})
+	mcp.AddTool(s, &mcp.Tool{Name: "hang"},
+		func(ctx context.Context, _ *mcp.CallToolRequest, _ in) (*mcp.CallToolResult, any, error) {
+			<-ctx.Done()
+			return nil, nil, ctx.Err()
+		})
+	mcp.AddTool(s, &mcp.Tool{Name: "exit"},
+		func(context.Context, *mcp.CallToolRequest, in) (*mcp.CallToolResult, any, error) {
+			os.Exit(3)
+			return nil, nil, nil
+		})
+	mcp.AddTool(s, &mcp.Tool{Name: "picture"},
+		func(context.Context, *mcp.CallToolRequest, in) (*mcp.CallToolResult, any, error) {
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.ImageContent{MIMEType: "image/png", Data: []byte{1}},
+				&mcp.ResourceLink{URI: "file:///x", Name: "x"}}}, nil, nil
+		})
+	return s
+}
+
+// program returns a configured server that is this test program.
+func program(t *testing.T, tools ...string) mcptools.Server {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mcptools.Server{Name: "local", Command: []string{self}, Env: map[string]string{serverMode: "1"}, Tools: tools}
+}
+
+func open(t *testing.T, servers ...mcptools.Server) *mcptools.Hub {
+	t.Helper()
+	h, err := mcptools.New(mcptools.Config{Servers: servers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestHub_CallsAProgram(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	t.Setenv("LAMINA_API_KEY", "canary")
+	h := open(t, program(t))
+	ctx := within(t, 2*time.Minute)
+	tools, err := h.Tools(ctx, "local")
+	if err != nil || len(tools) != 6 {
+		t.Fatalf("got %v, %v", tools, err)
+	}
+	for _, tool := range tools {
+		if tool.Name == "echo" && (tool.Description != "Says it again." || !json.Valid(tool.Parameters) ||
+			!strings.Contains(string(tool.Parameters), `"text"`)) {
+			t.Errorf("got %+v", tool)
+		}
+	}
+	for tool, want := range map[string]string{
+		"echo": "hi\nagain", "picture": "(an image of type image/png, which is left out)\nx file:///x",
+	} {
+		text, failed, err := h.Call(ctx, "local", tool, json.RawMessage(`{"text":"hi"}`))
+		if err != nil || failed || text != want {
+			t.Errorf("%s: got %q, %v, %v", tool, text, failed, err)
+		}
+	}
+	if text, failed, err := h.Call(ctx, "local", "fail", json.RawMessage(`{"text":""}`)); err != nil || !failed ||
+		!strings.Contains(text, "it broke") {
+		t.Errorf("a tool that fails: got %q, %v, %v", text, failed, err)
+	}
+	text, _, err := h.Call(ctx, "local", "environment", json.RawMessage(`{"text":""}`))
+	if err != nil || strings.Contains(text, "canary") || !strings.Contains(text, serverMode) {
+		t.Errorf("the program sees %q, %v", text, err)
+	}
+	_, failed, err := h.Call(ctx, "local", "echo", json.RawMessage(`{"other":1}`))
+	if err == nil && !failed {
+		t.Error("wrong arguments are accepted")
+	}
+	if _, _, err := h.Call(ctx, "local", "missing", nil); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a tool that does not exist: got %v", err)
+	}
+}
+
+func TestHub_KeepsDeadlinesAndComesBack(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	h := open(t, program(t))
+	ctx := within(t, 2*time.Minute)
+	if _, err := h.Tools(ctx, "local"); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := h.Call(short, "local", "hang", json.RawMessage(`{"text":""}`)); fault.CodeOf(err) !=
+		fault.DeadlineExceeded {
+		t.Errorf("a call that hangs: got %v", err)
+	}
+	if _, _, err := h.Call(ctx, "local", "exit", json.RawMessage(`{"text":""}`)); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a program that ends: got %v", err)
+	}
+	for { // the end of the program may be noticed later than that of the call
+		text, _, err := h.Call(ctx, "local", "echo", json.RawMessage(`{"text":"hi"}`))
+		if err == nil {
+			if text != "hi\nagain" {
+				t.Errorf("got %q", text)
+			}
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("the program is not started again: %v", err)
+		}
+	}
+}
+
+func TestHub_AllowsWhatTheOperatorAllows(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	h := open(t, program(t, "echo"))
+	ctx := within(t, 2*time.Minute)
+	if tools, err := h.Tools(ctx, "local"); err != nil || len(tools) != 1 || tools[0].Name != "echo" {
+		t.Errorf("got %v, %v", tools, err)
+	}
+	if _, _, err := h.Call(ctx, "local", "environment", nil); fault.CodeOf(err) != fault.NotFound {
+		t.Errorf("a tool that is not allowed: got %v", err)
+	}
+	for _, name := range []string{"other", ""} {
+		if _, err := h.Tools(ctx, name); fault.CodeOf(err) != fault.NotFound {
+			t.Errorf("server %q: got %v", name, err)
+		}
+	}
+}
+
+func TestHub_CallsAServerOverHTTP(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	var asked, refused atomic.Int64
+	handler := mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server() }, nil)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		switch {
+		case r.URL.Path == "/away":
+			http.Redirect(w, r, "/", http.StatusTemporaryRedirect)
+		case r.Header.Get("Authorization") != "Bearer secret":
+			refused.Add(1)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			handler.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(s.Close)
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := open(t, mcptools.Server{Name: "web", URL: s.URL, TokenFile: file}, mcptools.Server{Name: "bare", URL: s.URL},
+		mcptools.Server{Name: "away", URL: s.URL + "/away", TokenFile: file})
+	ctx := within(t, 2*time.Minute)
+	text, failed, err := h.Call(ctx, "web", "echo", json.RawMessage(`{"text":"hi"}`))
+	if err != nil || failed || text != "hi\nagain" || refused.Load() != 0 {
+		t.Errorf("got %q, %v, %v", text, failed, err)
+	}
+	for _, name := range []string{"bare", "away"} {
+		if _, err := h.Tools(ctx, name); fault.CodeOf(err) != fault.Unavailable {
+			t.Errorf("%s: got %v", name, err)
+		}
+		before := asked.Load()
+		_, err := h.Tools(ctx, name)
+		if fault.CodeOf(err) != fault.Unavailable || asked.Load() != before {
+			t.Errorf("%s: it is asked again at once (%v)", name, err)
+		}
+	}
+}
+
+func TestHub_AProgramThatIsNoServer(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	h := open(t, mcptools.Server{Name: "missing", Command: []string{filepath.Join(t.TempDir(), "missing")}})
+	if _, err := h.Tools(within(t, time.Minute), "missing"); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("got %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNew_NamesTheSetting(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, servers := range map[string][]mcptools.Server{
+		"1 to 32 letters":     {{Name: "a b", URL: "http://x"}},
+		"two servers":         {{Name: "a", URL: "http://x"}, {Name: "a", URL: "http://x"}},
+		"either a command":    {{Name: "a"}},
+		"mcp.a: want either":  {{Name: "a", URL: "http://x", Command: []string{"x"}}},
+		"mcp.a.url: ":         {{Name: "a", URL: "ftp://x"}},
+		"without credentials": {{Name: "a", URL: "http://u:p@x"}},
+		"mcp.a.token_file: ":  {{Name: "a", Command: []string{"x"}, TokenFile: "x"}},
+		"no such file":        {{Name: "a", URL: "http://x", TokenFile: empty + "x"}},
+		"want one line in":    {{Name: "a", URL: "http://x", TokenFile: empty}},
+	} {
+		if _, err := mcptools.New(mcptools.Config{Servers: servers}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
