@@ -24,21 +24,30 @@ const MaxInteger = 1 << 24
 // Decode reads a body of at most 4 MiB into v. An error names the field or the byte. embedded are the names of
 // structs that v embeds, which are no part of a field's name.
 func Decode(w http.ResponseWriter, r *http.Request, v any, embedded ...string) error {
+	body, err := ReadBody(w, r)
+	if err != nil {
+		return err
+	}
+	return Unmarshal(body, v, embedded...)
+}
+
+// ReadBody reads a body of at most 4 MiB.
+func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil &&
 		!errors.Is(err, http.ErrNotSupported) {
-		return fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
+		return nil, fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		return &fault.Error{Code: fault.Invalid, Field: "body",
+		return nil, &fault.Error{Code: fault.Invalid, Field: "body",
 			Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}
 	}
 	// From here on the connection is read only to notice that the client has gone.
 	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fault.Wrap(fault.Canceled, err, "clear the read deadline of the body")
+		return nil, fault.Wrap(fault.Canceled, err, "clear the read deadline of the body")
 	}
-	return Unmarshal(body, v, embedded...)
+	return body, nil
 }
 
 // Unmarshal reads JSON like Decode.

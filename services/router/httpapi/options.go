@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/services/router/agent"
 )
 
 // WriteTimeout is how long a client may take to read an event, unless the program says otherwise.
@@ -15,6 +16,7 @@ const WriteTimeout = 30 * time.Second
 type Options struct {
 	Log          *slog.Logger  // nil logs nothing
 	WriteTimeout time.Duration // for a client to read an answer, or an event of one; 0 means WriteTimeout
+	Tools        *agent.Box    // that the server runs for requests that name them; nil for none
 }
 
 // WithDefaults returns the options with defaults for those that are not set.

@@ -305,6 +305,15 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.created = time.Now().Unix()
+	client, set, err := s.serverTools(r.Context(), &c)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	if set != nil {
+		s.agentChat(w, r, &c, client, set)
+		return
+	}
 	jobs, reads, err := s.chatJobs(&c)
 	if err != nil {
 		s.fail(w, err)

@@ -12,6 +12,7 @@ import (
 // templateFields holds the input of the chat template besides the messages.
 type templateFields struct {
 	Tools             json.RawMessage `json:"tools"`
+	WebSearch         json.RawMessage `json:"web_search_options"`
 	ToolChoice        json.RawMessage `json:"tool_choice"`
 	ParallelToolCalls *bool           `json:"parallel_tool_calls"`
 	Documents         json.RawMessage `json:"documents"`
@@ -81,17 +82,13 @@ func (f *templateFields) readTools(out *routerv1.ChatRequest) (err error) {
 	return nil
 }
 
-// toolsJSON returns the offered tools; empty for none.
+// toolsJSON returns the offered tools; empty for none. Tools that the server runs have been replaced by their
+// definitions before (splitTools).
 func (f *templateFields) toolsJSON() (string, error) {
 	if !given(f.Tools) {
 		return "", nil
 	}
-	var tools []struct {
-		Type     string `json:"type"`
-		Function *struct {
-			Name string `json:"name"`
-		} `json:"function"`
-	}
+	var tools []toolHead
 	if json.Unmarshal(f.Tools, &tools) != nil {
 		return "", fault.Field("tools", "want a list of tools")
 	}
@@ -107,6 +104,14 @@ func (f *templateFields) toolsJSON() (string, error) {
 		return "", nil
 	}
 	return string(f.Tools), nil
+}
+
+// toolHead is the part of a tool that this package reads.
+type toolHead struct {
+	Type     string `json:"type"`
+	Function *struct {
+		Name string `json:"name"`
+	} `json:"function"`
 }
 
 // documentsJSON returns the list of documents; empty for none.

@@ -6,7 +6,9 @@
 // assistant that follow each other are one turn. With previous_response_id, the items of the stored response and of
 // those before it come first; their instructions do not.
 //
-// Tools are functions. tool_choice is none, auto, required, a function or allowed_tools. text.format constrains the
+// Tools are functions, and those that the server runs (package agent): web_search, read_page and mcp, whose calls are
+// items of type web_search_call and mcp_call; citations are annotations of the message. The items of such calls are
+// accepted in the input and skipped; a stored response remembers what the tools returned. tool_choice is none, auto, required, a function or allowed_tools. text.format constrains the
 // answer by a JSON schema. reasoning.effort goes to the chat template, and "none" turns reasoning off there.
 // truncation "auto" drops the oldest turns of a chat that is too long.
 //
@@ -19,5 +21,5 @@
 // routers, do not have them; clients that need more send the items again.
 //
 // Hints (user, metadata, include, service_tier, prompt_cache_key, safety_identifier, text.verbosity) do not change
-// the answer. background, conversation, prompt, top_logprobs and built-in tools are refused by name.
+// the answer. background, conversation, prompt, top_logprobs and other built-in tools are refused by name.
 package responses

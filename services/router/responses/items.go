@@ -162,6 +162,7 @@ func readTurns(turns []httpapi.Turn, items []json.RawMessage) ([]httpapi.Turn, e
 			}
 			open = false
 			turns = append(turns, httpapi.Turn{Role: "tool", Content: text, CallID: item.CallID, Name: name})
+		case itemSearch, itemMCP: // what the server has run; its result was told in the answer
 		default:
 			return nil, fault.Field(field+".type", "%q is not supported: want message, reasoning, function_call or "+
 				"function_call_output", item.Type)

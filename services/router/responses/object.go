@@ -25,7 +25,7 @@ func (o *run) object(status string, u *routerv1.Usage) object {
 		"instructions":         c.Instructions,
 		"previous_response_id": c.Previous,
 		"max_output_tokens":    c.MaxOutputTokens,
-		"max_tool_calls":       nil,
+		"max_tool_calls":       c.MaxToolCalls,
 		"temperature":          number(c.Temperature),
 		"top_p":                number(c.TopP),
 		"top_logprobs":         0,
@@ -88,9 +88,16 @@ func number(v *float32) float32 {
 func tools(list []json.RawMessage) []any {
 	out := make([]any, len(list))
 	for i, raw := range list {
-		shown := object{"description": nil, "parameters": nil, "strict": nil}
+		shown := object{}
 		if json.Unmarshal(raw, &shown) != nil {
 			shown = object{}
+		}
+		if shown["type"] == "function" {
+			for _, name := range []string{"description", "parameters", "strict"} {
+				if _, given := shown[name]; !given {
+					shown[name] = nil
+				}
+			}
 		}
 		out[i] = shown
 	}

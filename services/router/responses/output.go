@@ -35,6 +35,9 @@ type outItem struct {
 	text     strings.Builder
 	status   string
 	finished bool
+
+	annotations []any        // of a message
+	ran         *httpapi.Ran // of a tool that the server has run
 }
 
 // object returns the item as it is now.
@@ -53,6 +56,8 @@ func (i *outItem) object() object {
 		}
 	case itemCall:
 		out["call_id"], out["name"], out["arguments"] = i.callID, i.name, i.text.String()
+	case itemSearch, itemMCP:
+		i.ranObject(out)
 	}
 	return out
 }
@@ -62,7 +67,8 @@ func (i *outItem) part() object {
 	if i.kind == itemReasoning {
 		return object{"type": "reasoning_text", "text": i.text.String()}
 	}
-	return object{"type": "output_text", "text": i.text.String(), "annotations": []any{}, "logprobs": []any{}}
+	return object{"type": "output_text", "text": i.text.String(), "annotations": append([]any{}, i.annotations...),
+		"logprobs": []any{}}
 }
 
 // outEvent is an event of a stream, before it has a number.
@@ -118,11 +124,12 @@ func (a *assembler) event(kind string, fields object) outEvent {
 }
 
 func (a *assembler) begin(i *outItem) []outEvent {
-	prefix := map[string]string{itemMessage: "msg_", itemReasoning: "rs_", itemCall: "fc_"}[i.kind]
+	prefix := map[string]string{itemMessage: "msg_", itemReasoning: "rs_", itemCall: "fc_",
+		itemSearch: "ws_", itemMCP: "mcp_"}[i.kind]
 	i.id, i.status = prefix+a.request+"_"+strconv.Itoa(len(a.items)), inProgress
 	a.items = append(a.items, i)
 	out := []outEvent{a.event("response.output_item.added", object{"item": i.object()})}
-	if i.kind != itemCall {
+	if i.kind == itemMessage || i.kind == itemReasoning {
 		out = append(out, a.event("response.content_part.added", object{"content_index": 0, "part": i.part()}))
 	}
 	return out

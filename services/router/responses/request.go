@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/agent"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -40,6 +41,12 @@ type request struct {
 	User              *string           `json:"user"`
 	SafetyID          *string           `json:"safety_identifier"`
 	CacheKey          *string           `json:"prompt_cache_key"`
+
+	// What tools reads of Tools: the entries that the server runs, the names of the client's functions, and whether any
+	// tool may be called.
+	entries []agent.Entry
+	names   []string
+	offered bool
 }
 
 type textConfig struct {
@@ -93,8 +100,8 @@ func (c *request) supported(*routerv1.ChatRequest) error {
 		return fault.Field("prompt", "is not supported: use instructions and input")
 	case c.TopLogprobs != nil && *c.TopLogprobs != 0:
 		return fault.Field("top_logprobs", "is not supported here; /v1/chat/completions has them")
-	case c.MaxToolCalls != nil:
-		return fault.Field("max_tool_calls", "is not supported: there are no built-in tools")
+	case c.MaxToolCalls != nil && (*c.MaxToolCalls < 1 || *c.MaxToolCalls > httpapi.MaxInteger):
+		return fault.Field("max_tool_calls", "%d is not within 1..%d", *c.MaxToolCalls, httpapi.MaxInteger)
 	}
 	return nil
 }
@@ -166,7 +173,7 @@ func (c *request) think(out *routerv1.ChatRequest) error {
 // tools reads tools and tool_choice.
 func (c *request) tools(out *routerv1.ChatRequest) error {
 	var tools []httpapi.Tool
-	var names []string
+	var names, own []string // own are those of the server's tools that tool_choice can name
 	for i, raw := range c.Tools {
 		field := func(rest string) string { return fmt.Sprintf("tools[%d]%s", i, rest) }
 		var t struct {
@@ -179,6 +186,10 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 		switch {
 		case json.Unmarshal(raw, &t) != nil:
 			return fault.Field(field(""), "want a tool")
+		case agent.Kind(t.Type) != "":
+			c.entries = append(c.entries, agent.Entry{Field: field(""), Raw: raw})
+			own = append(own, agent.Kind(t.Type))
+			continue
 		case t.Type != "function":
 			return fault.Field(field(".type"), "%q is not supported, only function is", t.Type)
 		case t.Name == "":
@@ -191,7 +202,8 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 	if c.ParallelToolCalls != nil && !*c.ParallelToolCalls {
 		out.ParallelToolCalls = proto.Bool(false)
 	}
-	mode, function, allowed, err := c.choice(names)
+	c.names = names
+	mode, function, allowed, err := c.choice(names, own)
 	if err != nil {
 		return err
 	}
@@ -201,9 +213,10 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 	switch {
 	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE:
 		return nil
-	case len(tools) == 0 && mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_AUTO:
+	case len(tools) == 0 && len(c.entries) == 0 && mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_AUTO:
 		return fault.Field("tool_choice", "requires tools")
 	}
+	c.offered = true
 	out.ToolChoice = &routerv1.ToolChoice{Mode: mode, Function: function}
 	out.ToolsJson, err = httpapi.ToolsJSON(tools)
 	return err
@@ -211,7 +224,9 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 
 // choice reads tool_choice: the mode, the only function that may be called, and the names of the tools that are
 // allowed if that are not all.
-func (c *request) choice(names []string) (mode routerv1.ToolChoiceMode, function string, allowed []string, err error) {
+func (c *request) choice(
+	names, own []string,
+) (mode routerv1.ToolChoiceMode, function string, allowed []string, err error) {
 	modes := map[string]routerv1.ToolChoiceMode{
 		"none": routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE, "auto": routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_AUTO,
 		"required": routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED,
@@ -239,6 +254,9 @@ func (c *request) choice(names []string) (mode routerv1.ToolChoiceMode, function
 	if json.Unmarshal(c.ToolChoice, &o) != nil {
 		return 0, "", nil, fault.Field("tool_choice", "want none, auto, required or an object with a type")
 	}
+	if kind := agent.Kind(o.Type); kind != "" && kind != agent.KindMCP && slices.Contains(own, kind) {
+		return routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, kind, nil, nil
+	}
 	switch o.Type {
 	case "function":
 		if !slices.Contains(names, o.Name) {
@@ -246,6 +264,9 @@ func (c *request) choice(names []string) (mode routerv1.ToolChoiceMode, function
 		}
 		return routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, o.Name, nil, nil
 	case "allowed_tools":
+		if len(own) > 0 {
+			return 0, "", nil, fault.Field("tool_choice.type", "allowed_tools cannot be combined with tools that the server runs")
+		}
 		mode, ok := modes[o.Mode]
 		if !ok || o.Mode == "none" {
 			return 0, "", nil, fault.Field("tool_choice.mode", "%q is not supported: want auto or required", o.Mode)

@@ -13,6 +13,7 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
+	"github.com/lamina-mesh/lamina/services/router/agent"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -99,6 +100,8 @@ type run struct {
 	turns   []httpapi.Turn // without instructions and answer
 	made    assembler
 	thought uint32 // tokens of reasoning
+	set     *agent.Set
+	client  string // the definitions of the client's tools, if set is not nil
 }
 
 // prepare reads a request and finds the response that it continues.
@@ -139,6 +142,9 @@ func (s *server) prepare(w http.ResponseWriter, r *http.Request) (*run, *routerv
 		}
 		req.Messages = append(req.Messages, m)
 	}
+	if err := s.chooseTools(r.Context(), out, req); err != nil {
+		return nil, nil, err
+	}
 	return out, req, nil
 }
 
@@ -149,9 +155,7 @@ func (s *server) chat(
 	req *routerv1.ChatRequest,
 	send func(...outEvent) error,
 ) (object, error) {
-	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true,
-		Single: req.ParallelToolCalls != nil && !req.GetParallelToolCalls()}
-	end, err := httpapi.Run(ctx, s.backend, req, parsing, func(st *routerv1.Started) error {
+	end, err := s.runChat(ctx, o, req, func(st *routerv1.Started) error {
 		o.model = st.GetModel()
 		return send(outEvent{"response.created", object{"response": o.object(inProgress, nil)}},
 			outEvent{"response.in_progress", object{"response": o.object(inProgress, nil)}})
@@ -160,16 +164,16 @@ func (s *server) chat(
 			o.thought++
 		}
 		return send(o.made.push(d)...)
-	})
+	}, func(r httpapi.Ran) error { return send(o.made.ran(r)...) })
 	if err != nil {
 		return nil, rename(err)
 	}
 	status := completed
-	if httpapi.Truncated(end.Finished) {
+	if httpapi.Truncated(end.finished) {
 		status = incomplete
 	}
-	events := o.made.end(status)
-	whole := o.object(status, end.Finished.GetUsage())
+	events := append(o.made.cite(end.citations), o.made.end(status)...)
+	whole := o.object(status, end.finished.GetUsage())
 	if status == completed {
 		whole["completed_at"] = s.Now().Unix()
 	}
@@ -178,8 +182,12 @@ func (s *server) chat(
 		if err != nil {
 			return nil, fault.Wrap(fault.Internal, err, "write response as JSON")
 		}
+		added := end.turns
+		if added == nil {
+			added = []httpapi.Turn{o.made.turn()}
+		}
 		s.store.put(key{auth.Tenant(ctx), o.id}, &stored{body: body, input: o.inputs,
-			turns: append(o.turns[:len(o.turns):len(o.turns)], o.made.turn())})
+			turns: append(o.turns[:len(o.turns):len(o.turns)], added...)})
 	}
 	return whole, send(append(events, outEvent{"response." + status, object{"response": whole}})...)
 }

@@ -41,7 +41,7 @@ func call(t *testing.T, method, url, tenant, body string) (int, string) {
 
 // masked replaces what is random: the ids of responses, of items and of calls.
 func masked(text string) string {
-	text = regexp.MustCompile(`(resp|msg|rs|fc)_[0-9a-f]{32}`).ReplaceAllString(text, "${1}_X")
+	text = regexp.MustCompile(`(resp|msg|rs|fc|ws|mcp)_[0-9a-f]{32}`).ReplaceAllString(text, "${1}_X")
 	return regexp.MustCompile(`"call_id":"\w{9}"`).ReplaceAllString(text, `"call_id":"C"`)
 }
 

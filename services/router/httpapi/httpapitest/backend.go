@@ -14,8 +14,9 @@ import (
 
 // Backend answers chats. Its fields are set before it is used.
 type Backend struct {
-	Pieces []string // the text of the tokens
-	Rest   string   // the text of the finished event
+	Pieces []string   // the text of the tokens
+	Rest   string     // the text of the finished event
+	Turns  [][]string // the tokens of the first chat, the second and so on, in place of Pieces
 	Format *tokenizerv1.ChatFormat
 	End    string // of the prompt
 	Stop   string // the stop string that ended the answer
@@ -51,6 +52,10 @@ func (b *Backend) Last() *routerv1.ChatRequest {
 // Chat sends the script.
 func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
 	b.mu.Lock()
+	pieces := b.Pieces
+	if len(b.Turns) > 0 {
+		pieces = b.Turns[min(len(b.chats), len(b.Turns)-1)]
+	}
 	b.chats = append(b.chats, r)
 	b.mu.Unlock()
 	if b.Hang != nil {
@@ -65,7 +70,7 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	}}}); err != nil {
 		return err
 	}
-	for i, piece := range b.Pieces {
+	for i, piece := range pieces {
 		if b.Fail != nil && i == b.FailAt {
 			return b.Fail
 		}
@@ -85,7 +90,7 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	}
 	return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: &routerv1.Finished{
 		FinishReason: reason, Text: b.Rest, StopString: b.Stop,
-		Usage:   &routerv1.Usage{PromptTokens: 5, CachedTokens: 2, CompletionTokens: uint32(len(b.Pieces))},
+		Usage:   &routerv1.Usage{PromptTokens: 5, CachedTokens: 2, CompletionTokens: uint32(len(pieces))},
 		Timings: &routerv1.Timings{QueueUs: 1, PrefillUs: 2, DecodeUs: 3},
 	}}})
 }
