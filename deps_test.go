@@ -80,6 +80,8 @@ var pure = []string{
 	"pkg/quant",
 	"pkg/eval",
 	"pkg/reward",
+	"pkg/toolcall",
+	"pkg/toolloop",
 }
 
 var rules = []rule{

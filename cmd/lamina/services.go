@@ -244,6 +244,7 @@ type routerCmd struct {
 	placingFlags
 	schedulingFlags
 	metricsFlags
+	toolsFlags
 	adapterFlags
 	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
 	natsFlags
@@ -254,6 +255,11 @@ type routerCmd struct {
 // metricsFlags say how metrics are called.
 type metricsFlags struct {
 	MetricsPrefix string `help:"Prefix of the metrics that have vLLM's names, for its dashboards and for endpoint pickers; none leaves them out." default:"vllm:"`
+}
+
+// toolsFlags say which tools the router runs.
+type toolsFlags struct {
+	ServerTools string `help:"File (YAML) of the tools that the router runs for requests that name them: web search, pages and MCP servers. Default: none." placeholder:"FILE"`
 }
 
 // schedulingFlags are the settings of a router's schedulers.
@@ -365,6 +371,7 @@ func (c *routerCmd) Run(e *verb.Env) error {
 		Scheduling: c.scheduling(), Adapters: adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk << 20,
 		NATS:          c.natsFlags.config(c.NATS),
 		MetricsPrefix: c.MetricsPrefix,
+		Tools:         c.ServerTools,
 		Bound:         func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }

@@ -60,6 +60,7 @@ type upCmd struct {
 	hiddenStateFlags
 	schedulingFlags
 	metricsFlags
+	toolsFlags
 	adapterFlags
 	adapterMemoryFlags
 	dataFlags
@@ -123,6 +124,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 		Admin:       c.admin(e),
 
 		MetricsPrefix: c.MetricsPrefix,
+		Tools:         c.ServerTools,
 		Traces:        c.traces(),
 	})
 	if err != nil {

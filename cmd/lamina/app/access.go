@@ -167,7 +167,7 @@ type refusals struct {
 
 func newRefusals() *refusals {
 	f := &refusals{paths: http.NewServeMux(), apis: map[string]httpapi.API{}, other: openai.Fail(openai.Options{})}
-	for _, api := range httpAPIs(nil, nil, 0) {
+	for _, api := range httpAPIs(nil, httpapi.Options{}) {
 		for _, r := range api.Routes {
 			if _, ok := f.apis[r.Path]; !ok {
 				f.apis[r.Path] = api
@@ -203,7 +203,7 @@ func (f *refusals) fail(w http.ResponseWriter, r *http.Request, err error) {
 // Routes returns the patterns of all HTTP routes of a process.
 func Routes() []string {
 	routes := append(probeRoutes(), console.Routes()...)
-	for _, api := range httpAPIs(nil, nil, 0) {
+	for _, api := range httpAPIs(nil, httpapi.Options{}) {
 		for _, r := range api.Routes {
 			routes = append(routes, r.Method+" "+r.Path)
 		}

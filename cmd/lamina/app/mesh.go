@@ -55,6 +55,7 @@ type MeshConfig struct {
 	Traces       trace.Config  // where spans go; nowhere by default
 	// MetricsPrefix is that of RouterConfig.
 	MetricsPrefix string
+	Tools         string        // the file of RouterConfig.Tools
 	Drain         time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
@@ -140,8 +141,8 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		train:        c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
-			MetricsPrefix: c.MetricsPrefix,
-			Adapters:      c.Adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk},
+			MetricsPrefix: c.MetricsPrefix, Tools: c.Tools,
+			Adapters: c.Adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
 	p.set.router.Placing.Silent = cmp.Or(c.Placing.Silent, meshSilent)

@@ -183,6 +183,8 @@ type RouterConfig struct {
 	AdapterDisk int64
 	// MetricsPrefix is the prefix of the metrics with vLLM's names; empty means "vllm:", and "none" leaves them out.
 	MetricsPrefix string
+	// Tools is the file of the tools that the router runs for requests (docs/tools.md); empty for none.
+	Tools string
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

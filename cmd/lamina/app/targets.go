@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -382,16 +381,19 @@ func (p *process) buildHTTP() error {
 	b := p.router.Backend()
 	mux := p.probes(b.Ready)
 	limit := p.set.router.Scheduling.ReadLimit
-	httpapi.Register(mux, httpAPIs(b, p.log, limit)...)
+	tools, err := p.serverTools(p.set.router.Tools)
+	if err != nil {
+		return err
+	}
+	httpapi.Register(mux, httpAPIs(b, httpapi.Options{Log: p.log, WriteTimeout: limit, Tools: tools})...)
 	mux.Handle("/v1/", openai.Unknown(openai.Options{Log: p.log, WriteTimeout: limit}))
 	mux.Handle("/", console.New(b, console.Options{Log: p.log, WriteTimeout: limit}))
 	p.add(p.httpPart("http", p.set.router.HTTP, mux, p.set.router.Bound))
 	return nil
 }
 
-// httpAPIs returns the HTTP APIs with all their routes. limit is how long a client may take to read an event.
-func httpAPIs(b *router.Backend, log *slog.Logger, limit time.Duration) []httpapi.API {
-	o := httpapi.Options{Log: log, WriteTimeout: limit}
+// httpAPIs returns the HTTP APIs with all their routes.
+func httpAPIs(b *router.Backend, o httpapi.Options) []httpapi.API {
 	fail := openai.Fail(o)
 	apis := []httpapi.API{
 		openai.Routes(b, o),
@@ -401,5 +403,5 @@ func httpAPIs(b *router.Backend, log *slog.Logger, limit time.Duration) []httpap
 		vllm.Routes(b, vllm.Options{Options: o, Fail: fail}),
 		kserve.Routes(b, o),
 	}
-	return append(apis, openapi.Routes(apis, fail, log))
+	return append(apis, openapi.Routes(apis, fail, o.Log))
 }
