@@ -343,7 +343,8 @@ func (p *process) buildRouter() error {
 
 func (p *process) buildRouterAPI() error {
 	p.serve(server{
-		kind: "router", name: "router", services: services{p.router}, public: true, drain: p.router.Drain,
+		kind: "router", name: "router", services: services{p.router, kserve.NewGRPC(p.router.Backend())}, public: true,
+		drain: p.router.Drain,
 	})
 	return nil
 }
@@ -361,7 +362,7 @@ func (p *process) buildPublicAPI() error {
 	if p.set.publicAddr == "" {
 		return nil
 	}
-	served := services{p.router}
+	served := services{p.router, kserve.NewGRPC(p.router.Backend())}
 	if p.trainer != nil {
 		served = append(served, p.trainer)
 	}

@@ -1,20 +1,25 @@
-// Package kserve is the router's API in the form of KServe's Open Inference Protocol, version 2, over HTTP: health,
-// metadata and infer, with text in and out.
+// Package kserve is the router's API in the form of KServe's Open Inference Protocol, version 2, over HTTP and gRPC:
+// health, metadata and infer, with text in and out.
 //
 // A model has the input text_input, of datatype BYTES and shape [n], and the output text_output of the same shape.
 // Each element is a prompt, which is continued without a chat template. The parameters of a request are max_tokens,
 // temperature, top_k, top_p, min_p, seed, stop (a string), frequency_penalty and presence_penalty; others are
 // refused by name. A seed is that of every prompt of the request. Prompts are generated one after the other; n is at
-// most 16. Binary tensors and requests for some of the outputs are not supported.
+// most 16. Over HTTP, tensors may be in the binary form of Triton's extension, which its clients use by default. Over
+// gRPC, ModelStreamInfer sends the text of one prompt as it comes.
 //
-// An error is {"error": text}. The model version is not used.
+// An error over HTTP is {"error": text}. A model's version is its digest; paths with a version are not supported.
 package kserve
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -24,6 +29,7 @@ import (
 const (
 	inputName  = "text_input"
 	outputName = "text_output"
+	datatype   = "BYTES"
 	maxPrompts = 16
 )
 
@@ -92,7 +98,8 @@ func (s *server) json(w http.ResponseWriter, status int, v any) {
 }
 
 func (s *server) metadata(w http.ResponseWriter, _ *http.Request) {
-	s.json(w, http.StatusOK, map[string]any{"name": "lamina", "version": "2", "extensions": []string{}})
+	s.json(w, http.StatusOK, map[string]any{"name": "lamina", "version": "2",
+		"extensions": []string{"binary_tensor_data"}})
 }
 
 func (s *server) live(w http.ResponseWriter, _ *http.Request) {
@@ -107,17 +114,22 @@ func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 	s.json(w, http.StatusOK, map[string]bool{"ready": true})
 }
 
-// find returns the model that a path names.
-func (s *server) find(r *http.Request) (*routerv1.Model, error) {
-	models, err := s.backend.Models(r.Context())
+// find returns the model with a name. The version is empty or its digest.
+func find(ctx context.Context, b Backend, name, version string) (*routerv1.Model, error) {
+	models, err := b.Models(ctx)
 	if err != nil {
 		return nil, err
 	}
-	name := r.PathValue("model")
-	if m := httpapi.FindModel(models, name); m != nil && !m.GetEncoder() {
+	m := httpapi.FindModel(models, name)
+	if m != nil && !m.GetEncoder() && (version == "" || version == m.GetDigest()) {
 		return m, nil
 	}
 	return nil, fault.New(fault.NotFound, "find model %q: no pipeline serves it", name)
+}
+
+// find returns the model that a path names.
+func (s *server) find(r *http.Request) (*routerv1.Model, error) {
+	return find(r.Context(), s.backend, r.PathValue("model"), "")
 }
 
 func (s *server) model(w http.ResponseWriter, r *http.Request) {
@@ -127,7 +139,7 @@ func (s *server) model(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	tensor := func(name string) []any {
-		return []any{map[string]any{"name": name, "datatype": "BYTES", "shape": []int{-1}}}
+		return []any{map[string]any{"name": name, "datatype": datatype, "shape": []int{-1}}}
 	}
 	s.json(
 		w,
@@ -149,16 +161,28 @@ type inferRequest struct {
 	ID         string                     `json:"id"`
 	Parameters map[string]json.RawMessage `json:"parameters"`
 	Inputs     []tensor                   `json:"inputs"`
-	Outputs    []struct {
-		Name string `json:"name"`
-	} `json:"outputs"`
+	Outputs    []output                   `json:"outputs"`
+}
+
+// output is an output that is wanted.
+type output struct {
+	Name       string `json:"name"`
+	Parameters struct {
+		Binary *bool `json:"binary_data"`
+	} `json:"parameters"`
 }
 
 type tensor struct {
-	Name     string   `json:"name"`
-	Datatype string   `json:"datatype"`
-	Shape    []int    `json:"shape"`
-	Data     []string `json:"data"`
+	Name       string           `json:"name"`
+	Datatype   string           `json:"datatype"`
+	Shape      []int            `json:"shape"`
+	Parameters tensorParameters `json:"parameters,omitzero"`
+	Data       []string         `json:"data,omitempty"`
+}
+
+// tensorParameters say that the elements of a tensor follow the JSON in binary form.
+type tensorParameters struct {
+	Size int `json:"binary_data_size,omitempty"` // in bytes
 }
 
 // parameters are those of a generation.
@@ -181,6 +205,7 @@ func (c *inferRequest) base(model string) (*routerv1.GenerateRequest, error) {
 		switch name {
 		case "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty",
 			"frequency_penalty":
+		case binaryOutput, "triton_enable_empty_final_response":
 		default:
 			return nil, fault.Field("parameters."+name, "is not supported")
 		}
@@ -228,7 +253,7 @@ func (c *inferRequest) prompts() ([]string, error) {
 		n *= d
 	}
 	switch {
-	case in.Datatype != "BYTES":
+	case in.Datatype != datatype:
 		return nil, fault.Field("inputs[0].datatype", "%q is not supported, only BYTES is", in.Datatype)
 	case len(in.Data) == 0 || len(in.Data) > maxPrompts:
 		return nil, fault.Field("inputs[0].data", "%d elements are not within 1..%d", len(in.Data), maxPrompts)
@@ -243,9 +268,91 @@ func (c *inferRequest) prompts() ([]string, error) {
 	return in.Data, nil
 }
 
+// binaryOutput is the parameter that asks for all outputs in binary form.
+const binaryOutput = "binary_data_output"
+
+// headerLength is the header with the number of bytes of JSON before binary tensors.
+const headerLength = "Inference-Header-Content-Length"
+
+// decode reads a request and the binary tensors behind it.
+func (s *server) decode(w http.ResponseWriter, r *http.Request) (*inferRequest, error) {
+	c := &inferRequest{}
+	body, err := httpapi.ReadBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	var rest []byte
+	if text := r.Header.Get(headerLength); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 || n > len(body) {
+			return nil, fault.Field(headerLength, "%q is not within 0..%d", text, len(body))
+		}
+		body, rest = body[:n], body[n:]
+	}
+	if err := httpapi.Unmarshal(body, c); err != nil {
+		return nil, err
+	}
+	for i := range c.Inputs {
+		in := &c.Inputs[i]
+		if in.Parameters.Size == 0 {
+			continue
+		}
+		if in.Parameters.Size < 0 || in.Parameters.Size > len(rest) {
+			return nil, fault.Field(fmt.Sprintf("inputs[%d].parameters.binary_data_size", i),
+				"%d is not within 0..%d", in.Parameters.Size, len(rest))
+		}
+		if in.Data, err = unpackTexts(fmt.Sprintf("inputs[%d].data", i), rest[:in.Parameters.Size]); err != nil {
+			return nil, err
+		}
+		rest = rest[in.Parameters.Size:]
+	}
+	return c, nil
+}
+
+// binary reports whether the output is wanted in binary form.
+func (c *inferRequest) binary() bool {
+	for _, o := range c.Outputs {
+		if o.Parameters.Binary != nil {
+			return *o.Parameters.Binary
+		}
+	}
+	return string(c.Parameters[binaryOutput]) == "true"
+}
+
+// generateAll continues prompts one after the other. piece, if not nil, gets the text of each token.
+func generateAll(
+	ctx context.Context, b Backend, base *routerv1.GenerateRequest, prompts []string,
+	piece func(started *routerv1.Started, text string) error,
+) (texts []string, started *routerv1.Started, err error) {
+	for _, prompt := range prompts {
+		base.Prompt = &routerv1.GenerateRequest_Text{Text: prompt}
+		var text strings.Builder
+		finished := false
+		err := b.Generate(ctx, base, func(e *routerv1.GenerateResponse) error {
+			if s := e.GetStarted(); s != nil {
+				started = s
+			}
+			text.WriteString(e.GetToken().GetText())
+			text.WriteString(e.GetFinished().GetText())
+			finished = finished || e.GetFinished() != nil
+			if piece == nil || e.GetToken() == nil {
+				return nil
+			}
+			return piece(started, e.GetToken().GetText())
+		})
+		if err == nil && !finished {
+			err = fault.New(fault.Internal, "run generation: it ended without a finish reason")
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		texts = append(texts, text.String())
+	}
+	return texts, started, nil
+}
+
 func (s *server) infer(w http.ResponseWriter, r *http.Request) {
-	var c inferRequest
-	err := httpapi.Decode(w, r, &c)
+	c, err := s.decode(w, r)
 	var prompts []string
 	if err == nil {
 		prompts, err = c.prompts()
@@ -258,33 +365,35 @@ func (s *server) infer(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	out := tensor{Name: outputName, Datatype: "BYTES", Shape: c.Inputs[0].Shape}
-	model := ""
-	for _, prompt := range prompts {
-		base.Prompt = &routerv1.GenerateRequest_Text{Text: prompt}
-		var text strings.Builder
-		finished := false
-		err := s.backend.Generate(r.Context(), base, func(e *routerv1.GenerateResponse) error {
-			if started := e.GetStarted(); started != nil {
-				model = started.GetModel()
-			}
-			text.WriteString(e.GetToken().GetText())
-			text.WriteString(e.GetFinished().GetText())
-			finished = finished || e.GetFinished() != nil
-			return nil
-		})
-		if err == nil && !finished {
-			err = fault.New(fault.Internal, "run generation: it ended without a finish reason")
-		}
-		if err != nil {
-			s.fail(w, err)
-			return
-		}
-		out.Data = append(out.Data, text.String())
+	texts, started, err := generateAll(r.Context(), s.backend, base, prompts, nil)
+	if err != nil {
+		s.fail(w, err)
+		return
 	}
-	answer := map[string]any{"model_name": model, "outputs": []tensor{out}}
+	out := tensor{Name: outputName, Datatype: datatype, Shape: c.Inputs[0].Shape, Data: texts}
+	answer := map[string]any{"model_name": started.GetModel(), "outputs": []*tensor{&out}}
 	if c.ID != "" {
 		answer["id"] = c.ID
 	}
-	s.json(w, http.StatusOK, answer)
+	if !c.binary() {
+		s.json(w, http.StatusOK, answer)
+		return
+	}
+	packed := packTexts(texts)
+	out.Data, out.Parameters.Size = nil, len(packed)
+	text, err := json.Marshal(answer)
+	if err != nil {
+		s.fail(w, fault.Wrap(fault.Internal, err, "write answer as JSON"))
+		return
+	}
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.WriteTimeout)); err != nil &&
+		!errors.Is(err, http.ErrNotSupported) {
+		s.fail(w, fault.Wrap(fault.Canceled, err, "limit write"))
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set(headerLength, strconv.Itoa(len(text)))
+	if _, err := w.Write(append(text, packed...)); err != nil {
+		s.Log.Debug("write answer", "error", err)
+	}
 }

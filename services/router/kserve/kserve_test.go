@@ -21,7 +21,7 @@ func TestRoutes_Answers(t *testing.T) {
 		Pieces: []string{"a", "b"}, Rest: "!", Adapters: []*routerv1.Adapter{{Name: "sql", Digest: "sha256:2"}},
 	}
 	for _, c := range []struct{ method, path, body, want string }{
-		{"GET", "/v2", "", `{"name":"lamina","version":"2","extensions":[]}`},
+		{"GET", "/v2", "", `{"name":"lamina","version":"2","extensions":["binary_tensor_data"]}`},
 		{"GET", "/v2/health/live", "", `{"live":true}`},
 		{"GET", "/v2/health/ready", "", `{"ready":true}`},
 		{"GET", "/v2/models/m/ready", "", `{"name":"m","ready":true}`},
