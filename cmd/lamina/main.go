@@ -43,6 +43,7 @@ type cli struct {
 	Members  membersGroup  `cmd:"" help:"List what the registry knows of services, and remove entries that were left behind."`
 	Pull     pullCmd       `cmd:"" help:"Fetch a model into the store of this machine, from a path, a server or a repository."`
 	Models   modelsCmd     `cmd:"" help:"List the models of the store, or with --router those that a router serves."`
+	MCP      mcpCmd        `cmd:"" name:"mcp" help:"Offer a mesh to MCP clients on standard input and output: tools to generate, to embed and to show the mesh."`
 	Rm       rmCmd         `cmd:"" help:"Remove models from the store."`
 	Adapters adaptersGroup `cmd:"" help:"List, load and unload the adapters (LoRA) of a router's models."`
 
