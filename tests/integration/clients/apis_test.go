@@ -3,6 +3,7 @@ package clients_test
 import (
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -12,7 +13,7 @@ func otherAPIs(t *testing.T, root, work, clients string) {
 	if model == "" {
 		t.Skip("no chat model: set LAMINA_SHARED")
 	}
-	_, http := up(t, root, model)
+	grpc, http := up(t, root, model)
 	python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
 	t.Run("Anthropic", func(t *testing.T) {
 		var got struct {
@@ -46,6 +47,39 @@ func otherAPIs(t *testing.T, root, work, clients string) {
 			got.Embeddings != 2 || got.Family != "llama" || !got.Loaded || got.Pulled != "success" ||
 			!reflect.DeepEqual(got.Errors, []int{404, 400, 404}) {
 			t.Errorf("ollama_chat.py printed %+v", got)
+		}
+	})
+	t.Run("KServe", func(t *testing.T) {
+		var got struct {
+			Ready, Same  bool
+			Described    []string
+			Answers      []string
+			ID, Streamed string
+			Pieces       int
+			Errors       []string
+		}
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/kserve_infer.py"), grpc, http,
+			strings.TrimSuffix(filepath.Base(model), ".gguf")), &got)
+		if !got.Ready || !got.Same || got.ID != "7" || len(got.Answers) != 2 || got.Pieces < 3 ||
+			got.Answers[0] != got.Streamed || got.Answers[0] == "" ||
+			!reflect.DeepEqual(got.Described, []string{"text_input", "BYTES", "text_input", "lamina"}) ||
+			!reflect.DeepEqual(got.Errors, []string{"StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT",
+				"StatusCode.INVALID_ARGUMENT", "StatusCode.DEADLINE_EXCEEDED", "400"}) {
+			t.Errorf("kserve_infer.py printed %+v", got)
+		}
+	})
+	t.Run("MCP", func(t *testing.T) {
+		var got struct {
+			Tools                 []string
+			Text                  string
+			Same, Failed          bool
+			Embeddings, Pipelines int
+		}
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/mcp_client.py"),
+			filepath.Join(root, "bin/lamina"), grpc), &got)
+		if !reflect.DeepEqual(got.Tools, []string{"embed", "generate", "mesh_status"}) || got.Text == "" || !got.Same ||
+			!got.Failed || got.Embeddings != 2 || got.Pipelines != 1 {
+			t.Errorf("mcp_client.py printed %+v", got)
 		}
 	})
 	t.Run("AISDK", func(t *testing.T) {
