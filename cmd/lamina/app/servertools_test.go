@@ -50,7 +50,7 @@ func TestMesh_RunsASearchForAChat(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Post("http://"+m.HTTPAddr()+"/v1/chat/completions", "application/json", strings.NewReader(
 		`{"messages":[{"role":"user","content":"What is the weather in Paris?"}],"tools":[{"type":"web_search"}],`+
-			`"tool_choice":"required","temperature":0,"max_tokens":120}`))
+			`"tool_choice":"required","temperature":0,"max_tokens":110}`))
 	if err != nil {
 		t.Fatal(err)
 	}

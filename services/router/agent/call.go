@@ -14,7 +14,7 @@ import (
 func searchTool() Tool {
 	return Tool{Name: KindSearch, Kind: KindSearch,
 		Description: "Searches the web. Returns numbered sources; cite them in the answer by their numbers, like [1].",
-		Parameters: json.RawMessage(`{"type":"object","properties":{"query":{"type":"string","description":` +
+		Parameters: json.RawMessage(`{"type":"object","properties":{"query":{"type":"string","maxLength":200,"description":` +
 			`"What to search for, in a few words."}},"required":["query"],"additionalProperties":false}`)}
 }
 
@@ -22,7 +22,7 @@ func pageTool() Tool {
 	return Tool{Name: KindPage, Kind: KindPage,
 		Description: "Reads the text of a web page whose address is known from the user or from a search. " +
 			"Returns a numbered source; cite it in the answer by its number, like [1].",
-		Parameters: json.RawMessage(`{"type":"object","properties":{"url":{"type":"string","description":` +
+		Parameters: json.RawMessage(`{"type":"object","properties":{"url":{"type":"string","maxLength":2000,"description":` +
 			`"The address of the page."}},"required":["url"],"additionalProperties":false}`)}
 }
 
