@@ -2,7 +2,11 @@
 
 package app
 
-import "github.com/lamina-mesh/lamina/pkg/reward"
+import (
+	"log/slog"
+
+	"github.com/lamina-mesh/lamina/pkg/reward"
+)
 
 // programs returns nil: processes have limits on Unix only.
-func programs(bool) reward.Runner { return nil }
+func programs(bool, *slog.Logger) reward.Runner { return nil }

@@ -20,6 +20,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,14 +63,18 @@ func (l Limits) withDefaults() Limits {
 }
 
 // Runner runs programs. It is a reward.Runner.
-type Runner struct{ Limits Limits }
+type Runner struct {
+	Limits Limits
+	// Leftover, if set, is told of a folder of a process that cannot be removed. The score counts all the same.
+	Leftover func(dir string, err error)
+}
 
 // script sets the limits of the shell, which the program then replaces. ulimit counts files in blocks of 512 bytes and
 // memory in KiB. 127 and 126 are the shell's own codes for a program that is missing or cannot be run.
 const script = `ulimit -c 0 && ulimit -t "$1" && ulimit -v "$2" && ulimit -f "$3" && shift 3 && exec "$@"`
 
 // Run scores a text.
-func (r Runner) Run(ctx context.Context, command []string, s reward.Sample) (score float64, err error) {
+func (r Runner) Run(ctx context.Context, command []string, s reward.Sample) (float64, error) {
 	if len(command) == 0 {
 		return 0, fault.Field("reward.command", "want a program")
 	}
@@ -85,7 +90,11 @@ func (r Runner) Run(ctx context.Context, command []string, s reward.Sample) (sco
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if failure := remove(dir); failure != nil && r.Leftover != nil {
+			r.Leftover(dir, failure)
+		}
+	}()
 	input, err := json.Marshal(s)
 	if err != nil {
 		return 0, err
@@ -119,6 +128,21 @@ func (r Runner) Run(ctx context.Context, command []string, s reward.Sample) (sco
 		return 0, fault.New(fault.FailedPrecondition, "run the reward's program %s: exit code %d", program, exit.ExitCode())
 	}
 	return 0, nil
+}
+
+// remove removes the folder of a process. A program may have taken the permissions of folders below it away, without
+// which nobody but root can remove what they hold. So every folder gets them back if removing fails at first.
+func remove(dir string) error {
+	if os.RemoveAll(dir) == nil {
+		return nil
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
+		if d != nil && d.IsDir() { // this comes before the folder is read
+			_ = os.Chmod(path, 0o700)
+		}
+		return nil // RemoveAll reports what stays
+	})
+	return os.RemoveAll(dir)
 }
 
 // parse returns the score in the last line: 1 without one, and 0 if it is no number. It is limited to the range

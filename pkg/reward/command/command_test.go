@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -105,5 +106,41 @@ func TestRunner_LeavesNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRunner_FolderThatStaysEndsNothing runs programs that leave something behind that cannot be removed at once. The
+// score counts, and whoever asked is told of what stays.
+func TestRunner_FolderThatStaysEndsNothing(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	left := 0
+	r := command.Runner{Leftover: func(name string, err error) {
+		left++
+		if filepath.Dir(name) != dir || err == nil {
+			t.Errorf("told of %s, %v", name, err)
+		}
+	}}
+	stays := func() []string {
+		found, err := filepath.Glob(filepath.Join(dir, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	t.Cleanup(func() { // nothing else removes a file that cannot be changed
+		for _, path := range stays() {
+			_ = exec.Command("chattr", "-R", "-i", path).Run()
+		}
+	})
+	// Only root can remove what a folder without permissions holds.
+	score, err := r.Run(t.Context(), sh("mkdir -p a/b/c; touch a/b/c/d; chmod 0 a/b/c a/b a; echo 0.5"), sample)
+	if err != nil || score != 0.5 || left != 0 || len(stays()) != 0 {
+		t.Errorf("folders without permissions: score %v, %v; %d left behind", score, err, len(stays()))
+	}
+	// Where there are such files, nobody can remove one that is immutable. Elsewhere it is removed.
+	score, err = r.Run(t.Context(), sh("touch a; chattr +i a 2> noise; echo 0.25"), sample)
+	if err != nil || score != 0.25 || left != len(stays()) {
+		t.Errorf("an immutable file: score %v, %v; %d left behind, told of %d", score, err, len(stays()), left)
 	}
 }
