@@ -149,6 +149,7 @@ func stored(g *weights.GGUF, info weights.Info) model.Stored {
 // plan returns the type that each tensor gets.
 func (s *source) plan(o *Options) ([]tensor.DType, error) {
 	out := make([]tensor.DType, len(s.tensors))
+	s.shape.weighed = o.Importance != nil
 	for i := range s.tensors {
 		t := &s.tensors[i]
 		_, layer := kindOf(t.Name)

@@ -79,6 +79,7 @@ type shape struct {
 	layers  int
 	experts int  // of a layer, or 0
 	tied    bool // the embedding is the output matrix, too
+	weighed bool // there is an importance matrix
 }
 
 // typeOf returns the type of a weight matrix, whose rows have row elements. layer is -1 outside the layers.
@@ -93,9 +94,20 @@ func (r Recipe) typeOf(name string, layer, row int, s shape) tensor.DType {
 		}
 	case r.mixture != noMixture:
 		d = r.mixed(kind, layer, s)
+	case s.weighed && isDown(kind) && layer < s.layers/8:
+		// As in llama-quantize: errors that are weighed by activations can be large in the first down projections.
+		switch d {
+		case tensor.Q4_0:
+			d = tensor.Q4_1
+		case tensor.Q5_0:
+			d = tensor.Q5_1
+		}
 	}
 	return fitting(d, row)
 }
+
+// isDown reports whether a matrix is a down projection of the feed-forward network.
+func isDown(kind string) bool { return kind == "ffn_down" || kind == "ffn_down_exps" }
 
 // mixed returns the type of a matrix in a K recipe. The value and down projections lose the most by quantisation, so
 // some layers get more bits for them; the few values of a mixture of eight experts cost little.
