@@ -40,6 +40,7 @@ type tuneCmd struct {
 	Targets        string   `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
 	RSLoRA         bool     `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
 	DoRA           bool     `name:"dora" help:"Train the lengths of the weights' rows as well."`
+	ModulesToSave  []string `help:"Modules that are trained whole beside the adapter and saved with it, such as lm_head or embed_tokens: names separated by commas. Such an adapter is merged with its base to be served."`
 	LearningRate   float64  `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
 	Epochs         float64  `help:"How often the data are read." default:"1"`
 	Steps          int      `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
@@ -72,6 +73,9 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 			c.Epochs,
 			c.Steps,
 		)
+	}
+	if len(c.ModulesToSave) > 0 && c.Publish != "" {
+		return fault.Field("publish", "an adapter with modules-to-save cannot be served beside others; merge it with its base")
 	}
 	f, err := model.Open(c.Model)
 	if err != nil {
@@ -107,7 +111,9 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	case objectiveDPO:
 		encode = c.pairs
 	case objectiveGRPO:
-		encode = c.prompts
+		encode = func(e *verb.Env, rows []row, r *tuning.Renderer, most int) (*tuneData, error) {
+			return c.prompts(e, rows, r, most, context)
+		}
 	}
 	data, err := encode(e, rows, renderer, most)
 	if err != nil {
@@ -229,7 +235,11 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 		return nil, err
 	}
 	length := c.SequenceLen
-	if length == 0 { // room for several samples, in multiples of 64
+	switch {
+	case length > 0:
+	case c.Objective == objectiveGRPO: // a sequence has the answers to one prompt, and the rest of it is padding
+		length = min((data.longest+7)/8*8, most)
+	default: // room for several samples, in multiples of 64
 		length = min(max(256, (data.longest+63)/64*64), most)
 	}
 	sequences := corpus.BestFit(data.lengths, length)
@@ -255,6 +265,9 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 	}
 	if c.DoRA {
 		low["dora"] = true
+	}
+	if len(c.ModulesToSave) > 0 {
+		low["modules_to_save"] = c.ModulesToSave
 	}
 	every := max(1, steps/5)
 	m := map[string]any{

@@ -48,15 +48,17 @@ func rewardRules(texts []string) ([]reward.Rule, error) {
 	return out, nil
 }
 
-// prompts encodes prompts. All answers to a prompt take at most so many rows.
-func (c *tuneCmd) prompts(e *verb.Env, rows []row, r *tuning.Renderer, most int) (*tuneData, error) {
+// prompts encodes prompts. All answers to a prompt take at most most rows, and each of them, with its prompt, is within
+// the context length. The last token of an answer has no row.
+func (c *tuneCmd) prompts(e *verb.Env, rows []row, r *tuning.Renderer, most, context int) (*tuneData, error) {
 	if c.Group < 2 || c.MaxTokens < 1 {
 		return nil, fault.Field("group", "%d answers of %d tokens: want 2 or more of 1 or more", c.Group, c.MaxTokens)
 	}
-	room := most/c.Group - c.MaxTokens + 1 // for the ids of a prompt
+	each := min(most/c.Group, context-1)
+	room := each - c.MaxTokens + 1 // for the ids of a prompt
 	if room < 1 {
 		return nil, fault.Field("max-tokens", "%d tokens leave no room for a prompt: each of %d answers has %d rows of a "+
-			"sequence, with its prompt", c.MaxTokens, c.Group, most/c.Group)
+			"sequence, with its prompt", c.MaxTokens, c.Group, each)
 	}
 	d := &tuneData{report: tuning.NewReport(), field: "prompts", file: promptsFile}
 	var kept []*tuning.Prompt

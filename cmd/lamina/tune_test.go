@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -107,7 +109,74 @@ func TestTune_Rewards(t *testing.T) {
 	if code != 0 {
 		t.Errorf("a dry run: exit %d: %s", code, stderr)
 	}
+	manifest, err := os.ReadFile(filepath.Join(out, "manifest.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Replace(string(manifest), `"max_tokens": 70`, `"max_tokens": 254`, 1)
+	long = regexp.MustCompile(`"sequence_len": \d+`).ReplaceAllString(long, `"sequence_len": 4096`)
+	if err := os.WriteFile("long.json", []byte(long), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	verbFails(t, 2, "data.prompts: line 1: a prompt of", "", "train", "--dry-run", "--manifest", "long.json")
 	verbFails(t, 2, "reward", "", append(args, "--reward", "nice")...)
 	verbFails(t, 2, "group", "", append(args, "--group", "1")...)
-	verbFails(t, 2, "max-tokens: 257 tokens leave no room", "", append(args, "--max-tokens", "257")...)
+	verbFails(t, 2, "max-tokens: 256 tokens leave no room", "", append(args, "--max-tokens", "256")...)
+	// The context is 256, and a sequence has room for more than that.
+	verbFails(t, 2, "unreadable: 2", "", append(args, "--max-tokens", "254", "--sequence-len", "4096", "--dry-run")...)
+}
+
+// Modules that are saved are trained whole beside the adapter. The folder has them, and what is merged with it has the
+// loss of both.
+func TestTune_ModulesToSave(t *testing.T) {
+	base := sharedPath(t, "models", "tiny", "gpt2")
+	dir := t.TempDir()
+	data, out, whole := filepath.Join(dir, "rows.jsonl"), filepath.Join(dir, "run"), filepath.Join(dir, "whole")
+	var rows []string
+	for _, word := range []string{"blue", "green", "white", "black", "red", "grey"} {
+		rows = append(rows, `{"prompt": "the colour is", "completion": " `+word+` indeed"}`)
+	}
+	if err := os.WriteFile(data, []byte(strings.Join(rows, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"tune", "-m", base, "--data", data, "--out", out, "--steps", "6", "--batch", "2", "--sequence-len",
+		"64", "--validation", "0.3", "--learning-rate", "0.01", "--rank", "2", "--targets", "c_attn",
+		"--modules-to-save", "wte,c_proj"}
+	stdout := verbOK(t, "", append(args, "--stages", "2")...)
+	if want := "merge it with: lamina merge -m "; !strings.Contains(stdout, want) {
+		t.Errorf("no %q in %s", want, stdout)
+	}
+	trained := filepath.Join(out, "adapter")
+	loss := func(args ...string) float64 {
+		t.Helper()
+		got := verbJSON[struct{ Loss float64 }](t, "", append([]string{"eval", "loss", "--data",
+			filepath.Join(out, "examples.jsonl"), "--format", "json"}, args...)...)
+		return got.Loss
+	}
+	before, beside := loss("-m", base), loss("-m", base, "--adapter", trained)
+	if !(beside < 0.8*before) {
+		t.Errorf("the loss is %v, that of the base %v", beside, before)
+	}
+	verbOK(t, "", "merge", "-m", base, "--adapter", trained, whole, "--type", "F32")
+	if after := loss("-m", whole); math.Abs(after-beside) > 1e-4 {
+		t.Errorf("the loss of the merged model is %v, that of the adapter %v", after, beside)
+	}
+	// A run may go on from it.
+	again := filepath.Join(dir, "again")
+	manifest, err := os.ReadFile(filepath.Join(out, "manifest.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := regexp.MustCompile(`(?s)"adapter": \{.*?\}`).ReplaceAllString(string(manifest), `"adapter": {"from": "`+trained+`"}`)
+	if err := os.WriteFile(filepath.Join(dir, "next.json"), []byte(next), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	verbOK(t, "", "train", "--manifest", filepath.Join(dir, "next.json"), "--out", again)
+	if further := loss("-m", base, "--adapter", filepath.Join(again, "adapter")); !(further < beside) {
+		t.Errorf("the loss after a second run is %v, before it %v", further, beside)
+	}
+	verbFails(t, 2, "no module", "", append(args, "--modules-to-save", "classifier")...)
+	verbFails(t, 2, "publish", "", append(args, "--publish", "127.0.0.1:1")...)
+	verbFails(t, 2, "modules_to_save", "", append(args, "--objective", "grpo", "--reward", "exact", "--sequence-len",
+		"2048", "--max-tokens", "2")...)
 }

@@ -332,3 +332,32 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestConfig_SavesByTheEndsOfNames compares modules_to_save with what PEFT 0.21 does: it saves by the ends of the names of
+// a module and of those that it is in, and gives whole names no low-rank parts.
+func TestConfig_SavesByTheEndsOfNames(t *testing.T) {
+	const layer = "model.layers.0."
+	for _, c := range []struct {
+		save, module   string
+		saves, selects bool
+	}{
+		{"lm_head", "lm_head", true, false},
+		{"norm", "model.norm", true, false},
+		{"norm", layer + "input_layernorm", true, true},
+		{"mlp", layer + "mlp.up_proj", true, false},
+		{"q_proj", layer + "self_attn.q_proj", true, false},
+		{"proj", layer + "self_attn.q_proj", true, true},
+		{"q_proj", layer + "self_attn.k_proj", false, true},
+		{"head", "model.heads", false, true},
+		{"model.norm", "model.norm", true, false},
+		{"", layer + "mlp.up_proj", false, true},
+	} {
+		config := adapter.Config{Save: []string{c.save}, Targets: adapter.Pattern{Regexp: ".*"}}
+		if got := config.Saves(c.module); got != c.saves {
+			t.Errorf("%q saves %s: %v", c.save, c.module, got)
+		}
+		if got := config.Selects(adapter.Target{Module: c.module}); got != c.selects {
+			t.Errorf("beside %q, %s has an adapter: %v", c.save, c.module, got)
+		}
+	}
+}

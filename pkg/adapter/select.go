@@ -46,17 +46,32 @@ func (p *Pattern) matches(module string) (exact, found bool) {
 	return false, slices.ContainsFunc(p.Names, func(n string) bool { return strings.HasSuffix(module, "."+n) })
 }
 
-// Saves reports whether modules_to_save lists a module.
+// Saves reports whether modules_to_save lists a module or one that it is in. As in PEFT the end of a name is enough:
+// "norm" stands for input_layernorm, too.
 func (c *Config) Saves(module string) bool {
-	return slices.ContainsFunc(c.Save, func(n string) bool {
-		return n != "" && (module == n || strings.HasSuffix(module, "."+n))
-	})
+	return c.listed(module, func(name, n string) bool { return strings.HasSuffix(name, n) })
+}
+
+// listed reports whether an element of modules_to_save matches a module or one that it is in.
+func (c *Config) listed(module string, match func(name, n string) bool) bool {
+	for end := 0; end < len(module) && len(c.Save) > 0; {
+		if next := strings.IndexByte(module[end+1:], '.'); next >= 0 {
+			end += 1 + next
+		} else {
+			end = len(module)
+		}
+		if slices.ContainsFunc(c.Save, func(n string) bool { return n != "" && match(module[:end], n) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // Selects reports whether the adapter is for a module, as PEFT decides it: by the ends of names or a regular
 // expression, then by layers. Layers do not matter for a module that is named in full or by an expression.
 func (c *Config) Selects(t Target) bool {
-	if _, found := c.Exclude.matches(t.Module); found && !c.Exclude.Empty() || c.Saves(t.Module) {
+	saved := c.listed(t.Module, func(name, n string) bool { return name == n || strings.HasSuffix(name, "."+n) })
+	if _, found := c.Exclude.matches(t.Module); found && !c.Exclude.Empty() || saved {
 		return false
 	}
 	if c.Targets.Regexp == AllLinear {

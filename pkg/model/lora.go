@@ -148,8 +148,8 @@ func (ad *Adapter[F]) add(m *adapter.Module, p *lora[F], a, b kernel.Buffer[F]) 
 // Use sets the adapter of all following passes; nil for none.
 func (s *Stage[F]) Use(ad *Adapter[F]) { s.adapter = ad }
 
-// Train makes the adapter's tensors the parameters that are trained, instead of the stage's own. Gradients and
-// optimizer leave the others alone, which need not be dense. It must come before NewGrads.
+// Train makes the adapter's tensors the parameters that are trained, instead of the stage's own but for those of
+// LoadOptions.Saved. Gradients and optimizer leave the others alone, which need not be dense. It must come before NewGrads.
 func (s *Stage[F]) Train(ad *Adapter[F]) {
 	s.adapter, s.trained = ad, ad
 	index := map[string]int{}
@@ -177,7 +177,7 @@ func (s *Stage[F]) Train(ad *Adapter[F]) {
 
 // Trained reports whether a parameter is trained: all of them, unless an adapter is.
 func (s *Stage[F]) Trained(param string) bool {
-	if s.trained == nil {
+	if s.trained == nil || s.whole[param] {
 		return true
 	}
 	return slices.ContainsFunc(s.trained.params, func(p Param[F]) bool { return p.Name == param })

@@ -74,6 +74,58 @@ func (s *Spec) CheckAdapter(a *adapter.Adapter) error {
 	return nil
 }
 
+// SavedParams lists the parameters of the modules that an adapter saves, which are trained whole beside its low-rank
+// parts. The error names a module that the model does not have, or that cannot be saved.
+func (s *Spec) SavedParams(c *adapter.Config) ([]Param[float32], error) {
+	if len(c.Save) == 0 {
+		return nil, nil
+	}
+	const field = "adapter.modules_to_save"
+	spec := s.WithSaved(c.Saves)
+	params, err := spec.Parameters()
+	if err != nil {
+		return nil, err
+	}
+	var out []Param[float32]
+	for _, name := range c.Save {
+		one, found := adapter.Config{Save: []string{name}}, false
+		for _, p := range params {
+			base, end := splitParam(p.Name)
+			if !one.Saves(base) {
+				continue
+			}
+			if found = true; end == "" {
+				return nil, fault.Field(field, "%s: experts and sinks of attention cannot be saved", p.Name)
+			}
+			if !slices.ContainsFunc(out, func(o Param[float32]) bool { return o.Name == p.Name }) {
+				out = append(out, p)
+			}
+		}
+		if !found {
+			return nil, fault.Field(field, "the model has no module %q", name)
+		}
+	}
+	slices.SortFunc(out, func(x, y Param[float32]) int { return strings.Compare(x.Name, y.Name) })
+	return out, nil
+}
+
+// AsSaved returns the values of a parameter and its shape as PEFT saves them, which is as Hugging Face's files hold them.
+// paired says that the rows of queries and keys are in the order of interleaved rotations, as in a GGUF file.
+func (s *Spec) AsSaved(param string, values []float32, shape []int, paired bool) ([]float32, []int) {
+	base, end := splitParam(param)
+	if paired {
+		return unpair(values, len(values)/shape[0], s.Layers[0].Attention.HeadDim), shape
+	}
+	for i := range s.Layers {
+		for _, m := range s.Layers[i].linears() {
+			if m.Param == base && m.Conv1D && end == ".weight" {
+				return transpose(values, shape[0], shape[1]), []int{shape[1], shape[0]}
+			}
+		}
+	}
+	return values, shape
+}
+
 // NewAdapterFor returns an adapter of the modules that a config selects, with initial values as PEFT has them:
 // A uniform within 1/sqrt(I), B zero, so that the model starts as its base. Of an embedding A is zero and B
 // normal. A value depends on the seed, the name of its tensor and the index only. Magnitudes of DoRA are left to

@@ -38,9 +38,10 @@ type Stage[F tensor.Float] struct {
 	recompute bool      // keep only the inputs of blocks; see recompute.go
 	again     *Trace[F] // of the block that is run again
 
-	adapter, trained *Adapter[F]  // the one that passes use; the one that is trained; see lora.go
-	low              scratch[F]   // of one product's adapter
-	adapted          []adapted[F] // rows of the batch that runs, while batching; see batchadapters.go
+	adapter, trained *Adapter[F]     // the one that passes use; the one that is trained; see lora.go
+	whole            map[string]bool // parameters that are trained beside an adapter; see LoadOptions.Saved
+	low              scratch[F]      // of one product's adapter
+	adapted          []adapted[F]    // rows of the batch that runs, while batching; see batchadapters.go
 	lows             []kernel.LowRank[F]
 	batching         bool
 	served           *servedCache[F] // of passes as served

@@ -16,6 +16,9 @@ type LoadOptions struct {
 	Encoder bool
 	// Adapter is used by all passes of the stage, and its saved modules replace those of the files.
 	Adapter *adapter.Adapter
+	// Saved is an adapter that is to be trained, or nil: the modules that it saves get memory of their own, with its
+	// values or else those of the files. Stage.Train then trains them beside the adapter's low-rank parts.
+	Saved *adapter.Adapter
 }
 
 // Load builds a stage from an open model. It reads the stage's own tensors only. Without
@@ -46,8 +49,11 @@ func load[F tensor.Float](
 		}
 	}
 	var fill filler[F] = l
-	if o.Adapter != nil {
+	switch {
+	case o.Adapter != nil:
 		fill, spec = l.replacing(o.Adapter, spec)
+	case o.Saved != nil:
+		fill, spec = l.training(o.Saved, spec)
 	}
 	s, err := buildBeside(spec, r, set, fill, held)
 	if err == nil && o.Adapter != nil {
@@ -57,6 +63,14 @@ func load[F tensor.Float](
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", f.Path, err)
+	}
+	if o.Saved != nil && len(o.Saved.Save) > 0 {
+		s.whole = map[string]bool{}
+		for _, p := range s.params.Tensors {
+			if base, end := splitParam(p.Name); end != "" && o.Saved.Saves(base) {
+				s.whole[p.Name] = true
+			}
+		}
 	}
 	return s, nil
 }

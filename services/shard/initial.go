@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -46,13 +47,14 @@ func openInitial(w *shardv1.InitialWeights, spec *model.Spec) (initial, error) {
 	return initial{files}, nil
 }
 
-// stage builds a range of layers. Of a model's files it reads the tensors of these layers only.
-func (i initial) stage(spec model.Spec, at model.Range, set kernel.Set[float32],
-	o *shardv1.TrainOpen) (*model.Stage[float32], error) {
+// stage builds a range of layers. Of a model's files it reads the tensors of these layers only. a is the adapter that is
+// trained, or nil.
+func (i initial) stage(spec model.Spec, at model.Range, set kernel.Set[float32], o *shardv1.TrainOpen,
+	a *adapter.Adapter) (*model.Stage[float32], error) {
 	if i.files == nil {
 		return model.Init(spec, at, set, o.GetSeed())
 	}
-	return model.Load(i.files, at, set, model.LoadOptions{Dense: !o.GetAdapter().GetStoredBase()})
+	return model.Load(i.files, at, set, model.LoadOptions{Dense: !o.GetAdapter().GetStoredBase(), Saved: a})
 }
 
 func (i initial) close() error {

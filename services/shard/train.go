@@ -262,7 +262,7 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 		return fault.Field("open.spans", "layers %v of %d in span %d of stage %d of %d", at, len(spec.Layers), i,
 			o.GetStage(), o.GetStages())
 	}
-	stage, err := source.stage(spec, at, kernels, o)
+	stage, err := source.stage(spec, at, kernels, o, r.adapter)
 	if err == nil && r.adapter != nil {
 		err = trainAdapter(stage, r.adapter)
 	}

@@ -20,8 +20,8 @@ func openAdapter(o *shardv1.TrainOpen, spec *model.Spec) (*adapter.Adapter, erro
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "open.adapter.config_json")
 	}
-	if len(config.Save) > 0 {
-		return nil, fault.Field("open.adapter.config_json", "modules_to_save is not supported in training")
+	if len(config.Save) > 0 && o.GetObjective() != nil {
+		return nil, fault.Field("open.adapter.config_json", "modules_to_save leaves no base that an objective compares with")
 	}
 	from := a.GetInitial()
 	if from == nil {

@@ -32,6 +32,9 @@ type Adapter struct {
 	TargetModules  json.RawMessage `json:"target_modules,omitempty"`
 	ExcludeModules json.RawMessage `json:"exclude_modules,omitempty"`
 	Layers         []int           `json:"layers,omitempty"` // absent for all
+	// ModulesToSave are modules, such as "lm_head" and "embed_tokens", whose weights are trained whole and saved with the
+	// adapter, as in PEFT. Such an adapter is merged with its base, since it cannot be served beside others.
+	ModulesToSave []string `json:"modules_to_save,omitempty"`
 
 	// From is the folder of an adapter to go on from. It fixes everything above but the dropout.
 	From string `json:"from,omitempty"`
@@ -60,7 +63,7 @@ func (m *Manifest) checkAdapter() error {
 	case a.Base != "" && a.Base != baseStored && a.Base != baseF32:
 		return fault.Field("adapter.base", "%q is neither %s nor %s", a.Base, baseStored, baseF32)
 	case a.From != "" && (a.Rank != 0 || a.Alpha != 0 || a.TargetModules != nil || a.ExcludeModules != nil ||
-		a.Layers != nil || a.RSLoRA || a.DoRA):
+		a.Layers != nil || a.ModulesToSave != nil || a.RSLoRA || a.DoRA):
 		return fault.Field("adapter.from", "the adapter fixes rank, alpha and modules")
 	case !(a.Dropout >= 0 && a.Dropout <= maxDropout):
 		return fault.Field("adapter.dropout", "%v is not within 0..%v", a.Dropout, maxDropout)
@@ -91,6 +94,9 @@ func (a *Adapter) config() (*adapter.Config, error) {
 	if a.Layers != nil {
 		fields["layers_to_transform"] = a.Layers
 	}
+	if a.ModulesToSave != nil {
+		fields["modules_to_save"] = a.ModulesToSave
+	}
 	text, err := json.Marshal(fields)
 	if err != nil {
 		return nil, fault.Field("adapter", "%v", err)
@@ -102,6 +108,19 @@ func (a *Adapter) config() (*adapter.Config, error) {
 	return c, nil
 }
 
+// checkSaved refuses uses of an adapter that modules_to_save, of which there are so many parameters, rules out.
+func (m *Manifest) checkSaved(params int) error {
+	const field = "adapter.modules_to_save"
+	switch {
+	case params == 0:
+	case m.Objective != "": // a reference without the adapter, or a router that serves it beside the base
+		return fault.Field(field, "the objective %s excludes it", m.Objective)
+	case m.Publish != nil:
+		return fault.Field(field, "such an adapter cannot be served beside others, so it is not published")
+	}
+	return nil
+}
+
 // lowRank is what a run's adapter is, with the files read that the manifest names.
 type lowRank struct {
 	config *adapter.Config
@@ -109,6 +128,8 @@ type lowRank struct {
 	stored bool
 	pairs  func(module string) bool // see model.Spec.Pairs
 	names  []optim.Parameter
+	saved  []string // parameters of modules_to_save
+	untied bool     // the embedding and the head that the model ties are two, since one of them is saved
 }
 
 // adapter reads what the section names. files are those of the base.
@@ -133,9 +154,6 @@ func (b *blueprint) openAdapter(allowed PathRule, files *model.Files) error {
 		}
 		if err != nil {
 			return pathFault(err, "adapter.from")
-		}
-		if len(made.Saved) > 0 {
-			return fault.Field("adapter.from", "modules_to_save is not supported in training")
 		}
 		if out.from, err = filepath.Abs(out.from); err != nil {
 			return err
@@ -163,11 +181,26 @@ func (b *blueprint) openAdapter(allowed PathRule, files *model.Files) error {
 			out.names = append(out.names, optim.Parameter{Name: name, Shape: shape, Hidden: b.fixed.Hidden(name)})
 		}
 	}
+	saved, err := b.fixed.SavedParams(out.config)
+	if err != nil {
+		return err
+	}
+	if err := b.manifest.checkSaved(len(saved)); err != nil {
+		return err
+	}
+	for _, p := range saved {
+		out.saved = append(out.saved, p.Name)
+		out.names = append(out.names, optim.Parameter{Name: p.Name, Shape: p.Shape, Hidden: b.fixed.Hidden(p.Name)})
+	}
+	out.untied = b.fixed.Head.Tied && !b.fixed.WithSaved(out.config.Saves).Head.Tied
 	slices.SortFunc(out.names, func(x, y optim.Parameter) int { return strings.Compare(x.Name, y.Name) })
 	out.config.Base = b.manifest.Model.From
 	b.lowRank = out
 	return nil
 }
+
+// isUntied returns untied; false if the run has no adapter.
+func (l *lowRank) isUntied() bool { return l != nil && l.untied }
 
 // open returns the adapter as stages are told; nil if the run has none.
 func (l *lowRank) open() (*shardv1.TrainAdapter, error) {
@@ -203,12 +236,18 @@ func (t *training) adapter() (*adapter.Adapter, error) {
 		}
 		for _, w := range f.Tensors {
 			name, part, ok := adapter.Split(w.Name)
-			if !ok {
+			if !ok && !slices.Contains(l.saved, w.Name) {
 				return nil, fault.New(fault.Internal, "read adapter: %s is not a tensor of an adapter", w.Name)
 			}
 			values, err := t.readTensor(f.Kind, w)
 			if err != nil {
 				return nil, err
+			}
+			if !ok {
+				module := strings.TrimSuffix(strings.TrimSuffix(w.Name, ".weight"), ".bias")
+				values, shape := t.spec.AsSaved(w.Name, values, w.Shape, l.pairs(module))
+				out.Saved = append(out.Saved, adapter.Saved{Name: w.Name, Shape: shape, Data: values})
+				continue
 			}
 			m := modules[name]
 			if m == nil {
@@ -245,6 +284,7 @@ func (t *training) adapter() (*adapter.Adapter, error) {
 		out.Modules = append(out.Modules, *m)
 	}
 	slices.SortFunc(out.Modules, func(x, y adapter.Module) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(out.Saved, func(x, y adapter.Saved) int { return strings.Compare(x.Name, y.Name) })
 	return out, nil
 }
 

@@ -85,6 +85,15 @@ func readData(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error
 	return d, nil
 }
 
+// within checks what the run generates against the context length of the model. Sequences are checked with the manifest.
+func (d *dataset) within(m *Manifest, context int) error {
+	p, ok := d.source.(*prompts)
+	if !ok {
+		return nil
+	}
+	return p.within(context, m.GRPO.MaxTokens)
+}
+
 // slot returns the data of one slot of a step.
 func (d *dataset) slot(step uint64, slot, sequences int) (*micro, error) {
 	m := d.micro(step, slot)

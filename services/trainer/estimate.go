@@ -70,6 +70,9 @@ func (m *Manifest) Estimate(ctx context.Context, stages, replicas int, set kerne
 		return nil, err
 	}
 	spec, err := b.spec(data.vocab.Size(), true)
+	if err == nil {
+		err = data.within(m, spec.Context)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +127,9 @@ func (e *Estimate) finish(m *Manifest, l layout, slots int, meter *meter) error 
 	if meter.low != nil {
 		for _, p := range meter.low.names {
 			n := elements(p.Shape)
-			e.Parameters += n
+			if !slices.Contains(meter.low.saved, p.Name) { // it is counted with the model
+				e.Parameters += n
+			}
 			if config.For(p).Trainable {
 				e.Trainable += n
 			}

@@ -31,6 +31,7 @@ type fleetConfig struct {
 	spec     model.Spec
 	initial  *shardv1.InitialWeights // nil for random ones, or if a checkpoint is loaded
 	adapter  *shardv1.TrainAdapter   // nil for all parameters
+	untied   bool                    // see lowRank
 	layout   layout
 	timing   timing
 	lease    string

@@ -63,7 +63,7 @@ func (t *meter) stage(r model.Range, set kernel.Set[float32]) (*model.Stage[floa
 	if t.low == nil {
 		return model.Init(t.spec, r, set, t.manifest.Seed)
 	}
-	stage, err := model.Load(t.files, r, set, model.LoadOptions{Dense: !t.low.stored})
+	stage, err := model.Load(t.files, r, set, model.LoadOptions{Dense: !t.low.stored, Saved: t.made})
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +94,11 @@ func (t *meter) kindOf(r model.Range) string {
 		if slices.Contains(t.spec.Holders(m.Name+".weight", []model.Range{{Hi: r.Lo}, r, {Lo: r.Hi,
 			Hi: len(t.spec.Layers)}}), 1) {
 			modules = append(modules, fmt.Sprintf("%dx%d of %d", m.Out, m.In, m.Rank))
+		}
+	}
+	for _, p := range t.low.names {
+		if at := t.spec.PartOf(p.Name); at >= r.Lo && at < r.Hi && slices.Contains(t.low.saved, p.Name) {
+			modules = append(modules, fmt.Sprintf("all of %v", p.Shape))
 		}
 	}
 	return "inside with " + strings.Join(modules, ", ")

@@ -81,6 +81,18 @@ func parsePrompt(line int, row []byte, m *Manifest, size int) (*prompt, error) {
 	return out, nil
 }
 
+// within checks that the longest answer to each prompt is within the context length. A router would refuse the prompt or
+// cut the answer in the middle of a run.
+func (p *prompts) within(context, maxTokens int) error {
+	for i := range p.rows {
+		if n := len(p.rows[i].IDs); n+maxTokens > context {
+			return fault.Field("data.prompts", "line %d: a prompt of %d ids and an answer of %d are more than the context of %d",
+				p.rows[i].line, n, maxTokens, context)
+		}
+	}
+	return nil
+}
+
 // at returns the prompt of a sequence of a step.
 func (p *prompts) at(step uint64, slot, s int) (epoch int64, row *prompt) {
 	at := p.place(step, slot, s)

@@ -42,10 +42,12 @@ func (f *fleet) load(c *checkpoint.Checkpoint, chains ...*chain) error {
 // sendState sends a stage the tensors that it holds, one after the other. It verifies each one first.
 func (f *fleet) sendState(c *checkpoint.Checkpoint, ch *chain, i int) error {
 	lo, hi := f.manifest.share(ch.replica, f.layout.replicas)
+	spec := f.spec
+	spec.Head.Tied = spec.Head.Tied && !f.untied
 	for _, file := range c.Files {
 		for _, t := range file.Tensors {
 			param, from, to, some := cutSlots(t.Name)
-			holders := f.spec.Holders(param, f.ranges)
+			holders := spec.Holders(param, f.ranges)
 			if file.Kind == residual { // the two parts of a tied weight have one each, under their own names
 				holders = holders[:min(1, len(holders))]
 			}

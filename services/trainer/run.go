@@ -162,6 +162,9 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	defer func() { err = errors.Join(err, data.close()) }()
 	r.update(func(s *trainerv1.Run) { s.Data = data.about })
 	spec, err := r.plan.spec(data.vocab.Size(), true)
+	if err == nil {
+		err = data.within(r.manifest, spec.Context)
+	}
 	if err != nil {
 		return false, err
 	}

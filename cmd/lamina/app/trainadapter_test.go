@@ -62,12 +62,18 @@ func examplesOf(n int) []string {
 
 // The weights of an adapter do not depend on stages, replicas, resumes and recomputing.
 func TestTrain_AdapterIsExactOverLayouts(t *testing.T) {
-	for _, change := range []map[string]any{
-		{},
-		{"adapter": map[string]any{"rank": 3, "dora": true, "rslora": true,
-			"target_modules": []string{"q_proj", "v_proj", "lm_head", "down_proj"}}, "recompute": "layers"},
+	for _, c := range []struct {
+		model  string
+		change map[string]any
+		saved  int
+	}{
+		{"qwen2", nil, 0},
+		{"qwen2", map[string]any{"adapter": map[string]any{"rank": 3, "dora": true, "rslora": true,
+			"target_modules": []string{"q_proj", "v_proj", "lm_head", "down_proj"}}, "recompute": "layers"}, 0},
+		{"gpt2", map[string]any{"adapter": map[string]any{"rank": 2, "target_modules": []string{"c_attn"},
+			"modules_to_save": []string{"wte", "ln_f"}}}, 3}, // the head is tied to wte in the base
 	} {
-		raw := adapterManifest(t, "qwen2", examplesOf(30), change)
+		raw := adapterManifest(t, c.model, examplesOf(30), c.change)
 		var first *trainerv1.Run
 		for _, l := range [][2]int{{1, 1}, {2, 1}, {2, 2}} {
 			got := train(t, raw, l[0], l[1], t.TempDir(), false)
@@ -90,7 +96,7 @@ func TestTrain_AdapterIsExactOverLayouts(t *testing.T) {
 			t.Errorf("resumed: weights %s, want %s", resumed.GetWeightsDigest(), first.GetWeightsDigest())
 		}
 		a, err := adapter.Open(resumed.GetModelPath())
-		if err != nil || len(a.Modules) == 0 {
+		if err != nil || len(a.Modules) == 0 || len(a.Saved) != c.saved {
 			t.Errorf("adapter at %s: %v", resumed.GetModelPath(), err)
 		}
 	}
