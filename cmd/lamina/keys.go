@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os/user"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,16 +26,21 @@ type keyFileFlags struct {
 	AuditLog string `help:"File to which the change is appended as a line of JSON. Default: none." env:"LAMINA_AUDIT_LOG"`
 }
 
-// audit changes the keys and writes that to the audit log. Without the log nothing is changed.
-func (f keyFileFlags) audit(what, id string, change func() error) error {
+// audit changes the keys and writes that to the audit log. Without the log nothing is changed. change returns the id of
+// the key; where it fails, the log has what the user has given.
+func (f keyFileFlags) audit(what, given string, change func() (id string, err error)) error {
 	if f.AuditLog == "" {
-		return change()
+		_, err := change()
+		return err
 	}
 	w, err := auth.OpenAuditLog(f.AuditLog)
 	if err != nil {
 		return err
 	}
-	result := change()
+	id, result := change()
+	if id == "" {
+		id = given
+	}
 	who := "unknown"
 	if u, err := user.Current(); err == nil {
 		who = u.Username
@@ -53,32 +57,12 @@ func (f keyFileFlags) audit(what, id string, change func() error) error {
 	return failed
 }
 
-// change applies f to the key with an id, or to the only key with that name.
-func (f keyFileFlags) change(what, id string, change func(*auth.Key) error) error {
-	update := func(keys []auth.Key) ([]auth.Key, error) {
-		var found []int
-		for i, k := range keys {
-			if k.ID == id || k.Name == id {
-				found = append(found, i)
-			}
-		}
-		switch len(found) {
-		case 0:
-			return nil, fault.New(fault.NotFound, "find key %q in %s: lamina keys list shows all", id, f.Keys)
-		case 1:
-			return keys, change(&keys[found[0]])
-		}
-		return nil, fault.Field("key", "%d keys have the name %q: give an id", len(found), id)
-	}
-	return f.audit(what, id, func() error { return auth.UpdateKeys(f.Keys, update) })
-}
-
 type keysCreateCmd struct {
 	keyFileFlags
 	Name     string        `arg:"" optional:"" help:"Name of the key, for people and logs."`
 	Tenant   string        `help:"Tenant of its requests, whose caches and queues are separate. Default: the name."`
 	Role     []string      `help:"Role: user (models), trainer (training runs), operator (everything but text) or service (acts for others, and may name their tenants). Can be repeated." default:"user"`
-	Verb     []string      `help:"Allow only this: generate, embed, tokenize, models, batch, train, observe, operate, probe or page. Can be repeated. Default: what the roles allow."`
+	Verb     []string      `help:"Allow only this: generate, embed, tokenize, models, batch, train, observe, operate, keys, probe or page. Can be repeated. Default: what the roles allow."`
 	Model    []string      `help:"Allow only the model of this name or digest. Can be repeated. Default: all models." sep:"none"`
 	Requests int64         `help:"Budget in requests a minute; 0 for no limit." default:"0"`
 	Tokens   int64         `help:"Budget in tokens of prompts and answers a minute; 0 for no limit." default:"0"`
@@ -89,9 +73,6 @@ type keysCreateCmd struct {
 // Run makes a key.
 func (c *keysCreateCmd) Run(e *verb.Env) error {
 	k := auth.Key{Name: c.Name, Tenant: c.Tenant, Models: c.Model, Requests: c.Requests, Tokens: c.Tokens}
-	if k.Tenant == "" {
-		k.Tenant = c.Name
-	}
 	for _, name := range c.Role {
 		k.Roles = append(k.Roles, auth.Role(name))
 	}
@@ -105,19 +86,12 @@ func (c *keysCreateCmd) Run(e *verb.Env) error {
 	case c.Expires > 0:
 		k.Expires = now.Add(c.Expires).UTC().Truncate(time.Second)
 	}
-	k, secret, err := auth.NewKey(k, now)
+	var secret string
+	err := c.audit("create", c.Name, func() (id string, err error) {
+		k, secret, err = auth.AddKey(c.Keys, k, now)
+		return k.ID, err
+	})
 	if err != nil {
-		return err
-	}
-	add := func(keys []auth.Key) ([]auth.Key, error) {
-		if c.Name != "" && slices.ContainsFunc(keys, func(o auth.Key) bool {
-			return o.Name == c.Name && o.State(now) == "active"
-		}) {
-			return nil, fault.New(fault.AlreadyExists, "make key %q: %s has an active key of that name", c.Name, c.Keys)
-		}
-		return append(keys, k), nil
-	}
-	if err := c.audit("create", k.ID, func() error { return auth.UpdateKeys(c.Keys, add) }); err != nil {
 		return err
 	}
 	return printSecret(e, c.Format, k, secret)
@@ -125,20 +99,11 @@ func (c *keysCreateCmd) Run(e *verb.Env) error {
 
 func printSecret(e *verb.Env, format string, k auth.Key, secret string) error {
 	if format == "json" {
-		return verb.PrintJSON(e, map[string]any{"id": k.ID, "secret": secret, "key": public(k)})
+		return verb.PrintJSON(e, map[string]any{"id": k.ID, "secret": secret, "key": k.Public()})
 	}
 	fmt.Fprintf(e.Stderr, "key %s: keep its secret, which is not stored and not shown again\n", k.ID)
 	fmt.Fprintln(e.Stdout, secret)
 	return nil
-}
-
-// public returns a key without the digests of its secrets.
-func public(k auth.Key) auth.Key {
-	k.Digest = ""
-	if k.Old != nil {
-		k.Old = &auth.OldSecret{Until: k.Old.Until}
-	}
-	return k
 }
 
 type keysListCmd struct {
@@ -155,7 +120,7 @@ func (c *keysListCmd) Run(e *verb.Env) error {
 	if c.Format == "json" {
 		list := make([]auth.Key, 0, len(keys))
 		for _, k := range keys {
-			list = append(list, public(k))
+			list = append(list, k.Public())
 		}
 		return verb.PrintJSON(e, map[string]any{"keys": list})
 	}
@@ -210,18 +175,11 @@ type keysRotateCmd struct {
 
 // Run gives a key another secret.
 func (c *keysRotateCmd) Run(e *verb.Env) error {
-	if c.Grace < 0 {
-		return fault.Field("grace", "want 0 or more, got %v", c.Grace)
-	}
 	var secret string
 	var rotated auth.Key
-	err := c.change("rotate", c.Key, func(k *auth.Key) error {
-		if state := k.State(time.Now()); state != "active" {
-			return fault.New(fault.FailedPrecondition, "rotate key %s: it is %s: make another", k.ID, state)
-		}
-		secret = k.Rotate(time.Now(), c.Grace)
-		rotated = *k
-		return nil
+	err := c.audit("rotate", c.Key, func() (id string, err error) {
+		rotated, secret, err = auth.RotateKey(c.Keys, c.Key, c.Grace, time.Now())
+		return rotated.ID, err
 	})
 	if err != nil {
 		return err
@@ -236,17 +194,13 @@ type keysRevokeCmd struct {
 
 // Run makes a key invalid.
 func (c *keysRevokeCmd) Run(e *verb.Env) error {
-	id := ""
-	err := c.change("revoke", c.Key, func(k *auth.Key) error {
-		id = k.ID
-		if k.Revoked.IsZero() {
-			k.Revoked = time.Now().UTC().Truncate(time.Second)
-		}
-		k.Old = nil
-		return nil
+	var revoked auth.Key
+	err := c.audit("revoke", c.Key, func() (id string, err error) {
+		revoked, err = auth.RevokeKey(c.Keys, c.Key, time.Now())
+		return revoked.ID, err
 	})
 	if err == nil {
-		fmt.Fprintf(e.Stdout, "key %s is revoked\n", id)
+		fmt.Fprintf(e.Stdout, "key %s is revoked\n", revoked.ID)
 	}
 	return err
 }

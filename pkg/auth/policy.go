@@ -33,17 +33,16 @@ func Methods() map[string]Rule {
 		"LoadAdapter":   {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
 	})
 	add("lamina.trainer.v1.TrainerService", map[string]Rule{
-		"StartRun": audited(
-			Train,
-		),
-		"StopRun":       audited(Train),
-		"PauseRun":      audited(Train),
-		"ResumeRun":     audited(Train),
-		"DeleteRun":     audited(Train),
+		// A router asks on behalf of the users of its console, whose rights it has checked.
+		"StartRun":      {Verb: Train, Services: []Service{RouterService}, Audited: true},
+		"StopRun":       {Verb: Train, Services: []Service{RouterService}, Audited: true},
+		"PauseRun":      {Verb: Train, Services: []Service{RouterService}, Audited: true},
+		"ResumeRun":     {Verb: Train, Services: []Service{RouterService}, Audited: true},
+		"DeleteRun":     {Verb: Train, Services: []Service{RouterService}, Audited: true},
 		"WatchRun":      only(Train),
-		"ListRuns":      only(Train),
-		"ListArtifacts": only(Train),
-		"FetchArtifact": only(Train),
+		"ListRuns":      only(Train, RouterService),
+		"ListArtifacts": only(Train, RouterService),
+		"FetchArtifact": only(Train, RouterService),
 	})
 	add("lamina.tokenizer.v1.TokenizerService", map[string]Rule{
 		"Encode":            counted(Tokenize, RouterService, TrainerService),
@@ -99,11 +98,30 @@ func Routes() map[string]Rule {
 		"GET /metrics": only(Observe, MonitorService),
 
 		// the console
-		"GET /{$}":          only(Page),
-		"GET /app.js":       only(Page),
-		"GET /mesh.js":      only(Page),
-		"GET /style.css":    only(Page),
-		"GET /api/topology": only(Observe),
+		"GET /{$}":                            only(Page),
+		"GET /console/{file}":                 only(Page),
+		"GET /api/access":                     only(Page),
+		"GET /api/topology":                   only(Observe),
+		"GET /api/runs":                       only(Train),
+		"POST /api/runs":                      audited(Train),
+		"POST /api/runs/{run}/stop":           audited(Train),
+		"POST /api/runs/{run}/pause":          audited(Train),
+		"POST /api/runs/{run}/resume":         audited(Train),
+		"DELETE /api/runs/{run}":              audited(Train),
+		"GET /api/runs/{run}/files":           only(Train),
+		"GET /api/runs/{run}/files/{name...}": only(Train),
+		"GET /api/keys":                       only(Keys),
+		"POST /api/keys":                      audited(Keys),
+		"POST /api/keys/{key}/rotate":         audited(Keys),
+		"POST /api/keys/{key}/revoke":         audited(Keys),
+		"GET /api/store":                      only(Operate),
+		"DELETE /api/store/{model}":           audited(Operate),
+		"POST /api/store/{model}/load":        audited(Operate),
+		"GET /api/pulls":                      only(Operate),
+		"POST /api/pulls":                     audited(Operate),
+		"DELETE /api/pulls/{pull}":            audited(Operate),
+		"POST /api/adapters":                  audited(Operate),
+		"DELETE /api/adapters/{adapter}":      audited(Operate),
 
 		// OpenAI
 		"GET /v1/models":                     only(Models),

@@ -20,13 +20,14 @@ const (
 	Train    Verb = "train"    // start, watch and end training runs, and fetch their files
 	Observe  Verb = "observe"  // hosts, pipelines, metrics
 	Operate  Verb = "operate"  // change what is served
+	Keys     Verb = "keys"     // list, make, rotate and revoke API keys, whatever those may do
 	Probe    Verb = "probe"    // health and readiness
 	Page     Verb = "page"     // the files of the console, and descriptions of APIs
 )
 
 // Verbs lists all verbs.
 func Verbs() []Verb {
-	return []Verb{Generate, Embed, Tokenize, Models, Batch, Train, Observe, Operate, Probe, Page}
+	return []Verb{Generate, Embed, Tokenize, Models, Batch, Train, Observe, Operate, Keys, Probe, Page}
 }
 
 // Role is a set of verbs for people and programs.
@@ -36,7 +37,7 @@ type Role string
 const (
 	User     Role = "user"     // uses models
 	Trainer  Role = "trainer"  // runs trainings
-	Operator Role = "operator" // watches and changes the mesh
+	Operator Role = "operator" // watches and changes the mesh, and makes keys
 	Program  Role = "service"  // acts for others: it may name the tenant of each request
 )
 
@@ -51,7 +52,7 @@ func (r Role) Verbs() []Verb {
 	case Trainer:
 		return []Verb{Train, Tokenize, Models, Page}
 	case Operator:
-		return []Verb{Observe, Operate, Probe, Models, Train, Page}
+		return []Verb{Observe, Operate, Keys, Probe, Models, Train, Page}
 	case Program:
 		return []Verb{Generate, Embed, Tokenize, Models, Batch, Observe, Probe, Page}
 	}
