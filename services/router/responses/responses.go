@@ -264,11 +264,3 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 	}
 	s.json(w, http.StatusOK, object{"id": id, "object": "response.deleted", "deleted": true})
 }
-
-// inputs lists the items of the request.
-func (s *server) inputs(w http.ResponseWriter, r *http.Request) {
-	if found, ok := s.find(w, r); ok {
-		items := append([]json.RawMessage{}, found.input...)
-		s.json(w, http.StatusOK, object{"object": "list", "data": items, "has_more": false})
-	}
-}

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -214,8 +215,52 @@ func TestResponses_PreviousOnesAreContinued(t *testing.T) {
 		t.Errorf("the messages are %q", got)
 	}
 	if _, text := call(t, "GET", s.URL+"/v1/responses/"+first+"/input_items", "", ""); !strings.Contains(text,
-		`{"content":[{"text":"hi","type":"input_text"}],"role":"user","type":"message"}`) {
+		`{"content":[{"text":"hi","type":"input_text"}],"id":"item_`+first+`_0","role":"user","type":"message"}`) {
 		t.Errorf("the input is %s", text)
+	}
+}
+
+func TestResponses_InputItemsHaveIdsAndPages(t *testing.T) {
+	s := serve(t, &httpapitest.Backend{}, options())
+	id := create(t, s, "", `{"input":[{"role":"user","content":"one"},{"role":"assistant","content":"two","id":"msg_own"},`+
+		`{"role":"user","content":"three"}]}`)
+	type list struct {
+		Data []struct {
+			ID      string
+			Content json.RawMessage
+		}
+		First string `json:"first_id"`
+		Last  string `json:"last_id"`
+		More  bool   `json:"has_more"`
+	}
+	own := "item_" + id
+	for query, want := range map[string]string{
+		"":                                       own + "_2 msg_own " + own + "_0 false",
+		"?order=desc":                            own + "_2 msg_own " + own + "_0 false",
+		"?order=asc":                             own + "_0 msg_own " + own + "_2 false",
+		"?order=asc&limit=2":                     own + "_0 msg_own true",
+		"?limit=1&after=msg_own":                 own + "_0 false",
+		"?order=asc&after=" + own + "_2":         "false",
+		"?order=asc&limit=1&after=" + own + "_0": "msg_own true",
+	} {
+		_, text := call(t, "GET", s.URL+"/v1/responses/"+id+"/input_items"+query, "", "")
+		var got list
+		if err := json.Unmarshal([]byte(text), &got); err != nil {
+			t.Fatalf("%s: %s: %v", query, text, err)
+		}
+		shown := ""
+		for _, item := range got.Data {
+			shown += item.ID + " "
+		}
+		if shown += strconv.FormatBool(got.More); shown != want || len(got.Data) > 0 &&
+			(got.First != got.Data[0].ID || got.Last != got.Data[len(got.Data)-1].ID) {
+			t.Errorf("%q gives %s (%s to %s), want %s", query, shown, got.First, got.Last, want)
+		}
+	}
+	for _, query := range []string{"?order=up", "?limit=0", "?limit=101", "?limit=x", "?after=nothing"} {
+		if status, text := call(t, "GET", s.URL+"/v1/responses/"+id+"/input_items"+query, "", ""); status != 400 {
+			t.Errorf("%s: %d %s", query, status, text)
+		}
 	}
 }
 
