@@ -64,7 +64,9 @@ type upCmd struct {
 	adapterFlags
 	adapterMemoryFlags
 	dataFlags
-	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given." type:"model"`
+	Draft      string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given." type:"model"`
+	StoreLimit string `          help:"Size of the store of models, which the console pulls into, such as 200GB. Default: no limit."                                                             env:"LAMINA_STORE_LIMIT"`
+	Endpoint   string `          help:"Server of the repositories that the console pulls from."                                                                                                             default:"${endpoint}" env:"HF_ENDPOINT"`
 }
 
 // Run serves until interrupted.
@@ -95,6 +97,10 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	models, err := c.store(e)
+	if err != nil {
+		return err
+	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
@@ -115,6 +121,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 		HiddenType:  c.hiddenType(),
 		Scheduling:  c.scheduling(),
 		Train:       true,
+		Store:       models,
 		Runs:        app.TrainerConfig{Dir: c.Runs, Data: c.Data, AllowPaths: c.AllowPath, AllowWrite: c.AllowWrite},
 		GRPC:        c.GRPC,
 		HTTP:        c.HTTP,
@@ -149,6 +156,20 @@ func (c *upCmd) Run(e *verb.Env) error {
 	const body = `{"prompt": "The prince", "max_tokens": 64, "stream": true}`
 	fmt.Fprintf(e.Stdout, "try      curl -N%s %s/v1/completions -d '%s'\n\n", header, url, body)
 	return mesh.Wait()
+}
+
+// store returns the store of models of this machine. The console does without one where there is no place for it.
+func (c *upCmd) store(e *verb.Env) (app.StoreConfig, error) {
+	limit, err := parseMemory("store-limit", c.StoreLimit)
+	if err != nil {
+		return app.StoreConfig{}, err
+	}
+	dir, err := storeDir(e.Store)
+	if err != nil {
+		e.Log.Info("the console pulls no models", "error", err)
+		return app.StoreConfig{}, nil
+	}
+	return app.StoreConfig{Dir: dir, Limit: limit, Endpoint: c.Endpoint}, nil
 }
 
 // maxAuto is the largest number of shards with --auto in one process.

@@ -20,12 +20,15 @@ import (
 // loadTime bounds LoadAdapter, from its first frame to its answer.
 const loadTime = 10 * time.Minute
 
+func errLoadTime() error {
+	return fault.New(fault.DeadlineExceeded, "load adapter: it took more than %v", loadTime)
+}
+
 // LoadAdapter adds an adapter, or points a name to another one.
 func (s *Service) LoadAdapter(
 	stream grpc.ClientStreamingServer[routerv1.LoadAdapterRequest, routerv1.LoadAdapterResponse],
 ) error {
-	ctx, cancel := context.WithTimeoutCause(stream.Context(), loadTime,
-		fault.New(fault.DeadlineExceeded, "load adapter: it took more than %v", loadTime))
+	ctx, cancel := context.WithTimeoutCause(stream.Context(), loadTime, errLoadTime())
 	defer cancel()
 	frames, ended := make(chan *routerv1.LoadAdapterRequest), make(chan error, 1)
 	go func() { // ends with the call, since Recv does

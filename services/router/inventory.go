@@ -132,13 +132,14 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 	alive := map[string]bool{}
 	for _, i := range s.instances["tokenizer"] {
 		alive[i.Addr] = true
-		if s.vocabs[i.Addr] == nil {
+		if s.vocabs[i.Addr] == nil || s.renew[i.Addr] {
 			ask(i.Addr, func() error { return s.describeTokenizer(ctx, i.Addr) })
 		}
 	}
 	for addr := range s.vocabs {
 		if !alive[addr] {
 			delete(s.vocabs, addr)
+			delete(s.renew, addr)
 			s.collectModels()
 		}
 	}
@@ -162,15 +163,30 @@ func (s *Service) describeTokenizer(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	renewed := s.renew[addr]
+	delete(s.renew, addr) // before asking, so that what changes from now on is asked for again
+	s.mu.Unlock()
 	resp, err := tokenizerv1.NewTokenizerServiceClient(conn).Describe(ctx, &tokenizerv1.DescribeRequest{})
-	if err != nil {
-		return rpc.FromStatus(err)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err != nil {
+		s.renew[addr] = renewed || s.renew[addr]
+		return rpc.FromStatus(err)
+	}
 	s.vocabs[addr] = resp
 	s.collectModels()
 	return nil
+}
+
+// RenewVocabularies makes the router ask the tokenizers again which models they know.
+func (s *Service) RenewVocabularies() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for addr := range s.vocabs {
+		s.renew[addr] = true
+	}
+	s.poke()
 }
 
 // collectModels collects which tokenizers know which model. The caller holds mu.

@@ -143,6 +143,7 @@ type Service struct {
 	missing      map[string]*missing                      // instances that are no longer listed, by id
 	held         map[string]described                     // shards by id
 	vocabs       map[string]*tokenizerv1.DescribeResponse // tokenizers by address
+	renew        map[string]bool                          // those that are to be asked again
 	vocabularies map[string]*vocabulary                   // by digest
 	models       map[string]*modelInfo                    // by digest, from vocabs
 	asking       map[string]bool                          // addresses being described
@@ -167,7 +168,7 @@ func New(c Config) *Service {
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics, c.MetricsPrefix), grammars: newGrammarChecker(),
 		requests:  newRequests(),
 		instances: map[string][]discovery.Instance{}, missing: map[string]*missing{}, held: map[string]described{},
-		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
+		vocabs: map[string]*tokenizerv1.DescribeResponse{}, renew: map[string]bool{}, asking: map[string]bool{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
 		building: map[string]plan.Chain{}, changed: make(chan struct{}), pokes: make(chan struct{}, 1),

@@ -234,6 +234,33 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 	return b.s.watch(ctx, send)
 }
 
+// Trainers returns the addresses of the trainers of the mesh.
+func (b *Backend) Trainers() []string {
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	var out []string
+	for _, i := range b.s.instances["trainer"] {
+		out = append(out, i.Addr)
+	}
+	return out
+}
+
+// LoadAdapter is the call of that name, whose frames come from next. next is called from one goroutine.
+func (b *Backend) LoadAdapter(
+	ctx context.Context, next func() (*routerv1.LoadAdapterRequest, error),
+) (*routerv1.LoadAdapterResponse, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, loadTime, errLoadTime())
+	defer cancel()
+	return b.s.loadAdapter(ctx, next)
+}
+
+// UnloadAdapter is the call of that name.
+func (b *Backend) UnloadAdapter(
+	ctx context.Context, r *routerv1.UnloadAdapterRequest,
+) (*routerv1.UnloadAdapterResponse, error) {
+	return b.s.UnloadAdapter(ctx, r)
+}
+
 // Ready returns nil if requests can be served, and otherwise the reason why not. A pipeline that is
 // open does not count if it has not been scheduled for some time, or has missed a step deadline and computed
 // nothing since: it is given another chance, but may be lost.

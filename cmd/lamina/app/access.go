@@ -167,7 +167,7 @@ type refusals struct {
 
 func newRefusals() *refusals {
 	f := &refusals{paths: http.NewServeMux(), apis: map[string]httpapi.API{}, other: openai.Fail(openai.Options{})}
-	for _, api := range httpAPIs(nil, httpapi.Options{}) {
+	for _, api := range httpAPIs(nil, console.Options{}) {
 		for _, r := range api.Routes {
 			if _, ok := f.apis[r.Path]; !ok {
 				f.apis[r.Path] = api
@@ -202,8 +202,8 @@ func (f *refusals) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // Routes returns the patterns of all HTTP routes of a process.
 func Routes() []string {
-	routes := append(probeRoutes(), console.Routes()...)
-	for _, api := range httpAPIs(nil, httpapi.Options{}) {
+	routes := append(probeRoutes(), console.PageRoutes()...)
+	for _, api := range httpAPIs(nil, console.Options{}) {
 		for _, r := range api.Routes {
 			routes = append(routes, r.Method+" "+r.Path)
 		}

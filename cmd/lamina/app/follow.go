@@ -38,6 +38,7 @@ type follower struct {
 	server *swarm.Server
 	auto   AutoShard
 	store  *store.Store // nil for none
+	wanted *wanted      // those of the store to offer; nil for all
 
 	paths   map[string]bool          // of models in the folder that were opened, or are none
 	sizes   map[string]int64         // of files of the folder at the last look
@@ -53,15 +54,23 @@ type follower struct {
 }
 
 // newFollower returns the follower of a shard. Its close is called after the shard's.
-func (p *process) newFollower(id string, s *shard.Service, server *swarm.Server, auto AutoShard) (*follower, error) {
-	f := &follower{p: p, id: id, s: s, server: server, auto: auto, paths: map[string]bool{}, sizes: map[string]int64{},
-		offered: map[string]bool{}, remotes: map[string]*swarm.Remote{}, failed: map[string]time.Time{}}
+func (p *process) newFollower(
+	id string, s *shard.Service, server *swarm.Server, set shardSetting,
+) (*follower, error) {
+	auto := *set.auto
+	dir, limit := auto.Store, auto.StoreLimit
+	if set.wanted != nil {
+		dir, limit = p.set.store.Dir, p.set.store.Limit
+	}
+	f := &follower{p: p, id: id, s: s, server: server, auto: auto, wanted: set.wanted, paths: map[string]bool{},
+		sizes: map[string]int64{}, offered: map[string]bool{}, remotes: map[string]*swarm.Remote{},
+		failed: map[string]time.Time{}}
 	for _, source := range auto.Sources {
 		f.outside = append(f.outside, &sourcing{OutsideSource: source})
 	}
-	if auto.Store != "" {
+	if dir != "" {
 		var err error
-		if f.store, err = store.Open(auto.Store, store.Options{Limit: auto.StoreLimit}); err != nil {
+		if f.store, err = store.Open(dir, store.Options{Limit: limit}); err != nil {
 			return nil, err
 		}
 		f.opened = append(f.opened, f.store)
@@ -198,7 +207,7 @@ func (f *follower) stored(ctx context.Context) {
 		f.p.log.Warn("read the store of models", "error", err)
 	}
 	for _, m := range models {
-		if f.offered[m.Digest] || f.resting(m.Digest) {
+		if f.offered[m.Digest] || f.resting(m.Digest) || f.wanted != nil && !f.wanted.has(m.Name) {
 			continue
 		}
 		lease, err := f.store.Acquire(ctx, m.Name)

@@ -46,6 +46,7 @@ type MeshConfig struct {
 	Train        bool          // run NATS and the trainer, and let the shards train
 	Trainers     int           // number of shards without a model, for training only
 	Runs         TrainerConfig // folders of the trainer
+	Store        StoreConfig   // what the console pulls models into; with Auto it can also load them
 	GRPC         string        // public address of the APIs of router and trainer; empty for none
 	HTTP         string        // address of the HTTP API and the console; empty for none
 	Insecure     bool          // allow public addresses that other machines can reach, without TLS or keys
@@ -139,6 +140,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, access: c.Access, admin: c.Admin,
 		trimInterval: c.TrimInterval,
 		train:        c.Train,
+		store:        c.Store,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
 			MetricsPrefix: c.MetricsPrefix, Tools: c.Tools,
@@ -184,10 +186,13 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		p.set.router.Speculation.Draft = name
 		p.set.pipelines++
 	}
+	if c.Store.Dir != "" && len(c.Auto) > 0 {
+		p.wanted = &wanted{names: map[string]bool{}}
+	}
 	for i, auto := range c.Auto {
 		p.set.shards = append(p.set.shards, shardSetting{
 			name: fmt.Sprintf("shard-auto-%d", i), model: c.Model, as: served.name, kvPositions: c.KVPositions,
-			auto: &auto, adapterBytes: c.AdapterBytes,
+			auto: &auto, wanted: p.wanted, adapterBytes: c.AdapterBytes,
 		})
 	}
 	if len(c.Auto) > 0 && c.Placing.Off {

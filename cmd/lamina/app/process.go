@@ -53,6 +53,7 @@ type settings struct {
 	shards    []shardSetting
 	runs      TrainerConfig
 	router    RouterConfig
+	store     StoreConfig
 	pipelines int // number of pipelines that a mesh waits for
 }
 
@@ -74,14 +75,16 @@ type process struct {
 	pending  pending
 
 	// Targets create these for other targets that need them.
-	models   map[string]opened // by path
-	embedded *nats.Embedded    // the NATS server of a mesh
-	bus      *nats.Bus
-	journal  journal.Journal // nil for none
-	router   *router.Service
-	trainer  *trainer.Service
-	trimmers []trimmer
-	waits    []wait // dependencies of the servers that are built from now on
+	models    map[string]opened // by path
+	embedded  *nats.Embedded    // the NATS server of a mesh
+	bus       *nats.Bus
+	journal   journal.Journal // nil for none
+	router    *router.Service
+	trainer   *trainer.Service
+	tokenizer *tokenizer.Service
+	wanted    *wanted // models that the console has loaded; nil without shards that can take them
+	trimmers  []trimmer
+	waits     []wait // dependencies of the servers that are built from now on
 
 	parts   []lifecycle.Part // in the order they start
 	closers []func() error   // called in reverse

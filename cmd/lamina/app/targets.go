@@ -158,6 +158,7 @@ func (p *process) buildTokenizer() error {
 	if err != nil {
 		return err
 	}
+	p.tokenizer = s
 	p.serve(server{kind: "tokenizer", name: "tokenizer", services: services{s}})
 	return nil
 }
@@ -172,6 +173,7 @@ type shardSetting struct {
 	// adapterBytes bounds the memory of adapters; 0 means the default.
 	adapterBytes int64
 	auto         *AutoShard // it takes its layers from the placer; nil for others
+	wanted       *wanted    // models of the mesh's store that it offers besides
 	host         string     // the machine; empty finds a name
 }
 
@@ -211,7 +213,7 @@ func (p *process) buildShards() error {
 		s, files := shard.New(c), swarm.NewServer()
 		p.trimmers = append(p.trimmers, s)
 		if set.auto != nil {
-			f, err := p.newFollower(id, s, files, *set.auto)
+			f, err := p.newFollower(id, s, files, set)
 			if err != nil {
 				return err
 			}
@@ -219,7 +221,7 @@ func (p *process) buildShards() error {
 			if err := p.offerModels(s, set, f); err != nil {
 				return err
 			}
-			if set.auto.ModelDir != "" || set.auto.Store != "" {
+			if set.auto.ModelDir != "" || f.store != nil {
 				following = append(following, f)
 			}
 			p.closers = append(p.closers, s.Close) // before the files
@@ -386,15 +388,21 @@ func (p *process) buildHTTP() error {
 	if err != nil {
 		return err
 	}
-	httpapi.Register(mux, httpAPIs(b, httpapi.Options{Log: p.log, WriteTimeout: limit, Tools: tools})...)
-	mux.Handle("/v1/", openai.Unknown(openai.Options{Log: p.log, WriteTimeout: limit}))
-	mux.Handle("/", console.New(b, console.Options{Log: p.log, WriteTimeout: limit}))
+	o := httpapi.Options{Log: p.log, WriteTimeout: limit, Tools: tools}
+	config, err := p.consoleOptions(o)
+	if err != nil {
+		return err
+	}
+	httpapi.Register(mux, httpAPIs(b, config)...)
+	mux.Handle("/v1/", openai.Unknown(o))
+	mux.Handle("/", console.Pages())
 	p.add(p.httpPart("http", p.set.router.HTTP, mux, p.set.router.Bound))
 	return nil
 }
 
-// httpAPIs returns the HTTP APIs with all their routes.
-func httpAPIs(b *router.Backend, o httpapi.Options) []httpapi.API {
+// httpAPIs returns the HTTP APIs with all their routes. The options of the console include those of all APIs.
+func httpAPIs(b *router.Backend, config console.Options) []httpapi.API {
+	o := config.Options
 	fail := openai.Fail(o)
 	apis := []httpapi.API{
 		openai.Routes(b, o),
@@ -403,6 +411,7 @@ func httpAPIs(b *router.Backend, o httpapi.Options) []httpapi.API {
 		ollama.Routes(b, o),
 		vllm.Routes(b, vllm.Options{Options: o, Fail: fail}),
 		kserve.Routes(b, o),
+		console.Routes(b, config),
 	}
 	return append(apis, openapi.Routes(apis, fail, o.Log))
 }

@@ -1,165 +1,87 @@
-// The chat: sends requests to the OpenAI-compatible API and shows the answer as it streams.
+// app.js starts the console: it asks what the caller may do, shows the pages for that, and changes between them by the
+// part of the address behind "#". A page is a module with a title and mount(root, context), which returns a function
+// that ends it. Further modules, from the bottom up: dom.js, format.js and api.js; markdown.js, conversation.js,
+// archive.js and completion.js for chats; feed.js and happenings.js for the mesh; chart.js for curves.
 
-import { element, watch } from "./mesh.js";
+import * as chat from "./chat.js";
+import * as mesh from "./mesh.js";
+import * as runs from "./runs.js";
+import * as models from "./models.js";
+import * as keys from "./keys.js";
+import { get } from "./api.js";
+import { empty, h, replace } from "./dom.js";
+import { Feed } from "./feed.js";
 
-const $ = (id) => document.getElementById(id);
-let models = [];
-let turns = []; // the messages of the chat so far
-let running = null; // aborts the answer that is being generated
+// What each page needs. An operator without a key for text sees no chat.
+const pages = { chat, mesh, runs, models, keys };
+const needs = { chat: "generate", mesh: "observe", runs: "train", models: "models", keys: "keys" };
 
-async function json(response) {
-  const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.error?.message || `the router answers ${response.status}`);
-  return body;
-}
+const root = document.getElementById("page");
+const nav = document.getElementById("nav");
+const context = { access: { may: [] }, feed: new Feed(), may: (verb) => context.access.may.includes(verb) };
+let unmount = () => {};
 
-async function loadModels() {
-  models = (await json(await fetch("/v1/models"))).data;
-  const chosen = $("model").value;
-  $("model").replaceChildren(...models.map((m) => {
-    const option = element("option", "", m.id);
-    option.value = m.id;
-    option.selected = m.id === chosen;
-    return option;
-  }));
-}
+const allowed = () => Object.keys(pages).filter((name) => context.may(needs[name]));
 
-function show(role, text) {
-  const body = element("div", "text", text);
-  $("turns").append(element("div", `turn ${role}`, element("b", "who", role), body));
-  $("turns").scrollTop = $("turns").scrollHeight;
-  return body;
-}
-
-// events yields the objects of a stream until [DONE]. A stream that ends without [DONE] is
-// an error.
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the answer was cut off");
-    rest += value;
-    for (let at; (at = rest.indexOf("\n\n")) >= 0;) {
-      const data = rest.slice(0, at).replace(/^data: /, "");
-      rest = rest.slice(at + 2);
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
+function show() {
+  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
+  const shown = allowed();
+  const page = shown.includes(name) ? name : shown[0];
+  unmount();
+  unmount = () => {};
+  replace(nav, shown.map((n) =>
+    h("a", { href: `#/${n}`, "aria-current": n === page ? "page" : null }, pages[n].title)));
+  replace(root);
+  root.className = `page ${page || ""}`;
+  if (!page) {
+    replace(root, empty("Nothing to see", "This key may not use any part of the console."));
+    return;
   }
+  document.title = `${pages[page].title} · Lamina`;
+  unmount = pages[page].mount(root, context, rest.map(decodeURIComponent)) || unmount;
 }
 
-// meter counts tokens and their rate, from the first token to the last.
-function meter() {
-  let first = 0;
-  let last = 0;
-  let pieces = 0;
-  const say = (count) => {
-    const seconds = (last - first) / 1000;
-    const rate = count > 1 && seconds > 0 ? `, ${((count - 1) / seconds).toFixed(1)} tokens/s` : "";
-    $("speed").textContent = `${count} ${count === 1 ? "token" : "tokens"}${rate}`;
-  };
-  return {
-    piece() {
-      last = performance.now();
-      first ||= last;
-      say(++pieces);
-    },
-    total: say, // tokens without text have no event
-  };
+// The theme is the system's until the user has chosen another one.
+function theme(choice) {
+  if (choice) document.documentElement.dataset.theme = choice;
+  else delete document.documentElement.dataset.theme;
 }
 
-function request(model, text) {
-  const body = {
-    model: model.id, stream: true, stream_options: { include_usage: true },
-    temperature: Number($("temperature").value), max_tokens: Number($("tokens").value),
-  };
-  if ($("seed").value !== "") body.seed = Number($("seed").value);
-  if (model.chat) body.messages = [...turns, { role: "user", content: text }];
-  else body.prompt = text;
-  return body;
+function startTheme() {
+  const at = document.getElementById("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  theme(localStorage.getItem("theme"));
+  at.addEventListener("click", () => {
+    const now = document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
+    const next = now === "dark" ? "light" : "dark";
+    const system = dark.matches ? "dark" : "light";
+    if (next === system) localStorage.removeItem("theme");
+    else localStorage.setItem("theme", next);
+    theme(next === system ? "" : next);
+  });
 }
 
-async function ask(text, signal) {
-  await loadModels();
-  const model = models.find((m) => m.id === $("model").value);
-  if (!model) throw new Error("no model is served yet");
-  show("user", text);
-  const answer = show("assistant", model.chat ? "" : text);
-  const speed = meter();
-  let reply = "";
-  let ended = "";
+function showLink(state, reason) {
+  const link = document.getElementById("link");
+  link.textContent = { live: "live", lost: "connection lost, trying again" }[state] || "";
+  link.className = `link ${state}`;
+  link.title = reason;
+}
+
+async function start() {
+  startTheme();
   try {
-    const response = await fetch(model.chat ? "/v1/chat/completions" : "/v1/completions", {
-      method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(request(model, text)),
-    });
-    if (!response.ok) await json(response);
-    for await (const event of events(response)) {
-      for (const choice of event.choices) {
-        const piece = (model.chat ? choice.delta.content : choice.text) || "";
-        ended = choice.finish_reason || ended;
-        if (!piece) continue;
-        reply += piece;
-        answer.append(piece);
-        speed.piece();
-        $("turns").scrollTop = $("turns").scrollHeight;
-      }
-      if (event.usage) speed.total(event.usage.completion_tokens);
-    }
-    if (ended === "length") answer.append(element("small", "note", "ended at the token limit"));
-  } finally {
-    // A turn without its answer would leave the next chat with two questions in a row.
-    if (model.chat && reply) turns.push({ role: "user", content: text }, { role: "assistant", content: reply });
-  }
-}
-
-function busy(on) {
-  $("turns").setAttribute("aria-busy", String(on));
-  $("send").disabled = on;
-  $("stop").disabled = !on;
-  $("fresh").disabled = on;
-}
-
-$("ask").addEventListener("submit", async (e) => {
-  e.preventDefault();
-  const text = $("text").value;
-  if (running || !text.trim()) return;
-  running = new AbortController();
-  busy(true);
-  $("text").value = "";
-  try {
-    await ask(text, running.signal);
+    context.access = await get("/api/access");
   } catch (error) {
-    if (error.name === "AbortError") show("note", "stopped");
-    else show("error", error.message);
-  } finally {
-    running = null;
-    busy(false);
-    $("text").focus();
+    replace(root, empty("The console cannot start", error.message));
+    return;
   }
-});
+  if (context.may("observe")) context.feed.start(showLink);
+  addEventListener("hashchange", () => {
+    show();
+    root.focus({ preventScroll: true });
+  });
+  show();
+}
 
-$("stop").addEventListener("click", () => running?.abort());
-
-$("fresh").addEventListener("click", () => {
-  turns = [];
-  $("turns").replaceChildren();
-  $("speed").textContent = "";
-  $("text").focus();
-});
-
-document.addEventListener("keydown", (e) => {
-  if (e.key === "Escape") running?.abort();
-});
-
-$("text").addEventListener("keydown", (e) => {
-  if (e.key !== "Enter" || e.shiftKey || e.isComposing) return;
-  e.preventDefault();
-  if (!running) $("ask").requestSubmit();
-});
-
-const refresh = () => loadModels().catch((error) => show("error", error.message));
-refresh();
-watch({ link: $("link"), pipelines: $("pipelines"), members: $("members") }, refresh);
+start();
