@@ -69,6 +69,15 @@ json-schema-suite: ## Run the JSON Schema Test Suite checked out at SUITE.
 dashboards-test: ## Start a fleet, scrape it, and fail if a panel of a dashboard or an alert reads nothing.
 	cd tools/dashboards && $(GO) test -count=1 -timeout 10m -v ./...
 
+.PHONY: console-test
+console-test: ## Drive the console in a headless Chromium, at two widths and in two themes, with axe-core.
+	cd tools/console && npm ci --silent --no-audit --no-fund && $(GO) test -count=1 -timeout 20m ./...
+
+.PHONY: screenshots
+screenshots: ## Take the screenshots of the console in docs/console.
+	rm -f docs/console/*.png
+	LAMINA_SCREENSHOTS=$(CURDIR)/docs/console $(MAKE) console-test
+
 .PHONY: lint
 lint: ## Check formatting, vet, the style of .proto files and the rules of golangci-lint.
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
