@@ -197,7 +197,7 @@ func TestChat_HostileMarkdown(t *testing.T) {
 	b.eval(`import("/console/markdown.js").then(({render}) => {
 		const show = (text) => { const d = document.createElement("div"); d.append(...render(text)); return d; };
 		const problems = [];
-		const texts = ["*", "_", "**", "[", "](", "`+"`"+`", "$", "~~", "> ", "- ", "1. ", "| a ", "\\\\(", "<", "  * x\n", "#", "|-", "\n", "![", "*a _b ", "[x](http://a "];
+		const texts = ["*", "_", "**", "[", "](", "`+"`"+`", "$", "~~", "> ", "- ", "1. ", "| a ", "\\(", "<", "  * x\n", "#", "|-", "\n", "![", "*a _b ", "[x](http://a "];
 		for (const t of texts) {
 			const begin = performance.now();
 			show(t.repeat(20000));
@@ -208,7 +208,7 @@ func TestChat_HostileMarkdown(t *testing.T) {
 			["1. a\n2. b\n   - c\n", "<ol><li>a</li><li>b<ul><li>c</li></ul></li></ol>"], ["2 * 3 * 4", "<p>2 * 3 * 4</p>"],
 			["<img src=x onerror=alert(1)>", "<p>&lt;img src=x onerror=alert(1)&gt;</p>"], ["> a\n> b", "<blockquote><p>a\nb</p></blockquote>"],
 			["costs $5 and $6", "<p>costs $5 and $6</p>"], ["***x***", "<p><strong><em>x</em></strong></p>"], ["a  \nb", "<p>a<br>b</p>"],
-			["\\\\*no\\\\*", "<p>*no*</p>"], ["[a](data:text/html,x)", "<p><span>a</span></p>"]]) {
+			["\\*no\\*", "<p>*no*</p>"], ["[a](data:text/html,x)", "<p><span>a</span></p>"]]) {
 			const got = show(text).innerHTML;
 			if (got !== want) problems.push(JSON.stringify(text) + " gives " + got);
 		}
