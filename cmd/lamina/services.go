@@ -76,8 +76,9 @@ func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 type tokenizerCmd struct {
 	serviceFlags
 	Listen    string `help:"gRPC address."                                                                     default:"127.0.0.1:7071"`
-	Model     string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."                          short:"m" required:"" type:"model"`
+	Model     string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."                          short:"m" type:"model"`
 	Name      string `help:"Name of the model. Default: the name of its file or folder."`
+	Auto      bool   `help:"Know the models of the store and those that shards have, too: their vocabularies are loaded on demand."`
 	Library   string `help:"Folder of more models, whose vocabularies are loaded on demand."`
 	MaxModels int    `help:"Maximum number of vocabularies to keep loaded."                                    default:"64"`
 	Texts     string `help:"Folder of texts on which vocabularies may be trained. Default: none."`
@@ -85,8 +86,17 @@ type tokenizerCmd struct {
 
 // Run serves until interrupted.
 func (c *tokenizerCmd) Run(e *verb.Env) error {
-	return app.Tokenizer(e.Ctx, c.config(e, c.Listen),
-		app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels})
+	t := app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels}
+	switch {
+	case c.Auto:
+		var err error
+		if t.Store, err = storeDir(e.Store); err != nil {
+			return err
+		}
+	case c.Model == "":
+		return fault.Field("model", "name a model, or give --auto")
+	}
+	return app.Tokenizer(e.Ctx, c.config(e, c.Listen), t)
 }
 
 type samplerCmd struct {

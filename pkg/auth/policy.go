@@ -68,7 +68,8 @@ func Methods() map[string]Rule {
 		"Reduce": internal(ShardService),
 	})
 	add("lamina.weights.v1.WeightsService", map[string]Rule{
-		"ListModels": internal(ShardService), "Describe": internal(ShardService), "FetchChunk": internal(ShardService),
+		"ListModels": internal(ShardService, TokenizerService), "Describe": internal(ShardService, TokenizerService),
+		"FetchChunk": internal(ShardService, TokenizerService),
 	})
 	add("grpc.health.v1.Health", map[string]Rule{
 		"Check": only(Probe, Services()...), "Watch": only(Probe, Services()...), "List": only(Probe, Services()...),

@@ -73,6 +73,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		s.checkMissing(ctx, &wg, notify)
 		s.describe(ctx, &wg, notify)
+		s.seekTokenizers(ctx, &wg, notify)
 		s.syncAdapters(ctx, &wg, notify)
 		s.build(ctx, &wg, notify)
 		s.tellSpareShards()

@@ -147,6 +147,7 @@ type Service struct {
 	vocabularies map[string]*vocabulary                   // by digest
 	models       map[string]*modelInfo                    // by digest, from vocabs
 	asking       map[string]bool                          // addresses being described
+	sought       map[sought]time.Time                     // when tokenizers were asked for models
 	pipelines    map[string]*pipeline                     // by id
 	building     map[string]plan.Chain                    // chains that are being opened or run
 	adapters     *adapters
@@ -169,6 +170,7 @@ func New(c Config) *Service {
 		requests:  newRequests(),
 		instances: map[string][]discovery.Instance{}, missing: map[string]*missing{}, held: map[string]described{},
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, renew: map[string]bool{}, asking: map[string]bool{},
+		sought: map[sought]time.Time{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
 		building: map[string]plan.Chain{}, changed: make(chan struct{}), pokes: make(chan struct{}, 1),

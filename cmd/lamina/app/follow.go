@@ -13,7 +13,6 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	weightsv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/weights/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/store"
 	"github.com/lamina-mesh/lamina/pkg/swarm"
 	"github.com/lamina-mesh/lamina/pkg/weights"
@@ -236,30 +235,7 @@ func (f *follower) rest(digest, name string, err error) {
 
 // listed asks the other shards which models they have. It calls each with those of each shard.
 func (f *follower) listed(ctx context.Context, each func(swarm.Peer, *weightsv1.Model)) {
-	for _, m := range f.others() {
-		conn, err := f.p.dialer.Dial(m.Addr)
-		if err != nil {
-			continue
-		}
-		client := weightsv1.NewWeightsServiceClient(conn)
-		limited, cancel := context.WithTimeout(ctx, listTime)
-		resp, err := client.ListModels(limited, &weightsv1.ListModelsRequest{})
-		cancel()
-		if err != nil {
-			f.p.log.Debug("list the models of a shard", "shard", m.ID, "error", rpc.FromStatus(err))
-			continue
-		}
-		for _, e := range resp.GetModels() {
-			peer := swarm.Peer{ID: m.ID, Client: client, Partial: e.GetPartial(), Outside: e.GetOutside()}
-			if peer.Partial {
-				peer.Parts = map[string][]byte{}
-				for _, part := range e.GetParts() {
-					peer.Parts[part.GetPath()] = part.GetChunks()
-				}
-			}
-			each(peer, e)
-		}
-	}
+	f.p.listModels(ctx, f.others(), each)
 }
 
 // peers offers models that other shards have.

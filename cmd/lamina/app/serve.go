@@ -75,6 +75,9 @@ type TokenizerConfig struct {
 	// trained. Either folder may be empty for none.
 	Library, Texts string
 	Models         int
+	// Store is the folder of the store of models; empty for none. The vocabularies of its models are loaded on demand,
+	// and those of models that shards have are fetched into it. Model may then be empty.
+	Store string
 }
 
 // Tokenizer runs the tokenizer service until ctx ends.

@@ -106,7 +106,7 @@ func (s *sentBytes) Write(p []byte) (int, error) {
 }
 
 // Two shards with certificates find each other through Consul. One has the model, the other one fetches its layers over
-// mutual TLS.
+// mutual TLS, and the tokenizer its vocabulary.
 func TestFleet_FetchesLayersOverMutualTLS(t *testing.T) {
 	dir, path := t.TempDir(), shared(t, "models/stories260K/stories260K-f32.gguf")
 	ca, err := issue.NewAuthority("lamina", time.Now(), time.Hour)
@@ -148,7 +148,7 @@ func TestFleet_FetchesLayersOverMutualTLS(t *testing.T) {
 	set := cpu.New(1)
 	t.Cleanup(set.Close)
 	start(t, registry.Addr(), func(ctx context.Context, c app.ServiceConfig) error {
-		return app.Tokenizer(ctx, config(c, "tokenizer"), app.TokenizerConfig{Model: path})
+		return app.Tokenizer(ctx, config(c, "tokenizer"), app.TokenizerConfig{Store: t.TempDir()})
 	})
 	start(t, registry.Addr(), func(ctx context.Context, c app.ServiceConfig) error {
 		return app.Sampler(ctx, config(c, "sampler"))

@@ -16,6 +16,7 @@ import (
 	journalnats "github.com/lamina-mesh/lamina/pkg/journal/nats"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/store"
 	"github.com/lamina-mesh/lamina/pkg/swarm"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/anthropic"
@@ -122,12 +123,25 @@ func (p *process) buildBus() error {
 
 func (p *process) buildTokenizer() error {
 	c := p.set.tokenizer
-	if c.Model == "" {
+	if c.Model == "" && c.Store == "" {
 		return nil
 	}
 	config := tokenizer.Config{Texts: c.Texts, MaxModels: c.Models}
 	if c.Library != "" {
 		config.Open = tokenizer.NewLibrary(c.Library).Open
+	}
+	if c.Store != "" {
+		v := &vocabularies{p: p, library: config.Open}
+		var err error
+		if v.store, err = store.Open(c.Store, store.Options{}); err != nil {
+			return err
+		}
+		p.closers = append(p.closers, v.store.Close)
+		p.add(runPart("vocabularies", v.run))
+		config.Open = v.open
+	}
+	if c.Model == "" {
+		return p.serveTokenizer(config)
 	}
 	m, err := p.open(c.Model, c.Name)
 	if err != nil {
@@ -154,6 +168,10 @@ func (p *process) buildTokenizer() error {
 			config.Models = append(config.Models, drafts)
 		}
 	}
+	return p.serveTokenizer(config)
+}
+
+func (p *process) serveTokenizer(config tokenizer.Config) error {
 	s, err := tokenizer.New(config)
 	if err != nil {
 		return err
