@@ -1,8 +1,11 @@
 package integration_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,19 +23,23 @@ import (
 
 // addAuto adds a shard that is told nothing of layers.
 func (f *fleet) addAuto(i int, memory int64) *member {
-	folder := f.spec.model
-	if folder == "" {
-		folder = bundled(f.t)
+	folder := cmp.Or(f.spec.model, bundled(f.t))
+	if strings.HasSuffix(folder, ".gguf") {
+		folder = filepath.Dir(folder)
 	}
 	f.add("shard", fmt.Sprintf("auto-%d", i), "--auto", "--model-dir="+folder,
 		fmt.Sprintf("--memory-limit=%d", memory), "--threads=1")
 	return f.members[fmt.Sprintf("shard-auto-%d", i)]
 }
 
-// roomFor returns the memory limits of hosts that have room for some layers of the bundled model.
-func roomFor(t *testing.T, layers ...int) []int64 {
+// fleetModel is the model of the fleets that place themselves: the bundled one, or that of LAMINA_FLEET_MODEL, the path
+// of a GGUF file that is alone in its folder.
+func fleetModel(t *testing.T) string { return cmp.Or(os.Getenv("LAMINA_FLEET_MODEL"), bundled(t)) }
+
+// roomFor returns the memory limits of hosts that have room for some quarters of the layers of a model.
+func roomFor(t *testing.T, path string, quarters ...int) []int64 {
 	t.Helper()
-	files, err := model.Open(bundled(t))
+	files, err := model.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,11 +47,13 @@ func roomFor(t *testing.T, layers ...int) []int64 {
 	set := cpu.New(1)
 	defer set.Close()
 	const positions, headroom = 2048, 0.2 // defaults of a plan
-	z := files.Sizes()
-	layer := z.Layers[0] + files.Spec.KVBytes(set.KV())*positions
+	z, all := files.Sizes(), int64(0)
+	for _, n := range z.Layers {
+		all += n + files.Spec.KVBytes(set.KV())*positions
+	}
 	var out []int64
-	for _, n := range layers {
-		out = append(out, int64(float64(z.Embedding+z.Head+int64(n)*layer+layer/4)/(1-headroom)))
+	for _, n := range quarters {
+		out = append(out, int64(float64(z.Embedding+z.Head+int64(n)*all/4+all/16)/(1-headroom)))
 	}
 	return out
 }
@@ -260,8 +269,12 @@ func sumLoaded(states map[string]hostState) int64 {
 func (p *planner) checkMoved(what string, after uint64, loaded int64) {
 	p.f.t.Helper()
 	planned, known := p.moved(after)
+	if !known {
+		p.f.t.Logf("%s: the hosts have loaded %d bytes; plans followed each other too fast to be seen all", what, loaded)
+		return
+	}
 	p.f.t.Logf("%s: the plans move %d bytes, and the hosts have loaded %d", what, planned, loaded)
-	if known && planned != loaded {
+	if planned != loaded {
 		p.f.t.Errorf("%s: the hosts have loaded %d bytes, and the plans move %d", what, loaded, planned)
 	}
 }
@@ -270,7 +283,8 @@ func (p *planner) checkMoved(what string, after uint64, loaded int64) {
 // under load; another one joins, and is needed when a second one is killed. No stream fails, all have the bytes of an
 // undisturbed fleet, and hosts load as many bytes as the plans say.
 func TestPromise_AutoFleet_KillAndAdd(t *testing.T) {
-	f := startFleet(t, fleetSpec{auto: roomFor(t, 1, 1, 2, 3)}, false)
+	served := fleetModel(t)
+	f := startFleet(t, fleetSpec{model: served, auto: roomFor(t, served, 1, 1, 2, 3)}, false)
 	p := newPlanner(f)
 	first, states := p.carriedOut([]int{0}, "the first plan", func(*plan.Document) bool { return true })
 	t.Log(describePlan(first))
@@ -302,7 +316,7 @@ func TestPromise_AutoFleet_KillAndAdd(t *testing.T) {
 	second := kill("kill the largest", first)
 	p.checkMoved("kill the largest", first.Version, sumLoaded(f.states())-base)
 
-	added := f.addAuto(9, roomFor(t, 4)[0])
+	added := f.addAuto(9, roomFor(t, served, 4)[0])
 	added.start()
 	f.await(time.Minute, "the new host to be known", func() bool {
 		s, err := added.describe()
@@ -311,7 +325,8 @@ func TestPromise_AutoFleet_KillAndAdd(t *testing.T) {
 	base = loadedBefore(second)
 	third := kill("kill another one", second)
 	p.checkMoved("kill another one", second.Version, sumLoaded(f.states())-base)
-	if s, err := added.describe(); err != nil || !slices.Contains(hosts(third), s.id) {
+	// The hosts that are left have too little room for the bundled model.
+	if s, err := added.describe(); served == bundled(t) && (err != nil || !slices.Contains(hosts(third), s.id)) {
 		t.Errorf("the new host %s is not in %s: %v", s.id, describePlan(third), err)
 	}
 	flow.hold(within(10 * time.Second))
@@ -359,7 +374,8 @@ func TestPromise_AutoFleet_LostPlacerAndFrozenHost(t *testing.T) {
 	if !slow() {
 		t.Skip("waits for the lock of a killed router; LAMINA_SLOW=1 runs it")
 	}
-	f := startFleet(t, fleetSpec{routers: 2, auto: roomFor(t, 1, 1, 2, 3, 3)}, false)
+	served := fleetModel(t)
+	f := startFleet(t, fleetSpec{model: served, routers: 2, auto: roomFor(t, served, 1, 1, 2, 3, 3)}, false)
 	p := newPlanner(f)
 	first, _ := p.carriedOut([]int{0, 1}, "the first plan", func(*plan.Document) bool { return true })
 	t.Log(describePlan(first))

@@ -42,12 +42,13 @@ const leastSleep = time.Millisecond
 func (s *slowSet) pay(rows, weights int) {
 	cost := time.Duration(float64(s.perWeight) * float64(weights) / 1024 * (1 + s.rowShare*float64(rows-1)))
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if now := time.Now(); now.After(s.owed) {
 		s.owed = now
 	}
 	s.owed = s.owed.Add(cost)
-	if rest := time.Until(s.owed); rest >= leastSleep {
+	rest := time.Until(s.owed)
+	s.mu.Unlock() // virtual time stands still while somebody waits for a lock
+	if rest >= leastSleep {
 		time.Sleep(rest)
 	}
 }
