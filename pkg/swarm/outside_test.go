@@ -71,7 +71,8 @@ func (r *outsideRig) hosts(t *testing.T, n int) (*memnet.Network, []*swarm.Remot
 		var err error
 		var remote *swarm.Remote
 		if i == 0 {
-			remote, err = swarm.OpenOutside(t.Context(), openStore(t), slog.New(slog.DiscardHandler), peerName(i), r.open(t), nil)
+			remote, err = swarm.OpenOutside(t.Context(), openStore(t), slog.New(slog.DiscardHandler), peerName(i),
+				r.open(t), nil)
 		} else {
 			first := peers[0]
 			first.Partial, first.Outside, first.Parts = true, true, out[0].Chunks()
@@ -166,7 +167,8 @@ func TestRemote_PartsComeThroughAnotherHost(t *testing.T) {
 	start(t, network, peerName(0), server)
 	peer := dial(t, network, 1)[0]
 	peer.Partial, peer.Parts = true, remotes[0].Chunks()
-	behind, err := swarm.Open(t.Context(), openStore(t), slog.New(slog.DiscardHandler), r.model.Digest, []swarm.Peer{peer})
+	behind, err := swarm.Open(t.Context(), openStore(t), slog.New(slog.DiscardHandler), r.model.Digest,
+		[]swarm.Peer{peer})
 	if err != nil {
 		t.Fatal(err)
 	}

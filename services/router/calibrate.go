@@ -59,8 +59,8 @@ func (q *request) observeFirst(a *attempt, cached int) {
 // observed is how much of a pipeline's measurements has been taken into account.
 type observed struct{ singles, firsts int }
 
-// observe corrects the cost model by what pipelines of the plan have shown since the last time. current is the plan with
-// predictions for what is known now.
+// observe corrects the cost model by what pipelines of the plan have shown since the last time. current is the plan
+// with predictions for what is known now.
 func (l *leader) observe(current *plan.Plan) {
 	for k := range current.Pipelines {
 		pipeline := &current.Pipelines[k]

@@ -96,7 +96,8 @@ func (s *Service) learn(ctx context.Context, k sought) bool {
 	for _, v := range resp.GetVocabularies() {
 		if v.GetDigest() == k.digest {
 			next.Vocabularies = append(next.Vocabularies, v)
-			s.log.Info("a tokenizer knows a further model", "address", k.addr, "model", v.GetModel(), "digest", k.digest)
+			s.log.Info("a tokenizer knows a further model", "address", k.addr, "model", v.GetModel(), "digest",
+				k.digest)
 		}
 	}
 	s.vocabs[k.addr] = next

@@ -132,8 +132,8 @@ func (h *held) kvBytes(o *offer) int64 {
 	return int64(c.Pages) * int64(c.PageLen) * int64(c.Layers) * perLayer
 }
 
-// used returns the bytes that all spans and loads take, and those of them that are KV caches. Weights that several spans
-// of a model share count once. The caller holds mu.
+// used returns the bytes that all spans and loads take, and those of them that are KV caches. Weights that several
+// spans of a model share count once. The caller holds mu.
 func (s *Service) used() (all, kv int64) {
 	before := map[string][]model.Range{} // the spans of each model that have been counted
 	for _, h := range slices.Concat(s.held, s.retiring) {

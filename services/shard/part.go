@@ -14,8 +14,8 @@ type Part struct {
 	Files        *model.Files // Files.Source must be Placed
 	// Has reports whether the bytes of a tensor are there.
 	Has func(weights.Place) bool
-	// Fetch brings the tensors that are missing, all or none of each. progress is called, by one goroutine at a time, with
-	// the bytes that are there and those that are needed.
+	// Fetch brings the tensors that are missing, all or none of each. progress is called, by one goroutine at a time,
+	// with the bytes that are there and those that are needed.
 	Fetch func(ctx context.Context, names []string, progress func(done, total int64)) error
 }
 

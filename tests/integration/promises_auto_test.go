@@ -114,7 +114,7 @@ func (p *planner) moved(after uint64) (bytes int64, known bool) {
 			continue
 		}
 		// The first version of all has no plan.
-		if d.Version != last+1 && !(last == 0 && d.Version == 2) {
+		if d.Version != last+1 && (last != 0 || d.Version != 2) {
 			return 0, false
 		}
 		last = d.Version

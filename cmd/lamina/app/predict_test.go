@@ -177,14 +177,6 @@ func (r *predictRig) measure(tries int, n uint32) (first, token float64) {
 	return firsts[len(firsts)/2], tokens[len(tokens)/2]
 }
 
-func (r *predictRig) topology() *routerv1.Mesh {
-	resp, err := r.router.Topology(r.ctx, &routerv1.TopologyRequest{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return resp.GetMesh()
-}
-
 // predicted is a fleet with what was predicted of it and what was measured.
 type predicted struct {
 	hosts, stages               string
@@ -302,7 +294,9 @@ func testBestLayout(t *testing.T) {
 	}
 	const layers = 5
 	hosts := []throttled{
-		{2, 2 * time.Millisecond, time.Millisecond}, {3, 3 * time.Millisecond, 0}, {4, 6 * time.Millisecond, 2 * time.Millisecond},
+		{2, 2 * time.Millisecond, time.Millisecond},
+		{3, 3 * time.Millisecond, 0},
+		{4, 6 * time.Millisecond, 2 * time.Millisecond},
 	}
 	r := newPredictRig(t, hosts, app.Placing{Correct: 500 * time.Millisecond})
 	planned := r.run(hosts, 3, 48)
@@ -377,8 +371,8 @@ func (r *predictRig) try(before, chain [][3]int) float64 {
 		}
 	}
 	for _, c := range before {
-		stream, err := client(c[0]).Unload(r.ctx, &shardv1.UnloadRequest{Digest: digest, Lo: uint32(c[1]), Hi: uint32(c[2]),
-			GraceMs: 1, Fence: 1})
+		stream, err := client(c[0]).Unload(r.ctx, &shardv1.UnloadRequest{Digest: digest, Lo: uint32(c[1]),
+			Hi: uint32(c[2]), GraceMs: 1, Fence: 1})
 		read(func() error { _, err := stream.Recv(); return err }, err)
 	}
 	for _, c := range chain {
