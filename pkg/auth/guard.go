@@ -31,9 +31,9 @@ func NewGuard(keys *Keyring, domain string) *Guard {
 
 // Tokens verifies the tokens of identity providers. It is safe for concurrent use.
 type Tokens interface {
-	// Authenticate returns the holder of a token. An error tells nothing about why a token is wrong: it is Unauthenticated
-	// for every wrong token, PermissionDenied for a good one that allows nothing here, and Unavailable while it cannot be
-	// verified.
+	// Authenticate returns the holder of a token. An error tells nothing about why a token is wrong: it is
+	// Unauthenticated for every wrong token, PermissionDenied for a good one that allows nothing here, and Unavailable
+	// while it cannot be verified.
 	Authenticate(token string) (*Principal, error)
 }
 

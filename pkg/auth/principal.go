@@ -21,8 +21,8 @@ type Principal struct {
 	check func() error // nil if the credentials stay valid
 }
 
-// Check returns an error if the credentials of the principal are no longer valid. Calls that would not end by themselves
-// ask for it from time to time.
+// Check returns an error if the credentials of the principal are no longer valid. Calls that would not end by
+// themselves ask for it from time to time.
 func (p *Principal) Check() error {
 	if p == nil || p.check == nil {
 		return nil

@@ -30,8 +30,8 @@ func (f Files) paths() [4]string { return [4]string{f.Cert, f.Key, f.CA, f.Revok
 const checkFiles = time.Second
 
 // Certificates holds a certificate, an authority and what was revoked, which are read again when their files change. A
-// handshake uses the files of its time, and connections that exist go on, so that certificates rotate without dropping a
-// stream; Run closes those of revoked certificates. While files are damaged, the ones that were read last stay. It is
+// handshake uses the files of its time, and connections that exist go on, so that certificates rotate without dropping
+// a stream; Run closes those of revoked certificates. While files are damaged, the ones that were read last stay. It is
 // safe for concurrent use.
 type Certificates struct {
 	files Files

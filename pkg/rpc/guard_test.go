@@ -221,7 +221,8 @@ func TestGuard_EveryMethodTimesEveryCaller(t *testing.T) {
 		)
 	}
 	for reason, text := range issuer.Bad(t) {
-		callers = append(callers, caller{"a token " + reason, dial(t, addr, rpc.DialOptions{TLS: anyone, Secret: text}), nil})
+		callers = append(callers,
+			caller{"a token " + reason, dial(t, addr, rpc.DialOptions{TLS: anyone, Secret: text}), nil})
 	}
 	wrongKey := rpc.DialOptions{TLS: open(t, ours.files("trainer")).Client(), Secret: secrets["wrong"]}
 	callers = append(callers, caller{"a good certificate with a wrong key", dial(t, addr, wrongKey), nil})
@@ -368,7 +369,8 @@ func TestGuard_AmbiguousCredentialsAreWrong(t *testing.T) {
 			{"x-api-key", good, "authorization", "Bearer " + good}},
 		codes.Unauthenticated: {{"authorization", "Bearer " + good, "authorization", "Bearer " + good},
 			{"x-api-key", good, "x-api-key", good}, {"authorization", good}, {"authorization", "Basic " + good},
-			{"authorization", ""}, {"x-api-key", ""}, {"x-api-key", secrets["operator"], "authorization", "Bearer " + good}},
+			{"authorization", ""}, {"x-api-key", ""},
+			{"x-api-key", secrets["operator"], "authorization", "Bearer " + good}},
 	} {
 		for _, pairs := range all {
 			before := served.count(method)

@@ -43,7 +43,8 @@ func readRevocations(path string, authorities []*x509.Certificate, now time.Time
 		return nil, fault.Wrap(fault.Unavailable, err, "read revoked certificates of %s", path)
 	}
 	if len(text) > maxRevocations {
-		return nil, fault.New(fault.Invalid, "read revoked certificates of %s: more than %d bytes", path, maxRevocations)
+		return nil, fault.New(fault.Invalid, "read revoked certificates of %s: more than %d bytes", path,
+			maxRevocations)
 	}
 	lists, err := revocationLists(text)
 	if err != nil {
@@ -51,18 +52,22 @@ func readRevocations(path string, authorities []*x509.Certificate, now time.Time
 	}
 	r := &revocations{serials: map[string]map[string]bool{}}
 	for i, list := range lists {
-		if !slices.ContainsFunc(authorities, func(ca *x509.Certificate) bool { return list.CheckSignatureFrom(ca) == nil }) {
-			return nil, fault.New(fault.Invalid, "read revoked certificates of %s: list %d is not signed by an authority of "+
-				"--tls-ca", path, i)
+		if !slices.ContainsFunc(authorities,
+			func(ca *x509.Certificate) bool { return list.CheckSignatureFrom(ca) == nil }) {
+			return nil, fault.New(fault.Invalid,
+				"read revoked certificates of %s: list %d is not signed by an authority of "+
+					"--tls-ca", path, i)
 		}
 		for _, e := range list.Extensions {
 			if e.Critical {
-				return nil, fault.New(fault.Invalid, "read revoked certificates of %s: list %d is not complete (extension %v)",
+				return nil, fault.New(fault.Invalid,
+					"read revoked certificates of %s: list %d is not complete (extension %v)",
 					path, i, e.Id)
 			}
 		}
 		if !list.NextUpdate.IsZero() && now.After(list.NextUpdate) {
-			r.stale = append(r.stale, fmt.Sprintf("list %d of %s, due %s", i, path, list.NextUpdate.Format(time.RFC3339)))
+			r.stale = append(r.stale,
+				fmt.Sprintf("list %d of %s, due %s", i, path, list.NextUpdate.Format(time.RFC3339)))
 		}
 		serials := r.serials[string(list.RawIssuer)]
 		if serials == nil {

@@ -117,7 +117,8 @@ func TestCertificates_ARevokedClientLosesItsStream(t *testing.T) {
 	}
 	for name, want := range map[string]codes.Code{"router": codes.Unavailable, "monitor": codes.Unavailable,
 		"trainer": codes.Unimplemented} {
-		got := call(t.Context(), dial(t, addr, rpc.DialOptions{TLS: open(t, f.files(name)).Client()}), "/x.Echo/Nothing")
+		got := call(t.Context(), dial(t, addr, rpc.DialOptions{TLS: open(t, f.files(name)).Client()}),
+			"/x.Echo/Nothing")
 		if got != want {
 			t.Errorf("a new connection of %s: %v, want %v", name, got, want)
 		}

@@ -25,8 +25,8 @@ func callerOf(ctx context.Context) *journalv1.Caller {
 	return &journalv1.Caller{Id: p.ID, RequestsPerMinute: uint64(requests), TokensPerMinute: uint64(tokens)}
 }
 
-// charge takes tokens from the budget of a request's owner. They are a debt if nothing is left: a request that was let in
-// is not cut because its router has gone.
+// charge takes tokens from the budget of a request's owner. They are a debt if nothing is left: a request that was let
+// in is not cut because its router has gone.
 func (s *Service) charge(c *journalv1.Caller, tokens int) {
 	if c.GetId() == "" || s.cfg.Meters == nil || tokens <= 0 {
 		return

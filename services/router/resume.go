@@ -192,7 +192,8 @@ func (s *Service) takeOver(ctx context.Context, l *live) error {
 				return fault.Wrap(fault.Unavailable, err, "resume request %s", l.key.ID).After(time.Second)
 			}
 			s.log.InfoContext(ctx, "take request over", "tokens", len(log.ids), "writer", w.writer)
-			// Its span is part of the trace that the other router has begun, or else of that of the caller who resumes it.
+			// Its span is part of the trace that the other router has begun, or else of that of the caller who resumes
+			// it.
 			ctx = q.startSpan(trace.Below(ctx, log.open.GetTraceparent()))
 			q.span.Event("take request over", attribute.Int("lamina.resumed_tokens", len(log.ids)))
 			had := len(log.ids) // the other router has charged these; goOn changes the log

@@ -43,8 +43,8 @@ func (s *semconv) register(r prometheus.Registerer) {
 	}
 }
 
-// observeEnd measures a request that was admitted and has ended. The model is that of the metrics with vLLM's names, and
-// never what a client has written.
+// observeEnd measures a request that was admitted and has ended. The model is that of the metrics with vLLM's names,
+// and never what a client has written.
 func (q *request) observeEnd(err error) {
 	m, s := q.meters, q.service.m.semconv
 	labels := []string{q.operation(), providerName, m.label, m.label}

@@ -41,9 +41,9 @@ func traced(t *testing.T) (*trace.Tracer, *tracetest.InMemoryExporter) {
 	return tracer, out
 }
 
-// TestResume_ATakenRequestIsPaidByItsOwnerAndTraced begins a request by the owner of a key at a router that is lost. The
-// one that takes it over charges the owner's budget for what it generates, whoever resumes it, and its span is part of
-// the trace that the first router has begun.
+// TestResume_ATakenRequestIsPaidByItsOwnerAndTraced begins a request by the owner of a key at a router that is lost.
+// The one that takes it over charges the owner's budget for what it generates, whoever resumes it, and its span is part
+// of the trace that the first router has begun.
 func TestResume_ATakenRequestIsPaidByItsOwnerAndTraced(t *testing.T) {
 	const tokens, budget = 128, 1000
 	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})

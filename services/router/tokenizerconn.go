@@ -10,8 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// tokenizerLimit is how long one call of a tokenizer may take. A text of the largest size takes a small part of it, so a
-// tokenizer that needs longer hangs, and another one is asked.
+// tokenizerLimit is how long one call of a tokenizer may take. A text of the largest size takes a small part of it, so
+// a tokenizer that needs longer hangs, and another one is asked.
 const tokenizerLimit = 15 * time.Second
 
 // limitedConn gives each call a deadline of its own, and says that the other side is not available when that passes

@@ -88,7 +88,8 @@ func (s *Service) spanOf(digest string, lo, hi uint32) (*offer, model.Range, err
 	o := s.offers[digest]
 	s.mu.Unlock()
 	if o == nil {
-		return nil, model.Range{}, fault.New(fault.NotFound, "find model %.80q: this shard does not have its files", digest)
+		return nil, model.Range{},
+			fault.New(fault.NotFound, "find model %.80q: this shard does not have its files", digest)
 	}
 	if layers := len(o.sizes.Layers); lo >= hi || hi > uint32(layers) {
 		return nil, model.Range{}, fault.Field("hi", "find layers %d-%d of %s: want a part of its %d layers", lo, hi,
@@ -103,8 +104,9 @@ func (s *Service) fenced(fence uint64) error {
 		return fault.New(fault.FailedPrecondition, "check the placer: this shard takes no assignments")
 	}
 	if fence < s.fence {
-		return fault.New(fault.Aborted, "check the placer: fence %d is older than %d: another router is the placer, or the "+
-			"registry was restored from an older snapshot: in that case restart this shard", fence, s.fence).
+		return fault.New(fault.Aborted,
+			"check the placer: fence %d is older than %d: another router is the placer, or the "+
+				"registry was restored from an older snapshot: in that case restart this shard", fence, s.fence).
 			Because("OLD_FENCE")
 	}
 	s.fence = fence
@@ -277,7 +279,8 @@ func (s *Service) release(h *held, grace time.Duration) {
 	limit := time.Now().Add(grace)
 	for !h.retired() {
 		if !time.Now().Before(limit) {
-			h.endAll(fault.New(fault.Unavailable, "run layers %v of %s: they are being unloaded", h.stage.Range, h.name))
+			h.endAll(fault.New(fault.Unavailable, "run layers %v of %s: they are being unloaded", h.stage.Range,
+				h.name))
 		}
 		select {
 		case <-tick.C:

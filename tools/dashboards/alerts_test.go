@@ -85,8 +85,8 @@ func fill(t *testing.T, s *store, lines []line, from time.Time) {
 	}
 }
 
-// fires reports whether an alert fires at a moment, evaluated at each scrape as Prometheus does: its expression has held
-// for as long as the rule asks for.
+// fires reports whether an alert fires at a moment, evaluated at each scrape as Prometheus does: its expression has
+// held for as long as the rule asks for.
 func fires(t *testing.T, s *store, e *promql.Engine, rule rulefmt.Rule, at time.Time) bool {
 	t.Helper()
 	for ago := time.Duration(0); ago <= time.Duration(rule.For); ago += scrapeEvery {

@@ -58,7 +58,8 @@ func (p *process) secure(files rpc.Files) error {
 	}
 	if keys == nil && tokens == nil && (certs == nil || !certs.Authority()) {
 		if p.set.access.Audit != "" {
-			return fault.Field("audit-log", "there is nobody to write down: give --auth-keys, --auth-tokens or certificates")
+			return fault.Field("audit-log",
+				"there is nobody to write down: give --auth-keys, --auth-tokens or certificates")
 		}
 		return nil
 	}

@@ -37,8 +37,9 @@ func (c AdminConfig) address(guarded bool) (string, error) {
 	}
 	addr := net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port)
 	if !guarded && !rpc.Loopback(addr) {
-		return "", fault.New(fault.FailedPrecondition, "listen on %s for administrators: anyone who reaches it could use "+
-			"it: give --auth-keys, --auth-tokens or certificates, or an address of loopback", addr)
+		return "", fault.New(fault.FailedPrecondition,
+			"listen on %s for administrators: anyone who reaches it could use "+
+				"it: give --auth-keys, --auth-tokens or certificates, or an address of loopback", addr)
 	}
 	return addr, nil
 }

@@ -312,7 +312,8 @@ func TestGate_NoSecretIsWrittenAnywhere(t *testing.T) {
 	r := newRig(t, nil)
 	for pattern := range auth.Routes() {
 		method, path := concrete(pattern)
-		for _, secret := range slices.Concat(slices.Collect(maps.Values(r.secrets)), slices.Collect(maps.Values(r.tokens)),
+		for _, secret := range slices.Concat(slices.Collect(maps.Values(r.secrets)),
+			slices.Collect(maps.Values(r.tokens)),
 			slices.Collect(maps.Values(r.bad))) {
 			for _, header := range []string{"Authorization", "X-Api-Key"} {
 				for _, scheme := range []string{"Bearer ", "", "Basic "} {
@@ -386,7 +387,8 @@ func TestGate_ARevokedCertificateIsNone(t *testing.T) {
 	revoked := false
 	guard := auth.NewGuard(nil, "mesh")
 	guard.Revoked = func([][]*x509.Certificate) bool { return revoked }
-	h := gate.New(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), gate.Options{AnyHost: true, Guard: guard})
+	h := gate.New(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
+		gate.Options{AnyHost: true, Guard: guard})
 	for _, want := range []int{http.StatusOK, http.StatusUnauthorized} {
 		q := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 		q.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{}},

@@ -177,8 +177,8 @@ func LoadAuthority(dir string) (*Authority, error) {
 }
 
 // Issue writes a new key and certificate for an id, NAME.pem and NAME.key. hosts are names and addresses of a service
-// besides those of this machine; without any, those of the certificate that is replaced stay. A certificate is never valid
-// for longer than the authority, and one that has expired issues none.
+// besides those of this machine; without any, those of the certificate that is replaced stay. A certificate is never
+// valid for longer than the authority, and one that has expired issues none.
 func (a *Authority) Issue(dir string, id ID, hosts []string, now time.Time, valid time.Duration) error {
 	if err := a.usable(now, "sign certificate of "+id.Name()); err != nil {
 		return err

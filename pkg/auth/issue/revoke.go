@@ -77,7 +77,8 @@ func ReadIssued(dir string) ([]Issued, error) {
 	for n := 1; lines.Scan(); n++ {
 		var i Issued
 		if err := json.Unmarshal(lines.Bytes(), &i); err != nil {
-			return nil, fault.New(fault.Invalid, "read issued certificates: line %d of %s: want a JSON object", n, f.Name())
+			return nil, fault.New(fault.Invalid, "read issued certificates: line %d of %s: want a JSON object", n,
+				f.Name())
 		}
 		if _, err := serialOf(i.Serial); err != nil {
 			return nil, fault.Wrap(fault.Invalid, err, "read issued certificates: line %d of %s", n, f.Name())
@@ -179,7 +180,8 @@ func (a *Authority) readRevoked(path string) (*x509.RevocationList, error) {
 	}
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "X509 CRL" {
-		return nil, fault.New(fault.Invalid, "read list of revoked certificates %s: want a PEM block of type X509 CRL", path)
+		return nil, fault.New(fault.Invalid, "read list of revoked certificates %s: want a PEM block of type X509 CRL",
+			path)
 	}
 	list, err := x509.ParseRevocationList(block.Bytes)
 	if err == nil {
@@ -194,12 +196,14 @@ func (a *Authority) readRevoked(path string) (*x509.RevocationList, error) {
 // usable returns an error unless the authority is valid at a time: what it signs later or earlier is valid nowhere.
 func (a *Authority) usable(now time.Time, what string) error {
 	if now.Before(a.cert.NotBefore) {
-		return fault.New(fault.FailedPrecondition, "%s: the authority is valid from %s on: set the clock of this machine",
+		return fault.New(fault.FailedPrecondition,
+			"%s: the authority is valid from %s on: set the clock of this machine",
 			what, a.cert.NotBefore.Format(time.RFC3339)).Because("AUTHORITY_NOT_VALID_YET")
 	}
 	if !now.Before(a.cert.NotAfter) {
-		return fault.New(fault.FailedPrecondition, "%s: the authority has expired at %s: make another one with lamina certs "+
-			"init in a new folder", what, a.cert.NotAfter.Format(time.RFC3339)).Because("AUTHORITY_EXPIRED")
+		return fault.New(fault.FailedPrecondition,
+			"%s: the authority has expired at %s: make another one with lamina certs "+
+				"init in a new folder", what, a.cert.NotAfter.Format(time.RFC3339)).Because("AUTHORITY_EXPIRED")
 	}
 	return nil
 }
@@ -245,7 +249,7 @@ func (a *Authority) Select(dir string, id ID, replaced bool, now time.Time) ([]I
 	}
 	var out []Issued
 	for _, i := range issued {
-		if i.Name == id.Name() && now.Before(i.Until) && !(replaced && i.Serial == present.Serial) &&
+		if i.Name == id.Name() && now.Before(i.Until) && (!replaced || i.Serial != present.Serial) &&
 			!slices.ContainsFunc(out, func(o Issued) bool { return o.Serial == i.Serial }) {
 			out = append(out, i)
 		}

@@ -174,8 +174,9 @@ func (c *Issuer) complete(field string) error {
 		return fault.Field(field+".issuer", "want 1 to 512 bytes without @, got %q", c.Issuer)
 	}
 	if len(c.Audiences) == 0 || slices.Contains(c.Audiences, "") {
-		return fault.Field(field+".audiences", "want one or more, none of them empty: a token for another service must "+
-			"not be good here")
+		return fault.Field(field+".audiences",
+			"want one or more, none of them empty: a token for another service must "+
+				"not be good here")
 	}
 	switch {
 	case c.Keys == "":
@@ -192,7 +193,8 @@ func (c *Issuer) complete(field string) error {
 	}
 	for _, a := range c.Algorithms {
 		if !slices.Contains(algorithms(), a) {
-			return fault.Field(field+".algorithms", "unknown algorithm %q: want %s", a, strings.Join(algorithms(), ", "))
+			return fault.Field(field+".algorithms", "unknown algorithm %q: want %s", a,
+				strings.Join(algorithms(), ", "))
 		}
 	}
 	for _, d := range []struct {

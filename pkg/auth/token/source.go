@@ -88,7 +88,8 @@ func (s *source) run(ctx context.Context) {
 			wait = min(wait, s.retry)
 			if text := err.Error(); text != failed {
 				failed = text
-				s.log.Error("read the keys of an issuer: the ones from before stay", "issuer", s.issuer.Issuer, "error", err)
+				s.log.Error("read the keys of an issuer: the ones from before stay", "issuer", s.issuer.Issuer, "error",
+					err)
 			}
 		} else {
 			failed = ""
@@ -212,10 +213,12 @@ func (s *source) fetch(ctx context.Context) ([]byte, error) {
 			Keys   string `json:"jwks_uri"`
 		}
 		if err := json.Unmarshal(text, &found); err != nil {
-			return nil, fault.New(fault.Unavailable, "discover issuer %s: the answer is no JSON object", s.issuer.Issuer)
+			return nil, fault.New(fault.Unavailable, "discover issuer %s: the answer is no JSON object",
+				s.issuer.Issuer)
 		}
 		if found.Issuer != s.issuer.Issuer {
-			return nil, fault.New(fault.FailedPrecondition, "discover issuer %s: it calls itself %.255q: set issuer to that",
+			return nil, fault.New(fault.FailedPrecondition,
+				"discover issuer %s: it calls itself %.255q: set issuer to that",
 				s.issuer.Issuer, found.Issuer)
 		}
 		if err := secureURL(found.Keys); err != nil {

@@ -182,7 +182,8 @@ func (v *Verifier) authenticate(text string) (*auth.Principal, string, error) {
 	for _, k := range keys {
 		set.Keys = append(set.Keys, k)
 	}
-	if _, err := at.parser.ParseWithClaims(text, claims, func(*jwt.Token) (any, error) { return set, nil }); err != nil {
+	if _, err := at.parser.ParseWithClaims(text, claims,
+		func(*jwt.Token) (any, error) { return set, nil }); err != nil {
 		return nil, at.Issuer.Issuer, reason(err)
 	}
 	p, err := v.holder(at, h, claims)
@@ -227,7 +228,8 @@ func (v *Verifier) holder(at *issuer, h header, claims jwt.MapClaims) (*auth.Pri
 	end := expires.Add(at.ClockSkew)
 	return grant.Principal(meter, func() error {
 		if !v.now().Before(end) || len(at.source.keys().find(h.kid, h.alg)) == 0 {
-			return fault.New(fault.Unauthenticated, "authenticate: the token is no longer valid").Because("INVALID_TOKEN")
+			return fault.New(fault.Unauthenticated,
+				"authenticate: the token is no longer valid").Because("INVALID_TOKEN")
 		}
 		return nil
 	}), nil

@@ -81,12 +81,14 @@ func TestVerifier_AcceptsEachAlgorithm(t *testing.T) {
 			t.Errorf("%s: %+v", alg, p)
 		}
 		// A set in which one key fits needs no key id.
-		if _, err := r.Authenticate(r.issuer.Sign(t, alg, r.issuer.Claims(nil), map[string]any{"kid": nil})); err != nil {
+		if _, err := r.Authenticate(
+			r.issuer.Sign(t, alg, r.issuer.Claims(nil), map[string]any{"kid": nil})); err != nil {
 			t.Errorf("%s without a key id: %v", alg, err)
 		}
 	}
 	for _, typ := range []any{"at+jwt", "application/at+JWT", "jwt", nil} {
-		if _, err := r.Authenticate(r.issuer.Sign(t, "ES256", r.issuer.Claims(nil), map[string]any{"typ": typ})); err != nil {
+		if _, err := r.Authenticate(
+			r.issuer.Sign(t, "ES256", r.issuer.Claims(nil), map[string]any{"typ": typ})); err != nil {
 			t.Errorf("type %v: %v", typ, err)
 		}
 	}
@@ -166,9 +168,11 @@ func TestVerifier_RefusesHostileTokens(t *testing.T) {
 		"not on the list":     i.Sign(t, "ES384", i.Claims(nil), nil),
 		"RSA key for ECDSA":   encode(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, i.ID("RS256")), string(body), "x"),
 		"PSS with its key":    encode(fmt.Sprintf(`{"alg":"PS256","kid":%q}`, i.ID("RS256")), string(body), "x"),
-		"ECDSA zero":          encode(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, i.ID("ES256")), string(body), string(make([]byte, 64))),
-		"ECDSA empty":         encode(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, i.ID("ES256")), string(body), "\x30\x00"),
-		"Ed25519 zero":        encode(fmt.Sprintf(`{"alg":"EdDSA","kid":%q}`, i.ID("EdDSA")), string(body), string(make([]byte, 64))),
+		"ECDSA zero": encode(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, i.ID("ES256")), string(body),
+			string(make([]byte, 64))),
+		"ECDSA empty": encode(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, i.ID("ES256")), string(body), "\x30\x00"),
+		"Ed25519 zero": encode(fmt.Sprintf(`{"alg":"EdDSA","kid":%q}`, i.ID("EdDSA")), string(body),
+			string(make([]byte, 64))),
 		"unknown key":         head(map[string]any{"kid": "unknown"}),
 		"key id a path":       head(map[string]any{"kid": "../../../dev/null"}),
 		"key id a number":     head(map[string]any{"kid": 7}),
@@ -181,7 +185,8 @@ func TestVerifier_RefusesHostileTokens(t *testing.T) {
 		"other keys":          r.other.Token(t, nil),
 		"other keys, our id":  r.other.Sign(t, "RS256", i.Claims(nil), map[string]any{"kid": i.ID("RS256")}),
 		"own key in header": r.other.Sign(t, "RS256", i.Claims(nil),
-			map[string]any{"kid": i.ID("RS256"), "jwk": json.RawMessage(r.other.Keys()), "jku": "https://evil.example/k"}),
+			map[string]any{"kid": i.ID("RS256"), "jwk": json.RawMessage(r.other.Keys()),
+				"jku": "https://evil.example/k"}),
 		"no issuer":          claims(jwt.MapClaims{"iss": nil}),
 		"other issuer":       claims(jwt.MapClaims{"iss": "https://login.example.com"}),
 		"issuer with slash":  claims(jwt.MapClaims{"iss": "https://login.example.org/"}),

@@ -62,8 +62,8 @@ GET /debug/pprof/   profiles: go tool pprof http://ADDRESS/debug/pprof/profile?s
 `)
 }
 
-// profile serves a profile. It leaves out the command line, which may have secrets in it and which /config shows without
-// them, and bounds how long a profile takes.
+// profile serves a profile. It leaves out the command line, which may have secrets in it and which /config shows
+// without them, and bounds how long a profile takes.
 func profile(w http.ResponseWriter, r *http.Request) {
 	if text := r.URL.Query().Get("seconds"); text != "" {
 		if n, err := strconv.ParseFloat(text, 64); err != nil || !(n >= 0 && n <= maxProfile.Seconds()) {

@@ -78,8 +78,10 @@ func TestHandler_ShowsBuildConfigurationAndProfiles(t *testing.T) {
 	}
 	for path, want := range map[string]int{
 		"/": 200, "/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/goroutine?debug=1": 200,
-		"/debug/pprof/profile?seconds=301": 400, "/debug/pprof/trace?seconds=-1": 400, "/debug/pprof/heap?seconds=NaN": 400,
-		"/debug/pprof/profile?seconds=x": 400, "/debug/pprof/cmdline": 404, "/debug/pprof/nothing": 404, "/nothing": 404,
+		"/debug/pprof/profile?seconds=301": 400, "/debug/pprof/trace?seconds=-1": 400,
+		"/debug/pprof/heap?seconds=NaN":  400,
+		"/debug/pprof/profile?seconds=x": 400, "/debug/pprof/cmdline": 404, "/debug/pprof/nothing": 404,
+		"/nothing":  404,
 		"/loglevel": 404,
 	} {
 		if w := ask(h, http.MethodGet, path, ""); w.Code != want {

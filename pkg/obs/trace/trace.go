@@ -159,8 +159,8 @@ func Detach(ctx, from context.Context) context.Context {
 	return ctx
 }
 
-// Below returns a context whose next span is below the one of another process, given its traceparent. Without a valid one
-// it returns ctx.
+// Below returns a context whose next span is below the one of another process, given its traceparent. Without a valid
+// one it returns ctx.
 func Below(ctx context.Context, traceparent string) context.Context {
 	if traceparent == "" {
 		return ctx

@@ -167,8 +167,8 @@ func (i *Issuer) Sign(t testing.TB, alg string, claims jwt.MapClaims, header map
 	return text
 }
 
-// Verifier returns a verifier of the issuer's tokens for the audience lamina, which the claim role gives the role of its
-// name in the tenant own.
+// Verifier returns a verifier of the issuer's tokens for the audience lamina, which the claim role gives the role of
+// its name in the tenant own.
 func (i *Issuer) Verifier(t testing.TB) *token.Verifier {
 	t.Helper()
 	text := fmt.Sprintf("issuers:\n- issuer: %s\n  audiences: [lamina]\n  keys: %s\n  grants:\n", i.Name,
@@ -206,6 +206,7 @@ func (i *Issuer) Bad(t testing.TB) map[string]string {
 		"of another issuer":    i.Token(t, with("iss", "https://evil.example")),
 		"for another audience": i.Token(t, with("aud", "grafana")),
 		"without signature":    good[:strings.LastIndex(good, ".")+1],
-		"of no algorithm":      base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) + good[strings.Index(good, "."):],
+		"of no algorithm": base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) +
+			good[strings.Index(good, "."):],
 	}
 }
