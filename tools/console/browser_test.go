@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"image/png"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/browser"
+	"github.com/chromedp/cdproto/dom"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/page"
@@ -209,11 +211,44 @@ func (b *tab) fill(selector, value string) {
 		selector, value), nil)
 }
 
-// open opens a page of the console.
+// open opens a page of the console. chromedp's own Navigate waits for events that pages with open streams may not have.
 func (b *tab) open(url, name string) {
 	b.t.Helper()
-	b.run(chromedp.Navigate(url + "/#/" + name))
+	b.run(chromedp.ActionFunc(func(ctx context.Context) error {
+		_, _, failed, _, err := page.Navigate(url + "/#/" + name).Do(ctx)
+		if err == nil && failed != "" {
+			err = errors.New(failed)
+		}
+		return err
+	}))
 	b.until("open "+name, fmt.Sprintf("document.querySelector('main.%s')", name))
+}
+
+// reload loads the page again.
+func (b *tab) reload() {
+	b.t.Helper()
+	b.eval("window.before = true", nil)
+	b.run(chromedp.ActionFunc(func(ctx context.Context) error { return page.Reload().Do(ctx) }))
+	b.until("the page again", "!window.before && document.querySelector('main')?.className")
+}
+
+// press presses a key where the focus is.
+func (b *tab) press(key string) {
+	b.t.Helper()
+	b.run(chromedp.KeyEvent(key))
+}
+
+// choose puts a file into a field.
+func (b *tab) choose(selector, file string) {
+	b.t.Helper()
+	b.until("choose a file", fmt.Sprintf("document.querySelector(%q)", selector))
+	b.run(chromedp.ActionFunc(func(ctx context.Context) error {
+		found, _, err := runtime.Evaluate(fmt.Sprintf("document.querySelector(%q)", selector)).Do(ctx)
+		if err != nil {
+			return err
+		}
+		return dom.SetFileInputFiles([]string{file}).WithObjectID(found.ObjectID).Do(ctx)
+	}))
 }
 
 // fits fails if the page is wider than the window.
@@ -269,7 +304,14 @@ func (b *tab) shoot(name string) {
 	b.t.Helper()
 	dir := os.Getenv("LAMINA_SCREENSHOTS")
 	var shot []byte
-	b.run(chromedp.CaptureScreenshot(&shot))
+	b.run(chromedp.ActionFunc(func(ctx context.Context) error {
+		if err := page.BringToFront().Do(ctx); err != nil { // a tab in the background draws nothing
+			return err
+		}
+		var err error
+		shot, err = page.CaptureScreenshot().Do(ctx)
+		return err
+	}))
 	if _, err := png.DecodeConfig(bytes.NewReader(shot)); err != nil {
 		b.t.Fatal(err)
 	}

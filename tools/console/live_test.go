@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/network"
-	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
@@ -54,7 +53,7 @@ func TestLive_ChatMeshRunAndKeysOfARealMesh(t *testing.T) {
 	b.until("have a model", "document.querySelector('.settings select')?.value")
 	b.eval(`{ const i = document.querySelector(".settings input[max='16777216']"); i.value = 12; i.dispatchEvent(new Event("change")); true }`, nil)
 	b.fill("#text", "The prince")
-	b.run(chromedp.SendKeys("#text", kb.Enter, chromedp.ByQuery))
+	b.press(kb.Enter)
 	b.idle()
 	b.sees("12 tokens")
 	b.sees("ended at the token limit")
@@ -83,7 +82,7 @@ func TestLive_ChatMeshRunAndKeysOfARealMesh(t *testing.T) {
 	var second string
 	b.eval(`document.querySelector(".secret").textContent`, &second)
 	b.run(network.SetExtraHTTPHeaders(network.Headers{"Authorization": "Bearer " + second}))
-	b.run(chromedp.Reload())
+	b.reload()
 	b.until("the keys, with the new key", `[...document.querySelectorAll("tbody th")].some((e) => e.innerText.includes("second"))`)
 	b.expect("404") // the metrics of a run before its first step
 	b.clean()

@@ -76,7 +76,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.Server = httptest.NewServer(mux)
 	t.Cleanup(func() {
-		r.CloseClientConnections()
+		_ = r.Config.Close() // ends the streams, which pages would open again
 		r.Close()
 	})
 	return r

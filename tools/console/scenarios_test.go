@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
 
@@ -25,8 +24,9 @@ func each(t *testing.T, run func(t *testing.T, r *rig, b *tab)) {
 	open := start(t)
 	for _, v := range views() {
 		t.Run(v.name, func(t *testing.T) {
+			r := newRig(t)
 			b := open(t, v)
-			run(t, newRig(t), b)
+			run(t, r, b)
 			b.fits()
 			b.clean()
 		})
@@ -38,7 +38,7 @@ func (b *tab) ask(text string) {
 	b.t.Helper()
 	b.until("have a model", "document.querySelector('.settings select')?.value")
 	b.fill("#text", text)
-	b.run(chromedp.SendKeys("#text", kb.Enter, chromedp.ByQuery))
+	b.press(kb.Enter)
 }
 
 // idle waits until no answer is being written.
@@ -93,21 +93,21 @@ func TestChat_AnswersAreShownAndBranched(t *testing.T) {
 		if n := len(last.GetMessages()); n != 1 || last.GetMessages()[0].GetContent() != "And how is it trained?" {
 			t.Errorf("the request of the branch has %d messages: %v", n, last.GetMessages())
 		}
-		b.run(chromedp.Reload())
+		b.reload()
 		b.until("the stored conversation", `document.querySelector(".conversations .open")?.textContent === "How is a model split?"`)
 	})
 }
 
 func TestChat_StopSystemPromptAndParameters(t *testing.T) {
-	b := start(t)(t, views()[0])
 	r := newRig(t)
+	b := start(t)(t, views()[0])
 	r.block = true
 	b.open(r.URL, "chat")
 	b.fill(".settings textarea", "You are terse.")
 	b.fill(".settings input[step='1'][max='9007199254740991']", "7")
 	b.ask("Say something")
 	b.until("the first words", `document.querySelector(".message.assistant")?.innerText.includes("Hello.")`)
-	b.run(chromedp.SendKeys("body", kb.Escape, chromedp.ByQuery))
+	b.press(kb.Escape)
 	b.sees("Stopped.")
 	b.idle()
 	r.mu.Lock()
@@ -123,8 +123,8 @@ func TestChat_StopSystemPromptAndParameters(t *testing.T) {
 }
 
 func TestChat_ToolCallsAreFoldedAndAnswered(t *testing.T) {
-	b := start(t)(t, views()[0])
 	r := newRig(t)
+	b := start(t)(t, views()[0])
 	r.calls, r.answer = true, "It is cold in Kazan."
 	b.open(r.URL, "chat")
 	b.click(".settings summary", "More")
@@ -153,9 +153,9 @@ func TestChat_ToolCallsAreFoldedAndAnswered(t *testing.T) {
 }
 
 func TestChat_ExportAndImport(t *testing.T) {
+	r := newRig(t)
 	open := start(t)
 	b := open(t, views()[0])
-	r := newRig(t)
 	dir := b.downloads()
 	b.open(r.URL, "chat")
 	b.ask("Keep this")
@@ -176,13 +176,13 @@ func TestChat_ExportAndImport(t *testing.T) {
 	other := open(t, views()[0])
 	other.open(newRig(t).URL, "chat")
 	other.sees("kept in this browser alone")
-	other.run(chromedp.SetUploadFiles(".side.list input[type=file]", []string{name}, chromedp.ByQuery))
+	other.choose(".side.list input[type=file]", name)
 	other.until("the imported conversation", `document.querySelector(".message.user")?.innerText.includes("Keep this")`)
 	bad := filepath.Join(dir, "bad.json")
 	if err := os.WriteFile(bad, []byte(`{"format":"lamina-conversations","version":1,"conversations":[{"messages":{"a":{"id":"a","parent":"a","role":"user","content":"x","at":1}}}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	other.run(chromedp.SetUploadFiles(".side.list input[type=file]", []string{bad}, chromedp.ByQuery))
+	other.choose(".side.list input[type=file]", bad)
 	other.sees("they form a loop")
 	b.clean()
 	other.clean()
@@ -190,8 +190,8 @@ func TestChat_ExportAndImport(t *testing.T) {
 
 // TestChat_HostileMarkdown renders texts that are nested, long or broken, in a time that grows with their length.
 func TestChat_HostileMarkdown(t *testing.T) {
-	b := start(t)(t, views()[0])
 	r := newRig(t)
+	b := start(t)(t, views()[0])
 	b.open(r.URL, "chat")
 	var report string
 	b.eval(`import("/console/markdown.js").then(({render}) => {
@@ -306,8 +306,8 @@ func TestModels_PullLoadAndAdapters(t *testing.T) {
 			}
 		}
 		b.fill("dialog input[name=name]", "pirate")
-		b.run(chromedp.SetUploadFiles("dialog input[name=config]", []string{filepath.Join(dir, "adapter_config.json")}, chromedp.ByQuery),
-			chromedp.SetUploadFiles("dialog input[name=weights]", []string{filepath.Join(dir, "adapter_model.safetensors")}, chromedp.ByQuery))
+		b.choose("dialog input[name=config]", filepath.Join(dir, "adapter_config.json"))
+		b.choose("dialog input[name=weights]", filepath.Join(dir, "adapter_model.safetensors"))
 		b.click("dialog button", "Load")
 		b.sees("pirate")
 		b.sees("on 2 pipelines")
@@ -357,16 +357,16 @@ func TestKeys_MadeShownOnceRotatedAndRevoked(t *testing.T) {
 }
 
 func TestPages_KeyboardAndThemes(t *testing.T) {
-	b := start(t)(t, views()[0])
 	r := newRig(t)
+	b := start(t)(t, views()[0])
 	b.open(r.URL, "mesh")
 	b.eval(`document.activeElement.blur(), true`, nil)
-	b.run(chromedp.KeyEvent(kb.Tab))
+	b.press(kb.Tab)
 	b.until("the link that skips the bar", `document.activeElement.className === "skip"`)
 	b.click("#theme", "")
 	b.until("the dark theme", `document.documentElement.dataset.theme === "dark" && getComputedStyle(document.body).backgroundColor === "rgb(20, 22, 27)"`)
 	b.axe("the dark theme by choice")
-	b.run(chromedp.Reload())
+	b.reload()
 	b.until("the same theme", `document.documentElement.dataset.theme === "dark"`)
 	b.click("#theme", "")
 	b.until("the light theme", `!document.documentElement.dataset.theme`)
@@ -376,8 +376,8 @@ func TestPages_KeyboardAndThemes(t *testing.T) {
 func TestPages_EmptyStatesSayWhatToDo(t *testing.T) {
 	open := start(t)
 	for _, v := range []view{views()[0], views()[2]} {
-		b := open(t, v)
 		r := newRig(t)
+		b := open(t, v)
 		r.mesh = nil
 		r.runs.list = nil
 		r.set(func() { r.mesh = emptyMesh() })

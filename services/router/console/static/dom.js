@@ -52,7 +52,7 @@ export const choices = (values, chosen) =>
 // [title, class], or a title.
 export function table(caption, columns, rows) {
   const heads = columns.map((c) => (Array.isArray(c) ? c : [c, ""]));
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${caption}` },
     h("table", {}, h("caption", { class: "unseen" }, caption),
       h("thead", {}, h("tr", {}, heads.map(([title, kind]) => h("th", { scope: "col", class: kind }, title)))),
       h("tbody", {}, rows.map((cells) =>

@@ -235,7 +235,9 @@ function mark(text, at, depth, hopeless) {
   for (const [pattern, make] of marks) {
     pattern.lastIndex = at;
     const m = pattern.exec(text);
-    if (m) return { node: make(m, depth), end: pattern.lastIndex };
+    if (!m) continue;
+    const end = pattern.lastIndex; // before the inside of a link is read, by the same patterns
+    return { node: make(m, depth), end };
   }
   return null;
 }

@@ -11,7 +11,7 @@ export function mount(root, { feed }) {
   const figures = h("div", { class: "figures" });
   const lanes = h("div", { class: "lanes" });
   const spans = h("div", { class: "spans" });
-  const events = h("ol", { class: "events", role: "log", "aria-label": "What has happened", tabindex: "0" });
+  const events = h("ol", { class: "events" });
   const left = h("div");
   const members = h("div");
   replace(root,
@@ -19,7 +19,8 @@ export function mount(root, { feed }) {
     h("section", { "aria-labelledby": "lanes" }, h("h2", { id: "lanes" }, "The way of a token"), lanes),
     h("div", { class: "columns" },
       h("section", { "aria-labelledby": "spans" }, h("h2", { id: "spans" }, "Who holds which layers"), spans, left),
-      h("section", { "aria-labelledby": "events" }, h("h2", { id: "events" }, "What has happened"), events)),
+      h("section", { "aria-labelledby": "events" }, h("h2", { id: "events" }, "What has happened"),
+        h("div", { class: "log", role: "log", "aria-label": "Happenings", tabindex: "0" }, events))),
     h("section", { "aria-labelledby": "members" }, h("h2", { id: "members" }, "Services"), members));
   let seen = "";
   let drawn = null;

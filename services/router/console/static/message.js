@@ -2,7 +2,7 @@
 // folded, and what a user can do with it.
 
 import { button, copy, h, replace } from "./dom.js";
-import { count, percent, short } from "./format.js";
+import { count, percent } from "./format.js";
 import { render } from "./markdown.js";
 
 const names = { user: "You", assistant: "Model", tool: "Tool result" };
@@ -189,7 +189,7 @@ function stats(m) {
     s.prompt !== undefined && `${count(s.prompt, "prompt token")}${cached}`,
     s.tokens !== undefined && count(s.tokens, "token"),
     s.rate && `${s.rate.toFixed(1)} tokens/s`,
-    s.first && `first after ${short(s.first)} s`,
+    s.first !== undefined && `first after ${s.first.toFixed(2)} s`,
     s.seed !== undefined && `seed ${s.seed}`,
     endings[s.finish],
   ].filter(Boolean).join(" · "));
