@@ -164,7 +164,8 @@ func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
 		return nil, fault.New(fault.FailedPrecondition, "fetch %s: the server answered %s", u.Redacted(), resp.Status)
 	}
 	out := &Document{URL: resp.Request.URL.String()}
-	if out.Type, out.Params, err = mime.ParseMediaType(cmp.Or(resp.Header.Get("Content-Type"), "text/plain")); err != nil {
+	kind := cmp.Or(resp.Header.Get("Content-Type"), "text/plain")
+	if out.Type, out.Params, err = mime.ParseMediaType(kind); err != nil {
 		return nil, fault.Wrap(fault.FailedPrecondition, err, "fetch %s: read its content type", u.Redacted())
 	}
 	if len(f.c.Types) > 0 && !slices.Contains(f.c.Types, out.Type) {

@@ -74,8 +74,8 @@ func TestClient_BoundsWhatItFetches(t *testing.T) {
 		Agent: "test", Timeout: time.Minute})
 	for _, path := range []string{"/page#fragment", "/once"} {
 		doc, err := c.Get(t.Context(), s.URL+path)
-		if err != nil || string(doc.Body) != "test|||" || doc.Type != "text/html" || doc.Params["charset"] != "latin1" ||
-			doc.URL != s.URL+"/page" || doc.Partial {
+		if err != nil || string(doc.Body) != "test|||" || doc.Type != "text/html" ||
+			doc.Params["charset"] != "latin1" || doc.URL != s.URL+"/page" || doc.Partial {
 			t.Errorf("%s: got %+v, %v", path, doc, err)
 		}
 	}

@@ -119,7 +119,7 @@ func (n *names) answer(query []byte) []byte {
 		return out
 	}
 	for _, a := range n.lookup(q.Name.String(), q.Type == dnsmessage.TypeAAAA) {
-		var body dnsmessage.ResourceBody = &dnsmessage.AResource{}
+		var body dnsmessage.ResourceBody
 		if a.Is4() {
 			body = &dnsmessage.AResource{A: a.As4()}
 		} else {

@@ -261,7 +261,8 @@ func TestNew_NamesTheSetting(t *testing.T) {
 		"no such file":        {{Name: "a", URL: "http://x", TokenFile: empty + "x"}},
 		"want one line in":    {{Name: "a", URL: "http://x", TokenFile: empty}},
 	} {
-		if _, err := mcptools.New(mcptools.Config{Servers: servers}); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := mcptools.New(mcptools.Config{Servers: servers})
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}

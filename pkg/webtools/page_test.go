@@ -54,7 +54,9 @@ func TestReadable_FindsTheContent(t *testing.T) {
 
 // TestReadable_HostilePagesTakeNoTime would not end if the work doubled with each level.
 func TestReadable_HostilePagesTakeNoTime(t *testing.T) {
-	for _, open := range []string{"<div>", "<table><tr><td>", "<ul><li>", "<b>", "<table><tr><td>a<td>", "<article><p>"} {
+	for _, open := range []string{
+		"<div>", "<table><tr><td>", "<ul><li>", "<b>", "<table><tr><td>a<td>", "<article><p>",
+	} {
 		for _, depth := range []int{100, 100000} {
 			_, text, err := webtools.Readable(strings.Repeat(open, depth) + "x")
 			if depth == 100 && (err != nil || !strings.Contains(text, "x")) {

@@ -35,7 +35,8 @@ func TestMesh_RunsASearchForAChat(t *testing.T) {
 	var queries atomic.Value
 	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		queries.Store(r.URL.Query().Get("q"))
-		_, _ = w.Write([]byte(`{"results":[{"url":"http://weather.test/","title":"Weather","content":"Paris: sunny, 21 C."}]}`))
+		_, _ = w.Write([]byte(
+			`{"results":[{"url":"http://weather.test/","title":"Weather","content":"Paris: sunny, 21 C."}]}`))
 	}))
 	defer engine.Close()
 	set := cpu.New(2)
@@ -50,7 +51,8 @@ func TestMesh_RunsASearchForAChat(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Post("http://"+m.HTTPAddr()+"/v1/chat/completions", "application/json", strings.NewReader(
 		`{"messages":[{"role":"user","content":"What is the weather in Paris?"}],"tools":[{"type":"web_search"}],`+
-			`"tool_choice":"required","temperature":0,"max_tokens":110}`))
+			`"tool_choice":"required","parallel_tool_calls":false,"temperature":0,"max_tokens":150,`+
+			`"wait_for_capacity":200}`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -207,8 +207,8 @@ func (b *Box) serverTools(ctx context.Context, field string, w *wanted) ([]Tool,
 	var out []Tool
 	for _, t := range offered {
 		if w.Allowed == nil || slices.Contains(w.Allowed, t.Name) {
-			out = append(out, Tool{Name: callName(w.Label, t.Name), Description: t.Description, Parameters: t.Parameters,
-				Kind: KindMCP, Server: w.Label, Remote: t.Name})
+			out = append(out, Tool{Name: callName(w.Label, t.Name), Description: t.Description,
+				Parameters: t.Parameters, Kind: KindMCP, Server: w.Label, Remote: t.Name})
 		}
 	}
 	return out, nil

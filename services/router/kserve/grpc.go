@@ -174,8 +174,8 @@ func answer(
 	tensor := &inferencev2.ModelInferResponse_InferOutputTensor{
 		Name: outputName, Datatype: datatype, Shape: r.GetInputs()[0].GetShape(),
 	}
-	out := &inferencev2.ModelInferResponse{ModelName: started.GetModel(), ModelVersion: started.GetDigest(), Id: r.GetId(),
-		Outputs: []*inferencev2.ModelInferResponse_InferOutputTensor{tensor}}
+	out := &inferencev2.ModelInferResponse{ModelName: started.GetModel(), ModelVersion: started.GetDigest(),
+		Id: r.GetId(), Outputs: []*inferencev2.ModelInferResponse_InferOutputTensor{tensor}}
 	if len(r.GetRawInputContents()) > 0 {
 		out.RawOutputContents = [][]byte{packTexts(texts)}
 		return out

@@ -209,8 +209,8 @@ func TestGRPC_NamesWhatIsWrong(t *testing.T) {
 		fail error
 		want string
 	}{
-		{&inferencev2.ModelInferRequest{}, nil, "inputs: "}, {two, nil, "inputs: "}, {torn, nil, "raw_input_contents: byte 0"},
-		{long, nil, "raw_input_contents: byte 4"}, {odd, nil, "parameters.x: "}, {shape, nil, "inputs[0].shape: "},
+		{&inferencev2.ModelInferRequest{}, nil, "inputs: "}, {two, nil, "inputs: "},
+		{torn, nil, "raw_input_contents: byte 0"}, {long, nil, "raw_input_contents: byte 4"}, {odd, nil, "parameters.x: "}, {shape, nil, "inputs[0].shape: "},
 		{named, nil, "outputs: "}, {ask(false, strings.Split(strings.Repeat("p", 17), "")...), nil, "inputs[0].shape: "},
 		{ask(false, "p"), fault.Field("sampling.top_p", "bad"), "parameters.top_p: bad"},
 		{ask(false, "p"), fault.Field("prompt", "bad"), "inputs[0].contents: bad"},

@@ -62,7 +62,9 @@ func (b *scripted) Chat(_ context.Context, r *routerv1.ChatRequest, send func(*r
 type library struct{}
 
 func (library) Do(_ context.Context, query string, _ int) ([]webtools.Result, string, error) {
-	return []webtools.Result{{URL: "http://a.test/", Title: "A", Text: query}, {URL: "http://b.test/", Title: "B"}}, "", nil
+	return []webtools.Result{
+		{URL: "http://a.test/", Title: "A", Text: query}, {URL: "http://b.test/", Title: "B"},
+	}, "", nil
 }
 
 func (library) Tools(context.Context, string) ([]toolloop.Definition, error) {
@@ -165,7 +167,9 @@ func libraryBox(l toolloop.Limits) *agent.Box {
 
 func TestAgent_RunsToolsUntilTheModelAnswers(t *testing.T) {
 	for _, stream := range []bool{false, true} {
-		b := &scripted{turns: []string{"<think>look</think>Wait." + searchCall + "\n" + findCall, "It is so [2], and http://a.test/."}}
+		b := &scripted{turns: []string{
+			"<think>look</think>Wait." + searchCall + "\n" + findCall, "It is so [2], and http://a.test/.",
+		}}
 		got, status, text := converse(t, b, libraryBox(toolloop.Limits{}), ownTools, stream)
 		if status != 200 || got.Content != "Wait.\n\nIt is so [2], and http://a.test/." || got.Reason != "stop" ||
 			got.Reasoning != "look" || len(got.Calls) != 0 {
@@ -236,8 +240,8 @@ func TestAgent_EndsAtItsLimits(t *testing.T) {
 		if strings.Contains(tools, "web_search") != want || !strings.Contains(tools, "weather") {
 			t.Errorf("turn %d has the tools %s", i+1, tools)
 		}
-		if required := b.chats[i].GetToolChoice().GetMode() == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED; required !=
-			(i == 0) {
+		required := b.chats[i].GetToolChoice().GetMode() == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED
+		if required != (i == 0) {
 			t.Errorf("turn %d requires calls: %v", i+1, required)
 		}
 	}

@@ -77,8 +77,8 @@ func (s *server) generate(
 	var out generateOut
 	var err error
 	if in.Raw {
-		out, err = s.continueText(ctx, &routerv1.GenerateRequest{Model: in.Model, MaxTokens: in.MaxTokens, Stop: in.Stop,
-			Adapter: s.adapter, Sampling: sampling, Prompt: &routerv1.GenerateRequest_Text{Text: in.Prompt}})
+		out, err = s.continueText(ctx, &routerv1.GenerateRequest{Model: in.Model, MaxTokens: in.MaxTokens,
+			Stop: in.Stop, Adapter: s.adapter, Sampling: sampling, Prompt: &routerv1.GenerateRequest_Text{Text: in.Prompt}})
 	} else {
 		r := &routerv1.ChatRequest{Model: in.Model, MaxTokens: in.MaxTokens, Stop: in.Stop, Adapter: s.adapter,
 			Sampling: sampling, KeepMarkers: true}
@@ -225,7 +225,9 @@ type service struct {
 	Address string `json:"address"`
 }
 
-func (s *server) status(ctx context.Context, _ *mcp.CallToolRequest, _ statusIn) (*mcp.CallToolResult, statusOut, error) {
+func (s *server) status(
+	ctx context.Context, _ *mcp.CallToolRequest, _ statusIn,
+) (*mcp.CallToolResult, statusOut, error) {
 	out := statusOut{Models: []model{}, Pipelines: []pipeline{}, Services: []service{}}
 	models, err := s.router.ListModels(ctx, &routerv1.ListModelsRequest{})
 	if err != nil {
