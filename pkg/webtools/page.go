@@ -88,7 +88,7 @@ func validUTF8(body []byte) bool {
 
 // Readable returns the title of an HTML document and its text: that of the element with the content if there is one.
 func Readable(document string) (title, text string, err error) {
-	root, err := html.Parse(strings.NewReader(document))
+	root, err := html.Parse(strings.NewReader(simplify(document)))
 	if err != nil {
 		return "", "", err
 	}

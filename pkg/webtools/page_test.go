@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,6 +40,8 @@ func TestReadable_FindsTheContent(t *testing.T) {
 			"<img src=x alt='a cat'>", "## H\n\n- a\n  - b\n- c\n\n1. x\n2. y\n\n```\n  code\n   more\n```\n\nk | v\n1 | 2\n\np\nq [image: a cat]"},
 		"layout table": {"<title>A title</title><table><tr><td><table><tr><td><p>in</p></td></tr></table></td></tr></table>",
 			"in"},
+		"formatting": {"<title>A title</title><p>a<b>b</b><i class=x>c</i> <svg/><code>x &lt; y</code><svg><title>HIDDEN</title></svg>!",
+			"abc x < y!"},
 		"heading as title": {"<h1>A title</h1><p>x", "# A title\n\nx"},
 		"nothing":          {"<title>A title</title>", ""},
 	} {
@@ -48,6 +51,37 @@ func TestReadable_FindsTheContent(t *testing.T) {
 		}
 		if strings.Contains(text, "HIDDEN") || strings.Contains(text, "secret") {
 			t.Errorf("%s: the text has what nobody reads", name)
+		}
+	}
+}
+
+// TestReadable_HostilePagesTakeLittleMemory has pages that the parser alone blows up: it opens formatting elements again
+// in every paragraph, with their attributes.
+func TestReadable_HostilePagesTakeLittleMemory(t *testing.T) {
+	open := "<p>"
+	for i := range 400 {
+		open += "<b " + strings.Repeat("x", i%20+1) + "=" + strconv.Itoa(i) + ">"
+	}
+	attributes := ""
+	for i := range 10000 {
+		attributes += " a" + strconv.Itoa(i)
+	}
+	paragraphs := strings.Repeat("<p>word", 2000)
+	for name, page := range map[string]string{
+		"formatting": open + paragraphs, "attributes of a link": "<p><a" + attributes + ">" + paragraphs,
+		"a tag within a tag": strings.ReplaceAll(open, "<b ", "<<i>b ") + paragraphs,
+		"svg":                "<svg><title>" + open + paragraphs + "</title></svg><p>word",
+		"select":             "<select><style><input>" + open + paragraphs + "</style></select><p>word",
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, text, err := webtools.Readable(page)
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > 100<<20 {
+			t.Errorf("%s: a page of %d bytes needs %d MiB", name, len(page), used>>20)
+		}
+		if err != nil || !strings.Contains(text, "word") {
+			t.Errorf("%s: got %.100q, %v", name, text, err)
 		}
 	}
 }
