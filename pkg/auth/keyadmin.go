@@ -65,7 +65,11 @@ func changeKey(path, id string, change func(*Key) error) (Key, error) {
 	err := UpdateKeys(path, func(keys []Key) ([]Key, error) {
 		var found []int
 		for i, k := range keys {
-			if k.ID == id || k.Name == id {
+			if k.ID == id { // an id is unique, even if another key has it as its name
+				found = []int{i}
+				break
+			}
+			if k.Name == id {
 				found = append(found, i)
 			}
 		}

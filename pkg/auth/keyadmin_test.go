@@ -68,3 +68,17 @@ func TestKeyring_WithoutAFileChangesNothing(t *testing.T) {
 		t.Errorf("%v, %v", err, err2)
 	}
 }
+
+func TestRevokeKey_IDThatAnotherKeyHasAsItsName(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	k, _, err := auth.AddKey(path, auth.Key{Name: "first", Roles: []auth.Role{auth.User}}, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := auth.AddKey(path, auth.Key{Name: k.ID, Roles: []auth.Role{auth.User}}, start); err != nil {
+		t.Fatal(err)
+	}
+	if revoked, err := auth.RevokeKey(path, k.ID, start); err != nil || revoked.Name != "first" {
+		t.Errorf("revoked %+v, %v", revoked, err)
+	}
+}
