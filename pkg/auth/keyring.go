@@ -25,6 +25,8 @@ type Keyring struct {
 	log  *slog.Logger
 	now  func() time.Time
 
+	loading sync.Mutex // held while the file is read, so that what was read last counts
+
 	mu    sync.Mutex
 	found map[[sha256.Size]byte]entry
 	meter map[string]*Meter // by id; kept over changes of the file
@@ -111,6 +113,8 @@ func (r *Keyring) same(info os.FileInfo) bool {
 }
 
 func (r *Keyring) load() error {
+	r.loading.Lock()
+	defer r.loading.Unlock()
 	info, err := os.Stat(r.path) // before reading, so that a later change is noticed
 	if err != nil {
 		return fault.Wrap(fault.CodeOf(err), err, "read keys")
