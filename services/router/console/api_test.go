@@ -32,6 +32,7 @@ type backend struct {
 	open     *routerv1.LoadAdapterOpen // of the adapter that was loaded
 	data     []byte
 	unloaded string
+	loading  func() // called once an adapter is there; nil for nothing
 }
 
 func (b *backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
@@ -54,6 +55,9 @@ func (b *backend) LoadAdapter(
 			return nil, err
 		}
 		b.data = append(b.data, frame.GetData()...)
+	}
+	if b.loading != nil {
+		b.loading()
 	}
 	return &routerv1.LoadAdapterResponse{Adapter: &routerv1.Adapter{Name: b.open.GetName()}}, nil
 }
@@ -347,6 +351,34 @@ func TestAdapters_AreStreamedToTheRouter(t *testing.T) {
 	status, text := call(t, http.MethodDelete, s.URL+"/api/adapters/a?model=m", "", nil)
 	if status != http.StatusOK || b.unloaded != "m:a" || !strings.Contains(text, "3") {
 		t.Errorf("%d %s: %s", status, text, b.unloaded)
+	}
+}
+
+// deadlines records the deadlines that a handler sets for reading.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	return nil
+}
+
+// The server reads on while the shards load an adapter, and takes a deadline that passes for a client that has gone.
+func TestAdapters_LoadWithoutADeadlineForReading(t *testing.T) {
+	for query, body := range map[string]string{"config=2&weights=600000": "{}" + strings.Repeat("w", 600000),
+		"digest=previous": ""} {
+		var last time.Time
+		b := &backend{}
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		b.loading = func() { last = w.set[len(w.set)-1] }
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/adapters?model=m&name=a&"+query,
+			strings.NewReader(body))
+		httpapi.Mux(console.Routes(b, console.Options{})).ServeHTTP(w, r)
+		if w.Code != http.StatusOK || !last.IsZero() || len(w.set) < 2 || w.set[0].IsZero() {
+			t.Errorf("%s: %d, deadlines %v, %v while the adapter is loaded", query, w.Code, w.set, last)
+		}
 	}
 }
 

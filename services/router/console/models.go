@@ -181,12 +181,25 @@ func (s *server) loadAdapter(w http.ResponseWriter, r *http.Request) {
 		}
 		return n, nil
 	}
+	// unlimited ends the limit once all was read: the server goes on reading, to notice that the client has gone, and a
+	// limit that passes meanwhile would count as that.
+	unlimited := func() error {
+		if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return fault.Wrap(fault.Canceled, err, "end limit of read")
+		}
+		return nil
+	}
 	begun, left := false, open.GetSize()
 	resp, err := s.backend.LoadAdapter(r.Context(), func() (*routerv1.LoadAdapterRequest, error) {
 		if !begun {
 			begun = true
 			if n, err := read(open.GetConfig()); err != nil || n < len(open.GetConfig()) {
 				return nil, errors.Join(fault.Field("body", "it ended within adapter_config.json"), err)
+			}
+			if left == 0 { // an earlier adapter, without files
+				if err := unlimited(); err != nil {
+					return nil, err
+				}
 			}
 			return &routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Open{Open: open}}, nil
 		}
@@ -195,7 +208,11 @@ func (s *server) loadAdapter(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return nil, err
 		}
-		left -= uint64(n)
+		if left -= uint64(n); left == 0 {
+			if err := unlimited(); err != nil {
+				return nil, err
+			}
+		}
 		return &routerv1.LoadAdapterRequest{Frame: &routerv1.LoadAdapterRequest_Data{Data: piece[:n]}}, nil
 	})
 	if err != nil {
