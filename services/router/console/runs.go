@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -61,17 +62,23 @@ func (s *server) allRuns(ctx context.Context) (map[string]owned, []client, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
+	answers, failures := make([]*trainerv1.ListRunsResponse, len(trainers)), make([]error, len(trainers))
+	var asking sync.WaitGroup
+	for i, t := range trainers {
+		// All at once, so that one that does not answer takes no time from the others.
+		asking.Go(func() { answers[i], failures[i] = t.ListRuns(ctx, &trainerv1.ListRunsRequest{}) })
+	}
+	asking.Wait()
 	runs := map[string]owned{}
 	var reached []client
 	var failed error
-	for _, t := range trainers {
-		resp, err := t.ListRuns(ctx, &trainerv1.ListRunsRequest{})
-		if err != nil {
-			failed = rpc.FromStatus(err)
+	for i, t := range trainers {
+		if failures[i] != nil {
+			failed = rpc.FromStatus(failures[i])
 			continue
 		}
 		reached = append(reached, t)
-		for _, r := range resp.GetRuns() {
+		for _, r := range answers[i].GetRuns() {
 			if old, ok := runs[r.GetName()]; !ok || newer(r, old.Run) {
 				runs[r.GetName()] = owned{r, t}
 			}

@@ -25,10 +25,16 @@ type trainer struct {
 	started *trainerv1.StartRunRequest
 	did     string
 	file    string
-	broken  bool // the file ends with an error
+	broken  bool                        // the file ends with an error
+	list    func(context.Context) error // called by ListRuns; nil for nothing
 }
 
-func (s *trainer) ListRuns(context.Context, *trainerv1.ListRunsRequest) (*trainerv1.ListRunsResponse, error) {
+func (s *trainer) ListRuns(ctx context.Context, _ *trainerv1.ListRunsRequest) (*trainerv1.ListRunsResponse, error) {
+	if s.list != nil {
+		if err := s.list(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return &trainerv1.ListRunsResponse{Runs: s.runs}, nil
 }
 
@@ -212,6 +218,28 @@ func TestRuns_WithoutATrainer(t *testing.T) {
 	_ = addrs
 	s = serve(t, &backend{trainers: []string{"127.0.0.1:1"}}, console.Options{Dial: dial})
 	if status, text := call(t, http.MethodGet, s.URL+"/api/runs", "", nil); status != http.StatusServiceUnavailable {
+		t.Errorf("%d %s", status, text)
+	}
+}
+
+func TestRuns_TrainerThatDoesNotAnswerTakesNoTimeFromOthers(t *testing.T) {
+	asked := make(chan struct{})
+	silent := &trainer{list: func(ctx context.Context) error {
+		select {
+		case <-asked:
+			return rpc.ToStatus(fault.New(fault.Unavailable, "list runs"))
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}
+	other := &trainer{runs: []*trainerv1.Run{{Name: "r"}}, list: func(context.Context) error {
+		close(asked)
+		return nil
+	}}
+	addrs, dial := start(t, silent, other)
+	s := serve(t, &backend{trainers: addrs}, console.Options{Dial: dial})
+	if status, text := call(t, http.MethodGet, s.URL+"/api/runs", "", nil); status != http.StatusOK ||
+		!strings.Contains(text, `"name":"r"`) {
 		t.Errorf("%d %s", status, text)
 	}
 }
