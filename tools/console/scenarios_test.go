@@ -39,6 +39,7 @@ func (b *tab) ask(text string) {
 	b.until("have a model", "document.querySelector('.settings select')?.value")
 	b.fill("#text", text)
 	b.press(kb.Enter)
+	b.eval(`document.getElementById("text").value = "", true`, nil) // the key comes with a character of its own
 }
 
 // idle waits until no answer is being written.

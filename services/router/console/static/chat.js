@@ -132,7 +132,7 @@ class Chat {
       h("button", { type: "button", class: "open", "aria-current": c.id === this.conversation.id ? "true" : null,
         onclick: () => this.open(c) }, c.title || "New chat"),
       button("Save", () => save(`${fileName(c.title)}.json`, tree.pack([c]), "application/json"),
-        { class: "small quiet", "aria-label": `Export ${c.title || "this chat"}` }),
+        { class: "small quiet", "aria-label": `Save ${c.title || "this chat"}` }),
       button("×", () => this.remove(c), { class: "small quiet", "aria-label": `Delete ${c.title || "this chat"}` }))));
     if (!this.list.length) replace(this.items, h("li", { class: "note" }, "Conversations are kept in this browser alone."));
   }

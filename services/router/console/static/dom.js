@@ -12,7 +12,7 @@ function fill(node, attributes, children) {
     else if (properties.has(name)) node[name] = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== undefined && child !== null && child !== false) node.append(child);
   }
   return node;
@@ -27,7 +27,7 @@ export const svg = (tag, attributes, ...children) =>
 
 // replace gives a node new children.
 export function replace(node, ...children) {
-  node.replaceChildren(...children.flat().filter((c) => c !== undefined && c !== null && c !== false));
+  node.replaceChildren(...children.flat(Infinity).filter((c) => c !== undefined && c !== null && c !== false));
   return node;
 }
 
