@@ -69,6 +69,7 @@ var compute = []string{"pkg/tensor", "pkg/kernel", "pkg/kvcache", "pkg/model", "
 
 var pure = []string{
 	"pkg/plan",
+	"pkg/deploy",
 	"pkg/session",
 	"pkg/sched",
 	"pkg/schedule",
@@ -105,7 +106,7 @@ var rules = []rule{
 		reason: "logic that is hard to get right stays pure, so that tests can cover it",
 	},
 	{
-		from:   []string{"pkg/plan", "pkg/session", "pkg/sched", "pkg/schedule", "pkg/sample"},
+		from:   []string{"pkg/plan", "pkg/deploy", "pkg/session", "pkg/sched", "pkg/schedule", "pkg/sample"},
 		to:     []string{"os", "time", "sync", "net"},
 		allow:  []string{"time"},
 		reason: "decisions use no clock, no I/O and no goroutines (time.Duration as a value is fine)",
