@@ -31,6 +31,7 @@ func Methods() map[string]Rule {
 		"Embed": metered(Embed), "ListAdapters": only(Models),
 		"UnloadAdapter": {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
 		"LoadAdapter":   {Verb: Operate, Services: []Service{TrainerService}, Audited: true},
+		"Deploy":        audited(Operate), "Undeploy": audited(Operate), "ListDeployments": only(Observe),
 	})
 	add("lamina.trainer.v1.TrainerService", map[string]Rule{
 		// A router asks on behalf of the users of its console, whose rights it has checked.

@@ -27,8 +27,9 @@ type Options struct {
 	FirstMS  float64 // as in plan.Request
 	// Hop returns the time of a frame over a hop whose ping takes a time; nil for the same time.
 	Hop func(pingMS float64) float64
-	// Want reports whether a model is to be placed; nil for all that some shard offers.
-	Want func(digest string) bool
+	// Each may change what is wanted of a model that some shard offers, and reports whether it is to be placed; nil for
+	// all of them as they are.
+	Each func(*plan.Model) bool
 	// KVLeast and KVMost are the positions of the KV caches, as in plan.Model.
 	KVLeast, KVMost int
 }
@@ -86,9 +87,6 @@ func Request(shards []Shard, o Options) (plan.Request, []plan.LeftOut) {
 		hosts = append(hosts, s)
 		for _, e := range i.GetOffers() {
 			digest := e.GetDigest()
-			if o.Want != nil && !o.Want(digest) {
-				continue
-			}
 			if models[digest] == nil {
 				models[digest], offered[digest] = modelOf(e, o), map[string]bool{}
 				digests = append(digests, digest)
@@ -105,7 +103,9 @@ func Request(shards []Shard, o Options) (plan.Request, []plan.LeftOut) {
 				m.Avoid = append(m.Avoid, s.ID)
 			}
 		}
-		r.Models = append(r.Models, *m)
+		if o.Each == nil || o.Each(m) {
+			r.Models = append(r.Models, *m)
+		}
 	}
 	for _, s := range hosts {
 		r.Hosts = append(r.Hosts, hostOf(s, r.Models))

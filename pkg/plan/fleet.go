@@ -54,6 +54,10 @@ type Model struct {
 	Avoid  []string // hosts that must not
 	Zone   string   // the zone of all hosts; empty for any
 	AtMost int      // the largest number of stages of a pipeline; 0 for any
+
+	// Yield says that the pipelines of other models are not moved to make room for this one. Replicas that they have
+	// beyond one may go.
+	Yield bool
 }
 
 // Goal says which plan is the best one.

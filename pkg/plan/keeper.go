@@ -95,7 +95,7 @@ func (k *Keeper) Step(now time.Duration, r Request) (Decision, error) {
 		if err != nil {
 			return Decision{}, err
 		}
-		if gain := improvement(next, better, r.Goal); gain >= k.cfg.Gain {
+		if gain := improvement(steady, next, better); gain >= k.cfg.Gain {
 			k.current, k.changed = Align(steady, better, next), now
 			return k.decide(r, before, fmt.Sprintf("improve: %.0f %% better by %v", 100*gain, r.Goal))
 		}
@@ -194,10 +194,15 @@ func key(r Request) string {
 }
 
 // improvement returns how much better a plan is than another: the mean over all models of the shorter time or
-// the higher rate. A model that only the new plan covers counts as twice as good, and a new plan that lacks one
-// is none.
-func improvement(from, to *Plan, goal Goal) float64 {
-	old, now := measures(from, goal), measures(to, goal)
+// the higher rate. A model that only the new plan covers counts as twice as good, unless it yields to the others, and
+// a new plan that lacks one is none.
+func improvement(r Request, from, to *Plan) float64 {
+	old, now := measures(from, r.Goal), measures(to, r.Goal)
+	for i := range r.Models {
+		if m := &r.Models[i]; m.Yield && old[m.Digest] == 0 {
+			delete(now, m.Digest)
+		}
+	}
 	sum := 0.0
 	for digest := range old {
 		if now[digest] == 0 {

@@ -64,13 +64,20 @@ func (p *placement) placeAll() {
 	}
 }
 
-// largestFirst returns the models in the order in which they are placed: a large one is harder to place.
+// largestFirst returns the models in the order in which they are placed: a large one is harder to place. Those that
+// yield come last.
 func (p *placement) largestFirst() []int {
 	order := make([]int, len(p.r.Models))
 	for i := range order {
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int {
+		if x, y := p.r.Models[a].Yield, p.r.Models[b].Yield; x != y {
+			if x {
+				return 1
+			}
+			return -1
+		}
 		return -cmp.Compare(p.jobs[a].memory(0, p.jobs[a].hi), p.jobs[b].memory(0, p.jobs[b].hi))
 	})
 	return order

@@ -33,7 +33,7 @@ func Repair(r Request, current *Plan) (*Plan, error) {
 		if len(p.pipelines[m]) < want {
 			p.placeMore(m, want, all)
 		}
-		if len(p.pipelines[m]) == 0 && !p.placeForSurplus(m) {
+		if len(p.pipelines[m]) == 0 && !p.placeForSurplus(m) && !r.Models[m].Yield {
 			uncovered++
 		}
 	}
@@ -49,11 +49,11 @@ func Repair(r Request, current *Plan) (*Plan, error) {
 
 func all(int) bool { return true }
 
-// missing returns the number of models without a pipeline.
+// missing returns the number of models without a pipeline, except those that yield.
 func (p *placement) missing() int {
 	n := 0
-	for _, chains := range p.pipelines {
-		if len(chains) == 0 {
+	for m, chains := range p.pipelines {
+		if len(chains) == 0 && !p.r.Models[m].Yield {
 			n++
 		}
 	}

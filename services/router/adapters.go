@@ -297,6 +297,9 @@ func (s *Service) knowsModel(name string) bool {
 			return true
 		}
 	}
+	if s.deploys.state.Find(name) != nil {
+		return true
+	}
 	for _, p := range s.pipelines {
 		if p.digest == name || p.model() == name {
 			return true

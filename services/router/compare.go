@@ -3,6 +3,8 @@ package router
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -202,9 +204,14 @@ func (p *placer) describe() *routerv1.Placement {
 	c := p.doc.Calibration
 	out.RouterMs, out.FirstMs, out.HopScale = c.RouterMS, c.FirstMS, c.Hop(1)
 	for _, l := range p.doc.Plan.LeftOut {
-		out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
+		if p.refusing[l.ID] == "" || !p.leading {
+			out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
+		}
 	}
 	if p.leading {
+		for _, id := range slices.Sorted(maps.Keys(p.refusing)) {
+			out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: id, Reason: p.refusing[id]})
+		}
 		for _, l := range p.left {
 			out.LeftOut = append(out.LeftOut, &routerv1.LeftOut{Id: l.ID, Reason: l.Reason})
 		}

@@ -90,10 +90,18 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (*ro
 func (s *Service) embedChains(name string) ([]plan.Chain, *shardv1.Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if d := s.deploys.state.Find(name); d != nil && name != "" {
+		s.wakeLocked(d)
+		if d.Live == nil {
+			return nil, nil, s.noVersion(d)
+		}
+		name = d.Live.Digest
+	}
 	found := map[string]*shardv1.Held{} // by digest
 	for _, d := range s.held {
 		for _, h := range d.resp.GetHeld() {
-			if name == h.GetModel() || name == h.GetDigest() || name == "" && !s.isDraft(h.GetModel(), h.GetDigest()) {
+			if name == h.GetModel() || name == h.GetDigest() || name == "" &&
+				!s.isDraft(h.GetModel(), h.GetDigest()) && !s.deploys.state.Hidden(h.GetDigest()) {
 				found[h.GetDigest()] = h
 			}
 		}

@@ -31,6 +31,7 @@ func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServe
 type sink struct {
 	started  func(*routerv1.Started) error
 	prompt   func(*routerv1.PromptTokens) error // nil for a chat
+	loading  func(*routerv1.ModelLoading) error // nil for a request that is read from memory
 	token    func(*routerv1.TokenEvent) error
 	finished func(*routerv1.Finished) error
 }
@@ -66,6 +67,9 @@ func (s *Service) generate(
 			},
 			finished: func(e *routerv1.Finished) error {
 				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Finished{Finished: e}})
+			},
+			loading: func(e *routerv1.ModelLoading) error {
+				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Loading{Loading: e}})
 			},
 		},
 	}
@@ -107,6 +111,9 @@ func (s *Service) chat(
 			},
 			finished: func(e *routerv1.Finished) error {
 				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: e}})
+			},
+			loading: func(e *routerv1.ModelLoading) error {
+				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Loading{Loading: e}})
 			},
 		},
 	}

@@ -46,6 +46,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	if s.placer != nil {
 		wg.Go(func() { s.placer.run(ctx) })
+		wg.Go(func() { s.followDeployments(ctx) })
 	}
 	for _, service := range services() {
 		ch, err := s.cfg.Registry.Watch(ctx, service)
@@ -75,6 +76,7 @@ func (s *Service) Run(ctx context.Context) error {
 		s.describe(ctx, &wg, notify)
 		s.seekTokenizers(ctx, &wg, notify)
 		s.syncAdapters(ctx, &wg, notify)
+		s.reportDeployments(ctx, &wg)
 		s.build(ctx, &wg, notify)
 		s.tellSpareShards()
 	}
@@ -281,6 +283,9 @@ func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain,
 	p, err := s.open(ctx, chain, sampler)
 	if err != nil {
 		s.log.Warn("open pipeline", "chain", chain.String(), "error", err)
+		if ctx.Err() == nil {
+			s.pipelineFailed(chain.Digest(), false, err)
+		}
 		s.forget(chain)
 		return false
 	}
@@ -299,6 +304,7 @@ func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain,
 	p.drafters.Wait()
 	if ctx.Err() == nil {
 		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", p.hops().String(), "error", err)
+		s.pipelineFailed(p.digest, served, err)
 		s.forget(p.hops())
 	}
 	return served
@@ -309,6 +315,9 @@ func (s *Service) list(p *pipeline) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pipelines[p.id] = p
+	if f := s.deploys.failures[p.digest]; f != nil {
+		f.row = 0
+	}
 	s.checkDraftVocabs(p)
 	s.tellSpares(p.digest)
 	s.notifyChange()
@@ -349,6 +358,9 @@ func (s *Service) forget(chain plan.Chain) {
 // noPipeline returns the error for a model without a pipeline. The caller holds mu.
 func (s *Service) noPipeline(name string) error {
 	digest, known := "", false
+	if d := s.deploys.state.Find(name); d != nil && name != "" {
+		return s.noVersion(d)
+	}
 	for d, m := range s.models {
 		if name == "" && !s.isDraft(m.vocabulary.GetModel(), d) || d == name || name != "" &&
 			m.vocabulary.GetModel() == name {
@@ -358,13 +370,17 @@ func (s *Service) noPipeline(name string) error {
 	if !known && name != "" {
 		return fault.New(fault.NotFound, "find model %q: no such model is served", name)
 	}
-	why := plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest)
-	for _, chain := range s.building {
-		if digest != "" && chain.Digest() == digest {
-			why = "its stages are being opened or probed"
-		}
-	}
-	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, why).
+	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, s.whyNone(digest)).
 		After(time.Second).
 		Because(reasonCapacity)
+}
+
+// whyNone says why a model has no pipeline. The caller holds mu.
+func (s *Service) whyNone(digest string) string {
+	for _, chain := range s.building {
+		if digest != "" && chain.Digest() == digest {
+			return "its stages are being opened or probed"
+		}
+	}
+	return plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest)
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/inventory"
 	"github.com/lamina-mesh/lamina/pkg/plan"
@@ -26,6 +27,13 @@ type leader struct {
 	calibration plan.Calibration
 	observed    map[string]observed // by pipeline
 	wrote       time.Time           // the plan
+	latest      *plan.Plan          // as the keeper has decided last, with what it does not cover
+	request     plan.Request
+	lives       *deploy.Keeper
+	looked      time.Time // at the deployments
+	// seenState is the version of the deployments at that time.
+	seenState uint64
+	wanted    uint64 // version of the deployments with which the keeper decided last
 }
 
 // claim writes the plan of the placer before under the own token, so that the one before cannot write another.
@@ -103,8 +111,13 @@ func (l *leader) write(ctx context.Context, next *plan.Document, version uint64)
 
 // step lets the keeper decide, and writes what it has decided.
 func (l *leader) step(ctx context.Context) error {
+	if err := l.stepDeployments(ctx); err != nil {
+		l.s.log.Warn("keep deployments", "error", err)
+	}
 	shards, stirred := l.living()
-	if l.unsettled(shards, stirred) || stirred.Equal(l.seen) && time.Since(l.stepped) < stepEvery {
+	deployed := l.s.deployed().Version
+	if l.unsettled(shards, stirred) ||
+		stirred.Equal(l.seen) && deployed == l.wanted && time.Since(l.stepped) < stepEvery {
 		return nil
 	}
 	options := l.options()
@@ -116,12 +129,13 @@ func (l *leader) step(ctx context.Context) error {
 	if len(r.Models) == 0 && len(l.doc.Plan.Pipelines) == 0 {
 		return nil
 	}
-	l.stepped, l.seen = time.Now(), stirred
+	l.stepped, l.seen, l.wanted = time.Now(), stirred, deployed
 	decided, err := l.keeper.Step(time.Since(l.began), r)
 	if err != nil {
 		l.s.log.Warn("place layers", "error", err)
 		return nil
 	}
+	l.latest, l.request = decided.Plan, r
 	if decided.Reason == "" {
 		l.observe(decided.Plan)
 		return l.correct(ctx, decided.Plan)

@@ -74,6 +74,7 @@ type mesh struct {
 	shards   map[string]*fakeShard
 	sampler  *fakeSampler
 	calls    atomic.Int64 // of tokenizers
+	add      func(name string, register func(grpc.ServiceRegistrar))
 }
 
 // newMesh starts replicas of a model of two layers, or more if there are more stages, cut into stages, and waits
@@ -136,6 +137,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 		replicas++
 	}
 	cfg.Dialer, cfg.Registry = m.dialer, m.registry
+	if cfg.Placement != nil {
+		cfg.Placement.Registry = m.registry
+	}
 	if stages > 1 && cfg.MicroBatches == 0 { // as for stages in processes of their own
 		cfg.MicroBatches = stages + 1
 	}
@@ -146,6 +150,7 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 		}
 	})
 	m.serve(ctx, &wg, "router", "router", m.service.Register)
+	m.add = func(name string, register func(grpc.ServiceRegistrar)) { m.serve(ctx, &wg, "shard", name, register) }
 	conn, err := m.dialer.Dial("mem:router")
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -33,6 +34,10 @@ type Placement struct {
 	Settle time.Duration
 	// Correct is the shortest time between two plans that differ in what is expected of them alone; 0 means 10 s.
 	Correct time.Duration
+	// OnlyDeployed loads only models that were deployed. Otherwise models that belong to no deployment are loaded too.
+	OnlyDeployed bool
+	// Deploy holds the times of deployments.
+	Deploy deploy.Config
 }
 
 // PlacementRegistry is what the placer needs of the registry.
@@ -81,6 +86,8 @@ type placer struct {
 
 	samplerMS float64 // the way to a sampler and back, measured by health checks
 	sampled   time.Time
+	// refusing has the hosts that some model is not placed on because they could not load it, with the reason.
+	refusing map[string]string
 }
 
 // placed is what the placer knows of a host.
@@ -93,7 +100,10 @@ type placed struct {
 	asking bool
 	busy   bool // a load or a release runs
 	full   bool // a load did not fit: spans that no plan names have to go first
-	hop    hopTime
+	// freeable says that it holds such spans.
+	freeable bool
+	refused  map[string]*refusals // by the digest of the model
+	hop      hopTime
 }
 
 // hopTime is the way to a host.
@@ -233,7 +243,7 @@ func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
 		p.leading = false
 		p.mu.Unlock()
 	}()
-	l := &leader{placer: p, token: lease.Token(), began: time.Now(), work: &wg,
+	l := &leader{placer: p, token: lease.Token(), began: time.Now(), work: &wg, lives: deploy.NewKeeper(p.cfg.Deploy),
 		observed: map[string]observed{}}
 	if err := l.claim(ctx); err != nil {
 		return err
@@ -352,17 +362,33 @@ func (p *placer) living() (shards []inventory.Shard, stirred time.Time) {
 	return shards, p.stirred
 }
 
-// options returns what is wanted of a plan. A model that no tokenizer knows cannot be served.
+// options returns what is wanted of a plan: the models of deployments, and unless OnlyDeployed those of none. A model
+// that no tokenizer knows cannot be served.
 func (p *placer) options() inventory.Options {
+	p.mu.Lock()
+	p.refusing = map[string]string{}
+	p.mu.Unlock()
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
 	known := map[string]bool{}
 	for digest := range p.s.models {
 		known[digest] = true
 	}
+	state := p.s.deploys.state
 	return inventory.Options{
 		Goal: p.cfg.Goal, Replicas: p.cfg.Replicas, KVLeast: p.cfg.KVLeast, KVMost: p.cfg.KVMost,
-		Want: func(digest string) bool { return known[digest] },
+		Each: func(m *plan.Model) bool {
+			want, ok := state.Places(m.Name, m.Digest, !p.cfg.OnlyDeployed)
+			if !ok || !known[m.Digest] {
+				return false
+			}
+			if want.Replicas > 0 {
+				m.Replicas = want.Replicas
+			}
+			m.Yield = want.Yield
+			p.avoid(m)
+			return true
+		},
 	}
 }
 

@@ -46,7 +46,7 @@ func wants(p *plan.Plan) (order map[string][]part, positions map[string]map[part
 // A host does one thing at a time.
 func (l *leader) carryOut(ctx context.Context) {
 	order, positions := wants(&l.doc.Plan)
-	served := l.served()
+	served, given := l.served(), l.givenUp()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for id, h := range l.hosts {
@@ -63,7 +63,8 @@ func (l *leader) carryOut(ctx context.Context) {
 			}
 		}
 		next := slices.IndexFunc(order[id], func(w part) bool { return !have[w] })
-		freed := slices.IndexFunc(extra, func(e part) bool { return h.full || served[e.digest] })
+		freed := slices.IndexFunc(extra, func(e part) bool { return h.full || served[e.digest] || given[e.digest] })
+		h.freeable = len(extra) > 0
 		switch {
 		case next >= 0 && !h.full:
 			w := order[id][next]
@@ -115,6 +116,23 @@ func chainOf(p *plan.Pipeline) plan.Chain {
 	return out
 }
 
+// givenUp returns the models that hosts hold and no deployment wants, which can go even if nothing else serves.
+func (l *leader) givenUp() map[string]bool {
+	l.s.mu.Lock()
+	state := l.s.deploys.state
+	l.s.mu.Unlock()
+	out := map[string]bool{}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.hosts {
+		for _, span := range h.desc.GetHeld() {
+			_, wanted := state.Places(span.GetModel(), span.GetDigest(), !l.cfg.OnlyDeployed)
+			out[span.GetDigest()] = !wanted
+		}
+	}
+	return out
+}
+
 // finish ends what a host does, and asks it at once what it holds now.
 func (l *leader) finish(ctx context.Context, id string, h *placed, err error) {
 	l.mu.Lock()
@@ -147,7 +165,10 @@ func (l *leader) assign(ctx context.Context, id string, h *placed, w part, posit
 		err = drainStream(stream, err, func(*shardv1.AssignResponse) {})
 	}
 	if err != nil && ctx.Err() == nil {
-		l.s.log.Warn("assign layers", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "error", err)
+		l.mu.Lock()
+		left := h.refusedBy(w, err, time.Now())
+		l.mu.Unlock()
+		l.s.log.Warn("assign layers", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "left_out", left, "error", err)
 		l.pause(ctx, lockAgain)
 	} else if err == nil {
 		l.s.log.Info("layers are loaded", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "took",
@@ -229,7 +250,8 @@ func sameSpans(a, b *shardv1.DescribeResponse) bool {
 }
 
 // leaveUnheld ends the pipelines over spans of a shard that it no longer lists, if another pipeline can take over their
-// sequences. Otherwise the shard ends them after a while. The caller holds mu.
+// sequences, or if they have none and no deployment wants their model. Otherwise the shard ends them after a while. The
+// caller holds mu.
 func (s *Service) leaveUnheld(id string, resp *shardv1.DescribeResponse) {
 	if !resp.GetInventory().GetAssignable() {
 		return
@@ -239,7 +261,7 @@ func (s *Service) leaveUnheld(id string, resp *shardv1.DescribeResponse) {
 			held := slices.ContainsFunc(resp.GetHeld(), func(h *shardv1.Held) bool {
 				return h.GetDigest() == hop.Digest && int(h.GetLo()) == hop.Lo && int(h.GetHi()) == hop.Hi
 			})
-			if hop.Shard == id && !held && p.spare.Load() {
+			if hop.Shard == id && !held && (p.spare.Load() || s.unused(p)) {
 				p.cancel(fault.Wrap(fault.Unavailable, errLeaving, "leave layers %d-%d at %s", hop.Lo, hop.Hi,
 					hop.Addr))
 			}

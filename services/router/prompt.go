@@ -50,7 +50,7 @@ func (s *Service) servedModel(ctx context.Context, model string) (digest string,
 	if err != nil {
 		return "", err
 	}
-	if err := auth.CheckModel(ctx, name, digest, adapted(name, adapterName)); err != nil {
+	if err := auth.CheckModel(ctx, name, digest, adapted(name, adapterName), adapted(base, adapterName), base); err != nil {
 		return "", err
 	}
 	a, err := s.acquire(ctx, digest, name, adapterName)
@@ -66,6 +66,9 @@ func (s *Service) findServed(ctx context.Context, model string) (name, digest st
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if d := s.deploys.state.Find(model); d != nil && d.Live != nil && s.models[d.Live.Digest] != nil {
+		return d.Name, d.Live.Digest, nil // its model is not loaded now
+	}
 	var found []*shardv1.Held
 	for _, h := range s.encoders() {
 		if model == "" || h.GetModel() == model || h.GetDigest() == model {

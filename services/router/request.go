@@ -48,6 +48,7 @@ type request struct {
 	constrain func(context.Context, *modelInfo, []tokenizerv1.TokenizerServiceClient) error
 
 	id       string
+	name     string // of the model or its deployment, for the client
 	digest   string
 	info     *modelInfo
 	rules    *samplerv1.Rules
@@ -99,12 +100,15 @@ func (q *request) run(
 	if q.model, q.adapterName, err = q.service.splitModel(q.model, q.adapterName); err != nil {
 		return err
 	}
-	p, err := q.service.await(ctx, q.model, q.patience())
+	p, err := q.awaitModel(ctx)
 	if err != nil {
 		return err
 	}
 	q.digest, q.meters = p.digest, p.meters
-	if err := auth.CheckModel(ctx, p.model(), p.digest, adapted(p.model(), q.adapterName)); err != nil {
+	defer func() { q.service.judge(ctx, q.digest, err) }()
+	q.name = q.service.nameFor(q.model, p)
+	if err := auth.CheckModel(ctx, q.name, p.digest, p.model(), adapted(q.name, q.adapterName),
+		adapted(p.model(), q.adapterName)); err != nil {
 		return err
 	}
 	if q.adapter, err = q.service.acquire(ctx, q.digest, p.model(), q.adapterName); err != nil {
@@ -162,7 +166,7 @@ func (q *request) run(
 	}
 	q.text = newTextOut(v, q.prompt, q.stop, q.keepMarkers)
 	q.started = &routerv1.Started{
-		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(),
+		RequestId: q.id, Model: q.name, Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(),
 		Fingerprint: fingerprint(p, q.adapter), Adapter: q.adapter.namespace(),
 		Format: q.format, PromptEnd: q.promptEnd, Context: q.context.use,
 	}
@@ -289,7 +293,8 @@ func (q *request) place(
 			return nil, err
 		}
 	}
-	p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen, q.adapter}, wait-time.Since(start))
+	p, err := q.service.assign(ctx, q.digest, work{tenant: auth.Tenant(ctx), log: log, maxLen: maxLen,
+		adapter: q.adapter}, wait-time.Since(start))
 	if err == nil && q.meters == nil {
 		q.meters = p.meters
 	}

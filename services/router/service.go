@@ -18,6 +18,7 @@ import (
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/journal"
+	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/sched"
@@ -151,6 +152,7 @@ type Service struct {
 	pipelines    map[string]*pipeline                     // by id
 	building     map[string]plan.Chain                    // chains that are being opened or run
 	adapters     *adapters
+	deploys      *deployments
 	wake         func()           // lets Run look at the inventory; nil before it runs
 	draftVocabs  map[string]error // why two vocabularies differ, or nil, by vocabKey
 	tries        int              // chains opened so far; chooses the next sampler
@@ -174,7 +176,7 @@ func New(c Config) *Service {
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
 		building: map[string]plan.Chain{}, changed: make(chan struct{}), pokes: make(chan struct{}, 1),
-		adapters: newAdapters(c),
+		adapters: newAdapters(c), deploys: newDeployments(),
 	}
 	s.replays = newReplayBudget(c, s.m)
 	if s.log == nil {
@@ -231,14 +233,17 @@ func (s *Service) notifyChange() {
 // await returns a pipeline of a model, given its name or digest. An empty name means the only model. It
 // waits at most the given time for one.
 func (s *Service) await(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
-	return s.choose(ctx, name, work{}, wait, func(*pipeline) {})
+	return s.choose(ctx, name, work{key: obs.RequestID(ctx)}, wait, func(*pipeline) {})
 }
 
 // work is a sequence that needs a pipeline.
 type work struct {
 	tenant string
 	log    []int32
-	maxLen int // the longest that the log may become
+	maxLen int    // the longest that the log may become
+	key    string // of the request, which decides whether it goes to a canary
+	// stable keeps the request away from canaries, which do not have the adapters of the live version.
+	stable bool
 	// adapter is what all stages of the pipeline have to hold; nil for none.
 	adapter *servedAdapter
 }
@@ -283,7 +288,7 @@ func (s *Service) choose(
 // can hold it. It returns a draft pipeline only if the request names the draft model and no other
 // pipeline serves it. The caller holds mu.
 func (s *Service) best(name string, w work) (*pipeline, error) {
-	digests := map[string]bool{}
+	digests, answers := map[string]bool{}, s.answers(name, w)
 	for _, draft := range []bool{false, true} {
 		if draft && name == "" {
 			break
@@ -294,7 +299,7 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 		var why error
 		for _, id := range slices.Sorted(maps.Keys(s.pipelines)) {
 			p := s.pipelines[id]
-			if p.draft != draft || p.dead() || name != "" && p.digest != name && p.model() != name {
+			if p.draft != draft || p.dead() || !answers(p) {
 				continue
 			}
 			digests[p.digest] = true

@@ -54,7 +54,7 @@ func (s *Service) served() []*routerv1.Model {
 	defer s.mu.Unlock()
 	byDigest := map[string]*routerv1.Model{}
 	for _, p := range s.pipelines {
-		if p.draft {
+		if p.draft || s.deploys.state.Hidden(p.digest) {
 			continue
 		}
 		digest, h := p.digest, p.stages[0]
@@ -82,10 +82,7 @@ func (s *Service) served() []*routerv1.Model {
 			EmbedTokens: h.GetEmbedTokens(),
 		}
 	}
-	out := make([]*routerv1.Model, 0, len(byDigest))
-	for _, m := range byDigest {
-		out = append(out, m)
-	}
+	out := s.underNames(byDigest)
 	slices.SortFunc(out, func(a, b *routerv1.Model) int {
 		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetDigest(), b.GetDigest()))
 	})
@@ -150,7 +147,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		chains[p.id] = p.hops()
 		firsts[p.id], _ = p.firsts.read()
 	}
-	out.Adapters = s.describeAdapters("")
+	out.Adapters, out.Deployments = s.describeAdapters(""), describeDeployments(s.deploys.state)
 	s.mu.Unlock()
 	s.hops.refresh(ctx, s, slices.Collect(maps.Values(chains)))
 	var wg sync.WaitGroup

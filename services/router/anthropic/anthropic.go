@@ -128,6 +128,7 @@ func (s *server) stream(
 		return nil
 	}
 	a := assembler{thinking: thinking}
+	parsing.Loading = sse.Loading
 	out, err := httpapi.Run(r.Context(), s.backend, req, parsing, func(started *routerv1.Started) error {
 		m := begin(started)
 		return send([]event{{Type: "message_start", Message: &m}, {Type: "ping"}})

@@ -19,6 +19,8 @@ type Parsing struct {
 	Tools     string // OpenAI tool definitions as JSON; empty for none
 	Reasoning bool   // reasoning is separated from content
 	Single    bool   // at most one call is returned
+	// Loading is told, before the chat starts, how far the loading of its model is; nil is told nothing.
+	Loading func(*routerv1.ModelLoading) error
 	// CallID returns the id of a call; nil uses CallID of this package.
 	CallID func(request string, choice, index int) string
 }
@@ -135,6 +137,11 @@ func Run(
 			out.Answer = g.NewAnswer(0, out.Started)
 			if start != nil {
 				return start(out.Started)
+			}
+			return nil
+		case e.GetLoading() != nil:
+			if g.Loading != nil {
+				return g.Loading(e.GetLoading())
 			}
 			return nil
 		case out.Answer == nil:

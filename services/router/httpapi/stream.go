@@ -3,11 +3,14 @@ package httpapi
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
 // The content types of streams.
@@ -43,6 +46,14 @@ func (s *Stream) Event(name string, v any) error {
 	event := make([]byte, 0, len(text)+len(name)+18)
 	event = append(append(append(event, "event: "...), name...), "\ndata: "...)
 	return s.Write(append(append(event, text...), "\n\n"...))
+}
+
+// Loading writes a comment between server-sent events that says how far the loading of a model is. It keeps the
+// connection busy, and clients that do not show comments are not disturbed.
+func (s *Stream) Loading(m *routerv1.ModelLoading) error {
+	text := fmt.Sprintf(": loading %s: %d of %d bytes; %s", m.GetModel(), m.GetDoneBytes(), m.GetTotalBytes(),
+		m.GetState())
+	return s.Write([]byte(strings.NewReplacer("\n", " ", "\r", " ").Replace(text) + "\n\n"))
 }
 
 // Line writes an object on a line of its own.

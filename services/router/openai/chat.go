@@ -246,7 +246,8 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *httpapi.Parsing, error) {
 		}
 		jobs[i] = job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 			return c.nameField(s.backend.Chat(ctx, req, func(e *routerv1.ChatResponse) error {
-				return send(event{started: e.GetStarted(), token: e.GetToken(), finished: e.GetFinished()})
+				return send(event{started: e.GetStarted(), token: e.GetToken(), finished: e.GetFinished(),
+					loading: e.GetLoading()})
 			}))
 		}}
 	}

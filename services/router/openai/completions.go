@@ -208,7 +208,7 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 			}
 			jobs = append(jobs, job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 				return c.nameField(s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
-					return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished()})
+					return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished(), e.GetLoading()})
 				}))
 			}})
 		}

@@ -19,6 +19,7 @@ type event struct {
 	prompt   *routerv1.PromptTokens
 	token    *routerv1.TokenEvent
 	finished *routerv1.Finished
+	loading  *routerv1.ModelLoading // before started
 }
 
 // job generates one choice.
@@ -192,6 +193,9 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 	own := make([]*routerv1.Started, len(jobs))
 	next := 0 // number of the next event of a resumable request, which has one choice
 	err := runAll(r.Context(), jobs, func(i int, e event) error {
+		if e.loading != nil {
+			return out.Loading(e.loading)
+		}
 		mu.Lock()
 		number := unnumbered
 		switch {

@@ -169,3 +169,31 @@ func TestTenants_HeaderNamesTheTenantOfARequest(t *testing.T) {
 		t.Errorf("the backend saw %q, want %q", got, want)
 	}
 }
+
+// While a model is being loaded, clients of streams see comments, which parsers of server-sent events pass over.
+func TestStream_LoadingIsTold(t *testing.T) {
+	loading := &routerv1.ModelLoading{Model: "chat", DoneBytes: 10, TotalBytes: 40, State: "no shard holds\nlayers 2-4"}
+	s := httptest.NewServer(openai.New(generator{generate: func(_ context.Context, _ *routerv1.GenerateRequest,
+		send func(*routerv1.GenerateResponse) error) error {
+		for _, e := range []*routerv1.GenerateResponse{
+			{Event: &routerv1.GenerateResponse_Loading{Loading: loading}},
+			{Event: &routerv1.GenerateResponse_Started{Started: &routerv1.Started{Model: "chat"}}},
+			{Event: &routerv1.GenerateResponse_Token{Token: &routerv1.TokenEvent{Text: "hi"}}},
+			{Event: &routerv1.GenerateResponse_Finished{Finished: &routerv1.Finished{}}},
+		} {
+			if err := send(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}, openai.Options{WriteTimeout: time.Minute}))
+	defer s.Close()
+	const comment = ": loading chat: 10 of 40 bytes; no shard holds layers 2-4\n\ndata: "
+	resp, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","stream":true}`)
+	if !strings.HasPrefix(text, comment) || !strings.HasSuffix(text, "data: [DONE]\n\n") {
+		t.Errorf("the stream is %q (%v)", text, resp)
+	}
+	if _, text := post(t, s.URL+"/v1/completions", `{"prompt":"x"}`); !strings.Contains(text, `"hi"`) {
+		t.Errorf("the answer is %s", text)
+	}
+}

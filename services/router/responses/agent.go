@@ -52,7 +52,7 @@ func (s *server) runChat(
 	push func(toolcall.Delta) error, ran func(httpapi.Ran) error,
 ) (*ended, error) {
 	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true,
-		Single: req.ParallelToolCalls != nil && !req.GetParallelToolCalls()}
+		Single: req.ParallelToolCalls != nil && !req.GetParallelToolCalls(), Loading: o.loading}
 	if o.set == nil {
 		end, err := httpapi.Run(ctx, s.backend, req, parsing, start, push)
 		if err != nil {

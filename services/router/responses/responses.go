@@ -101,7 +101,8 @@ type run struct {
 	made    assembler
 	thought uint32 // tokens of reasoning
 	set     *agent.Set
-	client  string // the definitions of the client's tools, if set is not nil
+	client  string                             // the definitions of the client's tools, if set is not nil
+	loading func(*routerv1.ModelLoading) error // of a stream; nil for none
 }
 
 // prepare reads a request and finds the response that it continues.
@@ -219,6 +220,7 @@ func (s *server) create(w http.ResponseWriter, r *http.Request) {
 		}
 		return nil
 	}
+	o.loading = sse.Loading
 	_, err = s.chat(r.Context(), o, req, send)
 	switch {
 	case err == nil:

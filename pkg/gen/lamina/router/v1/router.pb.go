@@ -159,6 +159,76 @@ func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{1}
 }
 
+// DeploymentState is what a deployment does.
+type DeploymentState int32
+
+const (
+	// Never sent.
+	DeploymentState_DEPLOYMENT_STATE_UNSPECIFIED DeploymentState = 0
+	// The next version is being loaded and probed. The live one takes the requests, if there
+	// is one.
+	DeploymentState_DEPLOYMENT_STATE_LOADING DeploymentState = 1
+	// The next version takes its share of the requests.
+	DeploymentState_DEPLOYMENT_STATE_CANARY DeploymentState = 2
+	// The live version takes all requests.
+	DeploymentState_DEPLOYMENT_STATE_LIVE DeploymentState = 3
+	// The live version is not loaded. The next request loads it.
+	DeploymentState_DEPLOYMENT_STATE_ASLEEP DeploymentState = 4
+	// It was undeployed.
+	DeploymentState_DEPLOYMENT_STATE_UNDEPLOYED DeploymentState = 5
+	// Its first version could not be brought into service.
+	DeploymentState_DEPLOYMENT_STATE_FAILED DeploymentState = 6
+)
+
+// Enum value maps for DeploymentState.
+var (
+	DeploymentState_name = map[int32]string{
+		0: "DEPLOYMENT_STATE_UNSPECIFIED",
+		1: "DEPLOYMENT_STATE_LOADING",
+		2: "DEPLOYMENT_STATE_CANARY",
+		3: "DEPLOYMENT_STATE_LIVE",
+		4: "DEPLOYMENT_STATE_ASLEEP",
+		5: "DEPLOYMENT_STATE_UNDEPLOYED",
+		6: "DEPLOYMENT_STATE_FAILED",
+	}
+	DeploymentState_value = map[string]int32{
+		"DEPLOYMENT_STATE_UNSPECIFIED": 0,
+		"DEPLOYMENT_STATE_LOADING":     1,
+		"DEPLOYMENT_STATE_CANARY":      2,
+		"DEPLOYMENT_STATE_LIVE":        3,
+		"DEPLOYMENT_STATE_ASLEEP":      4,
+		"DEPLOYMENT_STATE_UNDEPLOYED":  5,
+		"DEPLOYMENT_STATE_FAILED":      6,
+	}
+)
+
+func (x DeploymentState) Enum() *DeploymentState {
+	p := new(DeploymentState)
+	*p = x
+	return p
+}
+
+func (x DeploymentState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeploymentState) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_router_v1_router_proto_enumTypes[2].Descriptor()
+}
+
+func (DeploymentState) Type() protoreflect.EnumType {
+	return &file_lamina_router_v1_router_proto_enumTypes[2]
+}
+
+func (x DeploymentState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeploymentState.Descriptor instead.
+func (DeploymentState) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{2}
+}
+
 // Sampling are the sampling parameters. Absent fields take the model's defaults, as its
 // generation_config.json gives them, and if it gives none the stated ones.
 type Sampling struct {
@@ -1157,6 +1227,7 @@ type GenerateResponse struct {
 	//	*GenerateResponse_Token
 	//	*GenerateResponse_Finished
 	//	*GenerateResponse_Prompt
+	//	*GenerateResponse_Loading
 	Event         isGenerateResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1235,6 +1306,15 @@ func (x *GenerateResponse) GetPrompt() *PromptTokens {
 	return nil
 }
 
+func (x *GenerateResponse) GetLoading() *ModelLoading {
+	if x != nil {
+		if x, ok := x.Event.(*GenerateResponse_Loading); ok {
+			return x.Loading
+		}
+	}
+	return nil
+}
+
 type isGenerateResponse_Event interface {
 	isGenerateResponse_Event()
 }
@@ -1259,6 +1339,12 @@ type GenerateResponse_Prompt struct {
 	Prompt *PromptTokens `protobuf:"bytes,4,opt,name=prompt,proto3,oneof"`
 }
 
+type GenerateResponse_Loading struct {
+	// Before `started`, while the request waits for its model to be loaded: about once a
+	// second.
+	Loading *ModelLoading `protobuf:"bytes,150,opt,name=loading,proto3,oneof"`
+}
+
 func (*GenerateResponse_Started) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Token) isGenerateResponse_Event() {}
@@ -1266,6 +1352,8 @@ func (*GenerateResponse_Token) isGenerateResponse_Event() {}
 func (*GenerateResponse_Finished) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Prompt) isGenerateResponse_Event() {}
+
+func (*GenerateResponse_Loading) isGenerateResponse_Event() {}
 
 // ChatResponse is one event of a chat's answer.
 type ChatResponse struct {
@@ -1277,6 +1365,7 @@ type ChatResponse struct {
 	//	*ChatResponse_Started
 	//	*ChatResponse_Token
 	//	*ChatResponse_Finished
+	//	*ChatResponse_Loading
 	Event         isChatResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1346,6 +1435,15 @@ func (x *ChatResponse) GetFinished() *Finished {
 	return nil
 }
 
+func (x *ChatResponse) GetLoading() *ModelLoading {
+	if x != nil {
+		if x, ok := x.Event.(*ChatResponse_Loading); ok {
+			return x.Loading
+		}
+	}
+	return nil
+}
+
 type isChatResponse_Event interface {
 	isChatResponse_Event()
 }
@@ -1365,11 +1463,19 @@ type ChatResponse_Finished struct {
 	Finished *Finished `protobuf:"bytes,3,opt,name=finished,proto3,oneof"`
 }
 
+type ChatResponse_Loading struct {
+	// Before `started`, while the request waits for its model to be loaded: about once a
+	// second.
+	Loading *ModelLoading `protobuf:"bytes,150,opt,name=loading,proto3,oneof"`
+}
+
 func (*ChatResponse_Started) isChatResponse_Event() {}
 
 func (*ChatResponse_Token) isChatResponse_Event() {}
 
 func (*ChatResponse_Finished) isChatResponse_Event() {}
+
+func (*ChatResponse_Loading) isChatResponse_Event() {}
 
 // ResumeRequest asks for the events of a resumable request.
 type ResumeRequest struct {
@@ -3591,7 +3697,9 @@ type Mesh struct {
 	// The plan, if there are shards that take assignments.
 	Placement *Placement `protobuf:"bytes,40,opt,name=placement,proto3" json:"placement,omitempty"`
 	// The adapters that requests may name, by model and name.
-	Adapters      []*Adapter `protobuf:"bytes,60,rep,name=adapters,proto3" json:"adapters,omitempty"`
+	Adapters []*Adapter `protobuf:"bytes,60,rep,name=adapters,proto3" json:"adapters,omitempty"`
+	// The deployments, by name.
+	Deployments   []*Deployment `protobuf:"bytes,150,rep,name=deployments,proto3" json:"deployments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3657,6 +3765,13 @@ func (x *Mesh) GetPlacement() *Placement {
 func (x *Mesh) GetAdapters() []*Adapter {
 	if x != nil {
 		return x.Adapters
+	}
+	return nil
+}
+
+func (x *Mesh) GetDeployments() []*Deployment {
+	if x != nil {
+		return x.Deployments
 	}
 	return nil
 }
@@ -4400,6 +4515,651 @@ func (x *Pipeline) GetMeasuredTtftMs() float64 {
 	return 0
 }
 
+// DeployRequest asks for a version of a model under a name. Settings that are absent stay as
+// they are, or have their defaults in a new deployment.
+type DeployRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's name or digest, as shards offer it. The name of a deployment stands for its
+	// live version, whose settings are then changed.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The name that clients use; empty for that of the model.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Pipelines; by default what the routers were started with.
+	Replicas *uint32 `protobuf:"varint,3,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
+	// The share of the requests that a new version takes before it becomes live, more than 0
+	// and at most 1; default 1.
+	Canary *float32 `protobuf:"fixed32,4,opt,name=canary,proto3,oneof" json:"canary,omitempty"`
+	// How long it takes them, in milliseconds, while the version before stays loaded; default
+	// 1 minute, and 5 minutes with a share of less than 1.
+	ObserveMs *uint64 `protobuf:"varint,5,opt,name=observe_ms,json=observeMs,proto3,oneof" json:"observe_ms,omitempty"`
+	// Never unload the model, neither for others nor because nobody uses it.
+	Pinned *bool `protobuf:"varint,6,opt,name=pinned,proto3,oneof" json:"pinned,omitempty"`
+	// Unload the model when nobody has used it for this time, in milliseconds; the next
+	// request loads it again. 0 means never, which is the default.
+	IdleMs *uint64 `protobuf:"varint,7,opt,name=idle_ms,json=idleMs,proto3,oneof" json:"idle_ms,omitempty"`
+	// How long the version may take until all of its pipelines are open, in milliseconds;
+	// default 10 minutes.
+	LoadMs        *uint64 `protobuf:"varint,8,opt,name=load_ms,json=loadMs,proto3,oneof" json:"load_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeployRequest) Reset() {
+	*x = DeployRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeployRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeployRequest) ProtoMessage() {}
+
+func (x *DeployRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
+func (*DeployRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *DeployRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DeployRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeployRequest) GetReplicas() uint32 {
+	if x != nil && x.Replicas != nil {
+		return *x.Replicas
+	}
+	return 0
+}
+
+func (x *DeployRequest) GetCanary() float32 {
+	if x != nil && x.Canary != nil {
+		return *x.Canary
+	}
+	return 0
+}
+
+func (x *DeployRequest) GetObserveMs() uint64 {
+	if x != nil && x.ObserveMs != nil {
+		return *x.ObserveMs
+	}
+	return 0
+}
+
+func (x *DeployRequest) GetPinned() bool {
+	if x != nil && x.Pinned != nil {
+		return *x.Pinned
+	}
+	return false
+}
+
+func (x *DeployRequest) GetIdleMs() uint64 {
+	if x != nil && x.IdleMs != nil {
+		return *x.IdleMs
+	}
+	return 0
+}
+
+func (x *DeployRequest) GetLoadMs() uint64 {
+	if x != nil && x.LoadMs != nil {
+		return *x.LoadMs
+	}
+	return 0
+}
+
+// DeployResponse is the deployment after a change.
+type DeployResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The deployment.
+	Deployment *Deployment `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	// What is loaded of the version, while it is loading.
+	Loading       *ModelLoading `protobuf:"bytes,2,opt,name=loading,proto3" json:"loading,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeployResponse) Reset() {
+	*x = DeployResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeployResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeployResponse) ProtoMessage() {}
+
+func (x *DeployResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
+func (*DeployResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DeployResponse) GetDeployment() *Deployment {
+	if x != nil {
+		return x.Deployment
+	}
+	return nil
+}
+
+func (x *DeployResponse) GetLoading() *ModelLoading {
+	if x != nil {
+		return x.Loading
+	}
+	return nil
+}
+
+// UndeployRequest names a deployment, or a model that is served without one.
+type UndeployRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndeployRequest) Reset() {
+	*x = UndeployRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndeployRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndeployRequest) ProtoMessage() {}
+
+func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
+func (*UndeployRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *UndeployRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// UndeployResponse says what is left to wait for.
+type UndeployResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The deployment.
+	Deployment    *Deployment `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndeployResponse) Reset() {
+	*x = UndeployResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndeployResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndeployResponse) ProtoMessage() {}
+
+func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
+func (*UndeployResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *UndeployResponse) GetDeployment() *Deployment {
+	if x != nil {
+		return x.Deployment
+	}
+	return nil
+}
+
+// ListDeploymentsRequest asks for the deployments.
+type ListDeploymentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeploymentsRequest) Reset() {
+	*x = ListDeploymentsRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeploymentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeploymentsRequest) ProtoMessage() {}
+
+func (x *ListDeploymentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeploymentsRequest.ProtoReflect.Descriptor instead.
+func (*ListDeploymentsRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{52}
+}
+
+// ListDeploymentsResponse lists the deployments.
+type ListDeploymentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Deployments   []*Deployment `protobuf:"bytes,1,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeploymentsResponse) Reset() {
+	*x = ListDeploymentsResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeploymentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeploymentsResponse) ProtoMessage() {}
+
+func (x *ListDeploymentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeploymentsResponse.ProtoReflect.Descriptor instead.
+func (*ListDeploymentsResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ListDeploymentsResponse) GetDeployments() []*Deployment {
+	if x != nil {
+		return x.Deployments
+	}
+	return nil
+}
+
+// Deployment is a name that clients use, with the versions of a model behind it.
+type Deployment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it does.
+	State DeploymentState `protobuf:"varint,2,opt,name=state,proto3,enum=lamina.router.v1.DeploymentState" json:"state,omitempty"`
+	// The version that takes the requests; absent before the first one is open.
+	Live *Version `protobuf:"bytes,3,opt,name=live,proto3" json:"live,omitempty"`
+	// The version that is loaded beside it.
+	Next *Version `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
+	// Versions that take no new requests and are unloaded when their last one has ended.
+	Retiring []*Version `protobuf:"bytes,5,rep,name=retiring,proto3" json:"retiring,omitempty"`
+	// Pipelines; 0 for what the routers were started with.
+	Replicas uint32 `protobuf:"varint,6,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// The share of the requests that a new version takes.
+	Canary float32 `protobuf:"fixed32,7,opt,name=canary,proto3" json:"canary,omitempty"`
+	// How long it takes them, in milliseconds.
+	ObserveMs uint64 `protobuf:"varint,8,opt,name=observe_ms,json=observeMs,proto3" json:"observe_ms,omitempty"`
+	// The model is never unloaded.
+	Pinned bool `protobuf:"varint,9,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	// It is unloaded when nobody has used it for this many milliseconds; 0 for never.
+	IdleMs uint64 `protobuf:"varint,10,opt,name=idle_ms,json=idleMs,proto3" json:"idle_ms,omitempty"`
+	// How long a version may take until it is open, in milliseconds.
+	LoadMs uint64 `protobuf:"varint,11,opt,name=load_ms,json=loadMs,proto3" json:"load_ms,omitempty"`
+	// What happened last.
+	Last string `protobuf:"bytes,12,opt,name=last,proto3" json:"last,omitempty"`
+	// The version that was rolled back last, and why.
+	Failed *Version `protobuf:"bytes,13,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Why it was rolled back.
+	FailedReason  string `protobuf:"bytes,14,opt,name=failed_reason,json=failedReason,proto3" json:"failed_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Deployment) Reset() {
+	*x = Deployment{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Deployment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Deployment) ProtoMessage() {}
+
+func (x *Deployment) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
+func (*Deployment) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *Deployment) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Deployment) GetState() DeploymentState {
+	if x != nil {
+		return x.State
+	}
+	return DeploymentState_DEPLOYMENT_STATE_UNSPECIFIED
+}
+
+func (x *Deployment) GetLive() *Version {
+	if x != nil {
+		return x.Live
+	}
+	return nil
+}
+
+func (x *Deployment) GetNext() *Version {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Deployment) GetRetiring() []*Version {
+	if x != nil {
+		return x.Retiring
+	}
+	return nil
+}
+
+func (x *Deployment) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *Deployment) GetCanary() float32 {
+	if x != nil {
+		return x.Canary
+	}
+	return 0
+}
+
+func (x *Deployment) GetObserveMs() uint64 {
+	if x != nil {
+		return x.ObserveMs
+	}
+	return 0
+}
+
+func (x *Deployment) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *Deployment) GetIdleMs() uint64 {
+	if x != nil {
+		return x.IdleMs
+	}
+	return 0
+}
+
+func (x *Deployment) GetLoadMs() uint64 {
+	if x != nil {
+		return x.LoadMs
+	}
+	return 0
+}
+
+func (x *Deployment) GetLast() string {
+	if x != nil {
+		return x.Last
+	}
+	return ""
+}
+
+func (x *Deployment) GetFailed() *Version {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+func (x *Deployment) GetFailedReason() string {
+	if x != nil {
+		return x.FailedReason
+	}
+	return ""
+}
+
+// Version is a version of a deployment.
+type Version struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The digest of the model.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The name of the model on the shards.
+	Model         string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Version) Reset() {
+	*x = Version{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Version) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Version) ProtoMessage() {}
+
+func (x *Version) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Version.ProtoReflect.Descriptor instead.
+func (*Version) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Version) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Version) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+// ModelLoading says how far the loading of a model is.
+type ModelLoading struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name that the request or deployment has.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The digest.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes of weights that are loaded.
+	DoneBytes uint64 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// Bytes of the whole model; 0 if they are not known.
+	TotalBytes uint64 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// What it waits for.
+	State         string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelLoading) Reset() {
+	*x = ModelLoading{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelLoading) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelLoading) ProtoMessage() {}
+
+func (x *ModelLoading) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelLoading.ProtoReflect.Descriptor instead.
+func (*ModelLoading) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ModelLoading) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ModelLoading) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ModelLoading) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *ModelLoading) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *ModelLoading) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_lamina_router_v1_router_proto_rawDesc = "" +
@@ -4511,17 +5271,19 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"ToolChoice\x124\n" +
 	"\x04mode\x18\x01 \x01(\x0e2 .lamina.router.v1.ToolChoiceModeR\x04mode\x12\x1a\n" +
-	"\bfunction\x18\x02 \x01(\tR\bfunction\"\xfc\x01\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\"\xb9\x02\n" +
 	"\x10GenerateResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinished\x128\n" +
-	"\x06prompt\x18\x04 \x01(\v2\x1e.lamina.router.v1.PromptTokensH\x00R\x06promptB\a\n" +
-	"\x05event\"\xbe\x01\n" +
+	"\x06prompt\x18\x04 \x01(\v2\x1e.lamina.router.v1.PromptTokensH\x00R\x06prompt\x12;\n" +
+	"\aloading\x18\x96\x01 \x01(\v2\x1e.lamina.router.v1.ModelLoadingH\x00R\aloadingB\a\n" +
+	"\x05event\"\xfb\x01\n" +
 	"\fChatResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
-	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinishedB\a\n" +
+	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinished\x12;\n" +
+	"\aloading\x18\x96\x01 \x01(\v2\x1e.lamina.router.v1.ModelLoadingH\x00R\aloadingB\a\n" +
 	"\x05event\"B\n" +
 	"\rResumeRequest\x12\x1d\n" +
 	"\n" +
@@ -4678,13 +5440,14 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
 	"\x14WatchTopologyRequest\"C\n" +
 	"\x15WatchTopologyResponse\x12*\n" +
-	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xa0\x02\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xe1\x02\n" +
 	"\x04Mesh\x122\n" +
 	"\amembers\x18\x01 \x03(\v2\x18.lamina.router.v1.MemberR\amembers\x128\n" +
 	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\x128\n" +
 	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\x129\n" +
 	"\tplacement\x18( \x01(\v2\x1b.lamina.router.v1.PlacementR\tplacement\x125\n" +
-	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\"\xf2\x02\n" +
+	"\badapters\x18< \x03(\v2\x19.lamina.router.v1.AdapterR\badapters\x12?\n" +
+	"\vdeployments\x18\x96\x01 \x03(\v2\x1c.lamina.router.v1.DeploymentR\vdeployments\"\xf2\x02\n" +
 	"\tPlacement\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
@@ -4755,7 +5518,68 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x11expected_token_ms\x18\xa0\x01 \x01(\x01R\x0fexpectedTokenMs\x12)\n" +
 	"\x10expected_ttft_ms\x18\xa1\x01 \x01(\x01R\x0eexpectedTtftMs\x12#\n" +
 	"\rlone_token_ms\x18\xa2\x01 \x01(\x01R\vloneTokenMs\x12)\n" +
-	"\x10measured_ttft_ms\x18\xa3\x01 \x01(\x01R\x0emeasuredTtftMs*|\n" +
+	"\x10measured_ttft_ms\x18\xa3\x01 \x01(\x01R\x0emeasuredTtftMs\"\xbe\x02\n" +
+	"\rDeployRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
+	"\breplicas\x18\x03 \x01(\rH\x00R\breplicas\x88\x01\x01\x12\x1b\n" +
+	"\x06canary\x18\x04 \x01(\x02H\x01R\x06canary\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"observe_ms\x18\x05 \x01(\x04H\x02R\tobserveMs\x88\x01\x01\x12\x1b\n" +
+	"\x06pinned\x18\x06 \x01(\bH\x03R\x06pinned\x88\x01\x01\x12\x1c\n" +
+	"\aidle_ms\x18\a \x01(\x04H\x04R\x06idleMs\x88\x01\x01\x12\x1c\n" +
+	"\aload_ms\x18\b \x01(\x04H\x05R\x06loadMs\x88\x01\x01B\v\n" +
+	"\t_replicasB\t\n" +
+	"\a_canaryB\r\n" +
+	"\v_observe_msB\t\n" +
+	"\a_pinnedB\n" +
+	"\n" +
+	"\b_idle_msB\n" +
+	"\n" +
+	"\b_load_ms\"\x88\x01\n" +
+	"\x0eDeployResponse\x12<\n" +
+	"\n" +
+	"deployment\x18\x01 \x01(\v2\x1c.lamina.router.v1.DeploymentR\n" +
+	"deployment\x128\n" +
+	"\aloading\x18\x02 \x01(\v2\x1e.lamina.router.v1.ModelLoadingR\aloading\"%\n" +
+	"\x0fUndeployRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"P\n" +
+	"\x10UndeployResponse\x12<\n" +
+	"\n" +
+	"deployment\x18\x01 \x01(\v2\x1c.lamina.router.v1.DeploymentR\n" +
+	"deployment\"\x18\n" +
+	"\x16ListDeploymentsRequest\"Y\n" +
+	"\x17ListDeploymentsResponse\x12>\n" +
+	"\vdeployments\x18\x01 \x03(\v2\x1c.lamina.router.v1.DeploymentR\vdeployments\"\xf7\x03\n" +
+	"\n" +
+	"Deployment\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
+	"\x05state\x18\x02 \x01(\x0e2!.lamina.router.v1.DeploymentStateR\x05state\x12-\n" +
+	"\x04live\x18\x03 \x01(\v2\x19.lamina.router.v1.VersionR\x04live\x12-\n" +
+	"\x04next\x18\x04 \x01(\v2\x19.lamina.router.v1.VersionR\x04next\x125\n" +
+	"\bretiring\x18\x05 \x03(\v2\x19.lamina.router.v1.VersionR\bretiring\x12\x1a\n" +
+	"\breplicas\x18\x06 \x01(\rR\breplicas\x12\x16\n" +
+	"\x06canary\x18\a \x01(\x02R\x06canary\x12\x1d\n" +
+	"\n" +
+	"observe_ms\x18\b \x01(\x04R\tobserveMs\x12\x16\n" +
+	"\x06pinned\x18\t \x01(\bR\x06pinned\x12\x17\n" +
+	"\aidle_ms\x18\n" +
+	" \x01(\x04R\x06idleMs\x12\x17\n" +
+	"\aload_ms\x18\v \x01(\x04R\x06loadMs\x12\x12\n" +
+	"\x04last\x18\f \x01(\tR\x04last\x121\n" +
+	"\x06failed\x18\r \x01(\v2\x19.lamina.router.v1.VersionR\x06failed\x12#\n" +
+	"\rfailed_reason\x18\x0e \x01(\tR\ffailedReason\"7\n" +
+	"\aVersion\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\"\x92\x01\n" +
+	"\fModelLoading\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x03 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x04 \x01(\x04R\n" +
+	"totalBytes\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state*|\n" +
 	"\vContextMode\x12\x1c\n" +
 	"\x18CONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONTEXT_MODE_STOP\x10\x01\x12\x16\n" +
@@ -4766,7 +5590,15 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n" +
 	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xc2\a\n" +
+	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x04*\xe4\x01\n" +
+	"\x0fDeploymentState\x12 \n" +
+	"\x1cDEPLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18DEPLOYMENT_STATE_LOADING\x10\x01\x12\x1b\n" +
+	"\x17DEPLOYMENT_STATE_CANARY\x10\x02\x12\x19\n" +
+	"\x15DEPLOYMENT_STATE_LIVE\x10\x03\x12\x1b\n" +
+	"\x17DEPLOYMENT_STATE_ASLEEP\x10\x04\x12\x1f\n" +
+	"\x1bDEPLOYMENT_STATE_UNDEPLOYED\x10\x05\x12\x1b\n" +
+	"\x17DEPLOYMENT_STATE_FAILED\x10\x062\xcc\t\n" +
 	"\rRouterService\x12S\n" +
 	"\bGenerate\x12!.lamina.router.v1.GenerateRequest\x1a\".lamina.router.v1.GenerateResponse0\x01\x12G\n" +
 	"\x04Chat\x12\x1d.lamina.router.v1.ChatRequest\x1a\x1e.lamina.router.v1.ChatResponse0\x01\x12M\n" +
@@ -4779,7 +5611,10 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"ListModels\x12#.lamina.router.v1.ListModelsRequest\x1a$.lamina.router.v1.ListModelsResponse\x12Q\n" +
 	"\bTopology\x12!.lamina.router.v1.TopologyRequest\x1a\".lamina.router.v1.TopologyResponse\x12b\n" +
-	"\rWatchTopology\x12&.lamina.router.v1.WatchTopologyRequest\x1a'.lamina.router.v1.WatchTopologyResponse0\x01BAZ?github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1;routerv1b\x06proto3"
+	"\rWatchTopology\x12&.lamina.router.v1.WatchTopologyRequest\x1a'.lamina.router.v1.WatchTopologyResponse0\x01\x12M\n" +
+	"\x06Deploy\x12\x1f.lamina.router.v1.DeployRequest\x1a .lamina.router.v1.DeployResponse0\x01\x12Q\n" +
+	"\bUndeploy\x12!.lamina.router.v1.UndeployRequest\x1a\".lamina.router.v1.UndeployResponse\x12f\n" +
+	"\x0fListDeployments\x12(.lamina.router.v1.ListDeploymentsRequest\x1a).lamina.router.v1.ListDeploymentsResponseBAZ?github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1;routerv1b\x06proto3"
 
 var (
 	file_lamina_router_v1_router_proto_rawDescOnce sync.Once
@@ -4793,159 +5628,187 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 	return file_lamina_router_v1_router_proto_rawDescData
 }
 
-var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_lamina_router_v1_router_proto_goTypes = []any{
-	(ContextMode)(0),               // 0: lamina.router.v1.ContextMode
-	(ToolChoiceMode)(0),            // 1: lamina.router.v1.ToolChoiceMode
-	(*Sampling)(nil),               // 2: lamina.router.v1.Sampling
-	(*TokenIds)(nil),               // 3: lamina.router.v1.TokenIds
-	(*GenerateRequest)(nil),        // 4: lamina.router.v1.GenerateRequest
-	(*ChatRequest)(nil),            // 5: lamina.router.v1.ChatRequest
-	(*ContextPolicy)(nil),          // 6: lamina.router.v1.ContextPolicy
-	(*ContextUse)(nil),             // 7: lamina.router.v1.ContextUse
-	(*Dropped)(nil),                // 8: lamina.router.v1.Dropped
-	(*ToolChoice)(nil),             // 9: lamina.router.v1.ToolChoice
-	(*GenerateResponse)(nil),       // 10: lamina.router.v1.GenerateResponse
-	(*ChatResponse)(nil),           // 11: lamina.router.v1.ChatResponse
-	(*ResumeRequest)(nil),          // 12: lamina.router.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 13: lamina.router.v1.ResumeResponse
-	(*CancelRequest)(nil),          // 14: lamina.router.v1.CancelRequest
-	(*CancelResponse)(nil),         // 15: lamina.router.v1.CancelResponse
-	(*Started)(nil),                // 16: lamina.router.v1.Started
-	(*PromptTokens)(nil),           // 17: lamina.router.v1.PromptTokens
-	(*PromptToken)(nil),            // 18: lamina.router.v1.PromptToken
-	(*TokenEvent)(nil),             // 19: lamina.router.v1.TokenEvent
-	(*TopCandidate)(nil),           // 20: lamina.router.v1.TopCandidate
-	(*Finished)(nil),               // 21: lamina.router.v1.Finished
-	(*Usage)(nil),                  // 22: lamina.router.v1.Usage
-	(*Timings)(nil),                // 23: lamina.router.v1.Timings
-	(*EmbedRequest)(nil),           // 24: lamina.router.v1.EmbedRequest
-	(*EmbedInput)(nil),             // 25: lamina.router.v1.EmbedInput
-	(*EmbedResponse)(nil),          // 26: lamina.router.v1.EmbedResponse
-	(*Embedding)(nil),              // 27: lamina.router.v1.Embedding
-	(*ListModelsRequest)(nil),      // 28: lamina.router.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 29: lamina.router.v1.ListModelsResponse
-	(*Model)(nil),                  // 30: lamina.router.v1.Model
-	(*Adapter)(nil),                // 31: lamina.router.v1.Adapter
-	(*LoadAdapterRequest)(nil),     // 32: lamina.router.v1.LoadAdapterRequest
-	(*LoadAdapterOpen)(nil),        // 33: lamina.router.v1.LoadAdapterOpen
-	(*LoadAdapterResponse)(nil),    // 34: lamina.router.v1.LoadAdapterResponse
-	(*UnloadAdapterRequest)(nil),   // 35: lamina.router.v1.UnloadAdapterRequest
-	(*UnloadAdapterResponse)(nil),  // 36: lamina.router.v1.UnloadAdapterResponse
-	(*ListAdaptersRequest)(nil),    // 37: lamina.router.v1.ListAdaptersRequest
-	(*ListAdaptersResponse)(nil),   // 38: lamina.router.v1.ListAdaptersResponse
-	(*TopologyRequest)(nil),        // 39: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),       // 40: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),   // 41: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil),  // 42: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                   // 43: lamina.router.v1.Mesh
-	(*Placement)(nil),              // 44: lamina.router.v1.Placement
-	(*LeftOut)(nil),                // 45: lamina.router.v1.LeftOut
-	(*StageTimes)(nil),             // 46: lamina.router.v1.StageTimes
-	(*ReplayBudget)(nil),           // 47: lamina.router.v1.ReplayBudget
-	(*Member)(nil),                 // 48: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 49: lamina.router.v1.Pipeline
-	nil,                            // 50: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 51: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 52: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 53: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 54: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 55: lamina.sampler.v1.FinishReason
-	(*v12.Pooling)(nil),            // 56: lamina.shard.v1.Pooling
-	(*v11.GenerationDefaults)(nil), // 57: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 58: lamina.shard.v1.Held
-	(*v12.Loading)(nil),            // 59: lamina.shard.v1.Loading
-	(*v12.Hop)(nil),                // 60: lamina.shard.v1.Hop
+	(ContextMode)(0),                // 0: lamina.router.v1.ContextMode
+	(ToolChoiceMode)(0),             // 1: lamina.router.v1.ToolChoiceMode
+	(DeploymentState)(0),            // 2: lamina.router.v1.DeploymentState
+	(*Sampling)(nil),                // 3: lamina.router.v1.Sampling
+	(*TokenIds)(nil),                // 4: lamina.router.v1.TokenIds
+	(*GenerateRequest)(nil),         // 5: lamina.router.v1.GenerateRequest
+	(*ChatRequest)(nil),             // 6: lamina.router.v1.ChatRequest
+	(*ContextPolicy)(nil),           // 7: lamina.router.v1.ContextPolicy
+	(*ContextUse)(nil),              // 8: lamina.router.v1.ContextUse
+	(*Dropped)(nil),                 // 9: lamina.router.v1.Dropped
+	(*ToolChoice)(nil),              // 10: lamina.router.v1.ToolChoice
+	(*GenerateResponse)(nil),        // 11: lamina.router.v1.GenerateResponse
+	(*ChatResponse)(nil),            // 12: lamina.router.v1.ChatResponse
+	(*ResumeRequest)(nil),           // 13: lamina.router.v1.ResumeRequest
+	(*ResumeResponse)(nil),          // 14: lamina.router.v1.ResumeResponse
+	(*CancelRequest)(nil),           // 15: lamina.router.v1.CancelRequest
+	(*CancelResponse)(nil),          // 16: lamina.router.v1.CancelResponse
+	(*Started)(nil),                 // 17: lamina.router.v1.Started
+	(*PromptTokens)(nil),            // 18: lamina.router.v1.PromptTokens
+	(*PromptToken)(nil),             // 19: lamina.router.v1.PromptToken
+	(*TokenEvent)(nil),              // 20: lamina.router.v1.TokenEvent
+	(*TopCandidate)(nil),            // 21: lamina.router.v1.TopCandidate
+	(*Finished)(nil),                // 22: lamina.router.v1.Finished
+	(*Usage)(nil),                   // 23: lamina.router.v1.Usage
+	(*Timings)(nil),                 // 24: lamina.router.v1.Timings
+	(*EmbedRequest)(nil),            // 25: lamina.router.v1.EmbedRequest
+	(*EmbedInput)(nil),              // 26: lamina.router.v1.EmbedInput
+	(*EmbedResponse)(nil),           // 27: lamina.router.v1.EmbedResponse
+	(*Embedding)(nil),               // 28: lamina.router.v1.Embedding
+	(*ListModelsRequest)(nil),       // 29: lamina.router.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),      // 30: lamina.router.v1.ListModelsResponse
+	(*Model)(nil),                   // 31: lamina.router.v1.Model
+	(*Adapter)(nil),                 // 32: lamina.router.v1.Adapter
+	(*LoadAdapterRequest)(nil),      // 33: lamina.router.v1.LoadAdapterRequest
+	(*LoadAdapterOpen)(nil),         // 34: lamina.router.v1.LoadAdapterOpen
+	(*LoadAdapterResponse)(nil),     // 35: lamina.router.v1.LoadAdapterResponse
+	(*UnloadAdapterRequest)(nil),    // 36: lamina.router.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil),   // 37: lamina.router.v1.UnloadAdapterResponse
+	(*ListAdaptersRequest)(nil),     // 38: lamina.router.v1.ListAdaptersRequest
+	(*ListAdaptersResponse)(nil),    // 39: lamina.router.v1.ListAdaptersResponse
+	(*TopologyRequest)(nil),         // 40: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),        // 41: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),    // 42: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),   // 43: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                    // 44: lamina.router.v1.Mesh
+	(*Placement)(nil),               // 45: lamina.router.v1.Placement
+	(*LeftOut)(nil),                 // 46: lamina.router.v1.LeftOut
+	(*StageTimes)(nil),              // 47: lamina.router.v1.StageTimes
+	(*ReplayBudget)(nil),            // 48: lamina.router.v1.ReplayBudget
+	(*Member)(nil),                  // 49: lamina.router.v1.Member
+	(*Pipeline)(nil),                // 50: lamina.router.v1.Pipeline
+	(*DeployRequest)(nil),           // 51: lamina.router.v1.DeployRequest
+	(*DeployResponse)(nil),          // 52: lamina.router.v1.DeployResponse
+	(*UndeployRequest)(nil),         // 53: lamina.router.v1.UndeployRequest
+	(*UndeployResponse)(nil),        // 54: lamina.router.v1.UndeployResponse
+	(*ListDeploymentsRequest)(nil),  // 55: lamina.router.v1.ListDeploymentsRequest
+	(*ListDeploymentsResponse)(nil), // 56: lamina.router.v1.ListDeploymentsResponse
+	(*Deployment)(nil),              // 57: lamina.router.v1.Deployment
+	(*Version)(nil),                 // 58: lamina.router.v1.Version
+	(*ModelLoading)(nil),            // 59: lamina.router.v1.ModelLoading
+	nil,                             // 60: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),             // 61: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),              // 62: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),             // 63: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),          // 64: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),            // 65: lamina.sampler.v1.FinishReason
+	(*v12.Pooling)(nil),             // 66: lamina.shard.v1.Pooling
+	(*v11.GenerationDefaults)(nil),  // 67: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),                // 68: lamina.shard.v1.Held
+	(*v12.Loading)(nil),             // 69: lamina.shard.v1.Loading
+	(*v12.Hop)(nil),                 // 70: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	50, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	51, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	52, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
-	3,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
-	2,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	6,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
-	53, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	2,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
-	9,  // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
-	6,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
+	60, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	61, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	62, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	4,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
+	3,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
+	7,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
+	63, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	3,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
+	10, // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
+	7,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
 	0,  // 10: lamina.router.v1.ContextPolicy.mode:type_name -> lamina.router.v1.ContextMode
 	0,  // 11: lamina.router.v1.ContextUse.mode:type_name -> lamina.router.v1.ContextMode
-	8,  // 12: lamina.router.v1.ContextUse.dropped:type_name -> lamina.router.v1.Dropped
-	8,  // 13: lamina.router.v1.ContextUse.dropped_messages:type_name -> lamina.router.v1.Dropped
+	9,  // 12: lamina.router.v1.ContextUse.dropped:type_name -> lamina.router.v1.Dropped
+	9,  // 13: lamina.router.v1.ContextUse.dropped_messages:type_name -> lamina.router.v1.Dropped
 	1,  // 14: lamina.router.v1.ToolChoice.mode:type_name -> lamina.router.v1.ToolChoiceMode
-	16, // 15: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	19, // 16: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	21, // 17: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	17, // 18: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	16, // 19: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	19, // 20: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	21, // 21: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	16, // 22: lamina.router.v1.ResumeResponse.started:type_name -> lamina.router.v1.Started
-	19, // 23: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
-	21, // 24: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
-	17, // 25: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	54, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	7,  // 27: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
-	18, // 28: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
-	20, // 29: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
-	20, // 30: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	8,  // 31: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	55, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	22, // 33: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	23, // 34: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
-	25, // 36: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
-	56, // 37: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
-	3,  // 38: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
-	27, // 39: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
-	30, // 40: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	57, // 41: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	54, // 42: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	31, // 43: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
-	33, // 44: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
-	31, // 45: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
-	31, // 46: lamina.router.v1.ListAdaptersResponse.adapters:type_name -> lamina.router.v1.Adapter
-	43, // 47: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	43, // 48: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	48, // 49: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	49, // 50: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	47, // 51: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
-	44, // 52: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
-	31, // 53: lamina.router.v1.Mesh.adapters:type_name -> lamina.router.v1.Adapter
-	45, // 54: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
-	45, // 55: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
-	58, // 56: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	59, // 57: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
-	60, // 58: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	46, // 59: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
-	4,  // 60: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 61: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 62: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 63: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 64: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	32, // 65: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
-	35, // 66: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
-	37, // 67: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
-	28, // 68: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	39, // 69: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	41, // 70: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 71: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 72: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 73: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 74: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	26, // 75: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	34, // 76: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
-	36, // 77: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
-	38, // 78: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
-	29, // 79: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	40, // 80: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	42, // 81: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	71, // [71:82] is the sub-list for method output_type
-	60, // [60:71] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	17, // 15: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
+	20, // 16: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	22, // 17: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	18, // 18: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	59, // 19: lamina.router.v1.GenerateResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	17, // 20: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	20, // 21: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	22, // 22: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	59, // 23: lamina.router.v1.ChatResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	17, // 24: lamina.router.v1.ResumeResponse.started:type_name -> lamina.router.v1.Started
+	20, // 25: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
+	22, // 26: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
+	18, // 27: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	64, // 28: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	8,  // 29: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
+	19, // 30: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
+	21, // 31: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
+	21, // 32: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	9,  // 33: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
+	65, // 34: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	23, // 35: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	24, // 36: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	8,  // 37: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
+	26, // 38: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
+	66, // 39: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
+	4,  // 40: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
+	28, // 41: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
+	31, // 42: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	67, // 43: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	64, // 44: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	32, // 45: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
+	34, // 46: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
+	32, // 47: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
+	32, // 48: lamina.router.v1.ListAdaptersResponse.adapters:type_name -> lamina.router.v1.Adapter
+	44, // 49: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	44, // 50: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	49, // 51: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	50, // 52: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	48, // 53: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	45, // 54: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
+	32, // 55: lamina.router.v1.Mesh.adapters:type_name -> lamina.router.v1.Adapter
+	57, // 56: lamina.router.v1.Mesh.deployments:type_name -> lamina.router.v1.Deployment
+	46, // 57: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
+	46, // 58: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
+	68, // 59: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	69, // 60: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
+	70, // 61: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	47, // 62: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
+	57, // 63: lamina.router.v1.DeployResponse.deployment:type_name -> lamina.router.v1.Deployment
+	59, // 64: lamina.router.v1.DeployResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	57, // 65: lamina.router.v1.UndeployResponse.deployment:type_name -> lamina.router.v1.Deployment
+	57, // 66: lamina.router.v1.ListDeploymentsResponse.deployments:type_name -> lamina.router.v1.Deployment
+	2,  // 67: lamina.router.v1.Deployment.state:type_name -> lamina.router.v1.DeploymentState
+	58, // 68: lamina.router.v1.Deployment.live:type_name -> lamina.router.v1.Version
+	58, // 69: lamina.router.v1.Deployment.next:type_name -> lamina.router.v1.Version
+	58, // 70: lamina.router.v1.Deployment.retiring:type_name -> lamina.router.v1.Version
+	58, // 71: lamina.router.v1.Deployment.failed:type_name -> lamina.router.v1.Version
+	5,  // 72: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	6,  // 73: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	13, // 74: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	15, // 75: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	25, // 76: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	33, // 77: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	36, // 78: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	38, // 79: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	29, // 80: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	40, // 81: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	42, // 82: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	51, // 83: lamina.router.v1.RouterService.Deploy:input_type -> lamina.router.v1.DeployRequest
+	53, // 84: lamina.router.v1.RouterService.Undeploy:input_type -> lamina.router.v1.UndeployRequest
+	55, // 85: lamina.router.v1.RouterService.ListDeployments:input_type -> lamina.router.v1.ListDeploymentsRequest
+	11, // 86: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	12, // 87: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	14, // 88: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	16, // 89: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	27, // 90: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	35, // 91: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	37, // 92: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	39, // 93: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	30, // 94: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	41, // 95: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	43, // 96: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	52, // 97: lamina.router.v1.RouterService.Deploy:output_type -> lamina.router.v1.DeployResponse
+	54, // 98: lamina.router.v1.RouterService.Undeploy:output_type -> lamina.router.v1.UndeployResponse
+	56, // 99: lamina.router.v1.RouterService.ListDeployments:output_type -> lamina.router.v1.ListDeploymentsResponse
+	86, // [86:100] is the sub-list for method output_type
+	72, // [72:86] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -4965,11 +5828,13 @@ func file_lamina_router_v1_router_proto_init() {
 		(*GenerateResponse_Token)(nil),
 		(*GenerateResponse_Finished)(nil),
 		(*GenerateResponse_Prompt)(nil),
+		(*GenerateResponse_Loading)(nil),
 	}
 	file_lamina_router_v1_router_proto_msgTypes[9].OneofWrappers = []any{
 		(*ChatResponse_Started)(nil),
 		(*ChatResponse_Token)(nil),
 		(*ChatResponse_Finished)(nil),
+		(*ChatResponse_Loading)(nil),
 	}
 	file_lamina_router_v1_router_proto_msgTypes[11].OneofWrappers = []any{
 		(*ResumeResponse_Started)(nil),
@@ -4986,13 +5851,14 @@ func file_lamina_router_v1_router_proto_init() {
 		(*LoadAdapterRequest_Open)(nil),
 		(*LoadAdapterRequest_Data)(nil),
 	}
+	file_lamina_router_v1_router_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   49,
+			NumEnums:      3,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

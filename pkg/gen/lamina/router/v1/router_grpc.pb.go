@@ -21,17 +21,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RouterService_Generate_FullMethodName      = "/lamina.router.v1.RouterService/Generate"
-	RouterService_Chat_FullMethodName          = "/lamina.router.v1.RouterService/Chat"
-	RouterService_Resume_FullMethodName        = "/lamina.router.v1.RouterService/Resume"
-	RouterService_Cancel_FullMethodName        = "/lamina.router.v1.RouterService/Cancel"
-	RouterService_Embed_FullMethodName         = "/lamina.router.v1.RouterService/Embed"
-	RouterService_LoadAdapter_FullMethodName   = "/lamina.router.v1.RouterService/LoadAdapter"
-	RouterService_UnloadAdapter_FullMethodName = "/lamina.router.v1.RouterService/UnloadAdapter"
-	RouterService_ListAdapters_FullMethodName  = "/lamina.router.v1.RouterService/ListAdapters"
-	RouterService_ListModels_FullMethodName    = "/lamina.router.v1.RouterService/ListModels"
-	RouterService_Topology_FullMethodName      = "/lamina.router.v1.RouterService/Topology"
-	RouterService_WatchTopology_FullMethodName = "/lamina.router.v1.RouterService/WatchTopology"
+	RouterService_Generate_FullMethodName        = "/lamina.router.v1.RouterService/Generate"
+	RouterService_Chat_FullMethodName            = "/lamina.router.v1.RouterService/Chat"
+	RouterService_Resume_FullMethodName          = "/lamina.router.v1.RouterService/Resume"
+	RouterService_Cancel_FullMethodName          = "/lamina.router.v1.RouterService/Cancel"
+	RouterService_Embed_FullMethodName           = "/lamina.router.v1.RouterService/Embed"
+	RouterService_LoadAdapter_FullMethodName     = "/lamina.router.v1.RouterService/LoadAdapter"
+	RouterService_UnloadAdapter_FullMethodName   = "/lamina.router.v1.RouterService/UnloadAdapter"
+	RouterService_ListAdapters_FullMethodName    = "/lamina.router.v1.RouterService/ListAdapters"
+	RouterService_ListModels_FullMethodName      = "/lamina.router.v1.RouterService/ListModels"
+	RouterService_Topology_FullMethodName        = "/lamina.router.v1.RouterService/Topology"
+	RouterService_WatchTopology_FullMethodName   = "/lamina.router.v1.RouterService/WatchTopology"
+	RouterService_Deploy_FullMethodName          = "/lamina.router.v1.RouterService/Deploy"
+	RouterService_Undeploy_FullMethodName        = "/lamina.router.v1.RouterService/Undeploy"
+	RouterService_ListDeployments_FullMethodName = "/lamina.router.v1.RouterService/ListDeployments"
 )
 
 // RouterServiceClient is the client API for RouterService service.
@@ -115,6 +118,23 @@ type RouterServiceClient interface {
 	Topology(ctx context.Context, in *TopologyRequest, opts ...grpc.CallOption) (*TopologyResponse, error)
 	// WatchTopology sends the topology now and after each change.
 	WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error)
+	// Deploy brings a version of a model into service under a name, on shards that take
+	// assignments. It is loaded beside the version that has the name so far, tokens are sent
+	// through every stage, then it takes a share of the requests, and at last all of them. A
+	// request ends on the version that it began on.
+	//
+	// The stream sends the deployment now and after each change, and ends with OK once the
+	// version is live: for a new name when it is open, else after `observe_ms`. The
+	// deployment goes on when the client leaves the stream. ABORTED: the version was rolled
+	// back, or another one was deployed; the one before takes all requests as it did.
+	// NOT_FOUND: no shard has the model's files. FAILED_PRECONDITION: no tokenizer knows the
+	// model, or this router places no layers.
+	Deploy(ctx context.Context, in *DeployRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DeployResponse], error)
+	// Undeploy takes a name out of service: requests that name it are NOT_FOUND. Its versions
+	// are unloaded when their last request has ended, at the latest after ten minutes.
+	Undeploy(ctx context.Context, in *UndeployRequest, opts ...grpc.CallOption) (*UndeployResponse, error)
+	// ListDeployments lists the deployments by name, those that were undeployed too.
+	ListDeployments(ctx context.Context, in *ListDeploymentsRequest, opts ...grpc.CallOption) (*ListDeploymentsResponse, error)
 }
 
 type routerServiceClient struct {
@@ -274,6 +294,45 @@ func (c *routerServiceClient) WatchTopology(ctx context.Context, in *WatchTopolo
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RouterService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopologyResponse]
 
+func (c *routerServiceClient) Deploy(ctx context.Context, in *DeployRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DeployResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[5], RouterService_Deploy_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DeployRequest, DeployResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RouterService_DeployClient = grpc.ServerStreamingClient[DeployResponse]
+
+func (c *routerServiceClient) Undeploy(ctx context.Context, in *UndeployRequest, opts ...grpc.CallOption) (*UndeployResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndeployResponse)
+	err := c.cc.Invoke(ctx, RouterService_Undeploy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *routerServiceClient) ListDeployments(ctx context.Context, in *ListDeploymentsRequest, opts ...grpc.CallOption) (*ListDeploymentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDeploymentsResponse)
+	err := c.cc.Invoke(ctx, RouterService_ListDeployments_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RouterServiceServer is the server API for RouterService service.
 // All implementations must embed UnimplementedRouterServiceServer
 // for forward compatibility.
@@ -355,6 +414,23 @@ type RouterServiceServer interface {
 	Topology(context.Context, *TopologyRequest) (*TopologyResponse, error)
 	// WatchTopology sends the topology now and after each change.
 	WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error
+	// Deploy brings a version of a model into service under a name, on shards that take
+	// assignments. It is loaded beside the version that has the name so far, tokens are sent
+	// through every stage, then it takes a share of the requests, and at last all of them. A
+	// request ends on the version that it began on.
+	//
+	// The stream sends the deployment now and after each change, and ends with OK once the
+	// version is live: for a new name when it is open, else after `observe_ms`. The
+	// deployment goes on when the client leaves the stream. ABORTED: the version was rolled
+	// back, or another one was deployed; the one before takes all requests as it did.
+	// NOT_FOUND: no shard has the model's files. FAILED_PRECONDITION: no tokenizer knows the
+	// model, or this router places no layers.
+	Deploy(*DeployRequest, grpc.ServerStreamingServer[DeployResponse]) error
+	// Undeploy takes a name out of service: requests that name it are NOT_FOUND. Its versions
+	// are unloaded when their last request has ended, at the latest after ten minutes.
+	Undeploy(context.Context, *UndeployRequest) (*UndeployResponse, error)
+	// ListDeployments lists the deployments by name, those that were undeployed too.
+	ListDeployments(context.Context, *ListDeploymentsRequest) (*ListDeploymentsResponse, error)
 	mustEmbedUnimplementedRouterServiceServer()
 }
 
@@ -397,6 +473,15 @@ func (UnimplementedRouterServiceServer) Topology(context.Context, *TopologyReque
 }
 func (UnimplementedRouterServiceServer) WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchTopology not implemented")
+}
+func (UnimplementedRouterServiceServer) Deploy(*DeployRequest, grpc.ServerStreamingServer[DeployResponse]) error {
+	return status.Error(codes.Unimplemented, "method Deploy not implemented")
+}
+func (UnimplementedRouterServiceServer) Undeploy(context.Context, *UndeployRequest) (*UndeployResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Undeploy not implemented")
+}
+func (UnimplementedRouterServiceServer) ListDeployments(context.Context, *ListDeploymentsRequest) (*ListDeploymentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDeployments not implemented")
 }
 func (UnimplementedRouterServiceServer) mustEmbedUnimplementedRouterServiceServer() {}
 func (UnimplementedRouterServiceServer) testEmbeddedByValue()                       {}
@@ -578,6 +663,53 @@ func _RouterService_WatchTopology_Handler(srv interface{}, stream grpc.ServerStr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RouterService_WatchTopologyServer = grpc.ServerStreamingServer[WatchTopologyResponse]
 
+func _RouterService_Deploy_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DeployRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(RouterServiceServer).Deploy(m, &grpc.GenericServerStream[DeployRequest, DeployResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RouterService_DeployServer = grpc.ServerStreamingServer[DeployResponse]
+
+func _RouterService_Undeploy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndeployRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouterServiceServer).Undeploy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouterService_Undeploy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouterServiceServer).Undeploy(ctx, req.(*UndeployRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RouterService_ListDeployments_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDeploymentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouterServiceServer).ListDeployments(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouterService_ListDeployments_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouterServiceServer).ListDeployments(ctx, req.(*ListDeploymentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RouterService_ServiceDesc is the grpc.ServiceDesc for RouterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -609,6 +741,14 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Topology",
 			Handler:    _RouterService_Topology_Handler,
 		},
+		{
+			MethodName: "Undeploy",
+			Handler:    _RouterService_Undeploy_Handler,
+		},
+		{
+			MethodName: "ListDeployments",
+			Handler:    _RouterService_ListDeployments_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -634,6 +774,11 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchTopology",
 			Handler:       _RouterService_WatchTopology_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Deploy",
+			Handler:       _RouterService_Deploy_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -1,0 +1,128 @@
+package router
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/deploy"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/obs"
+)
+
+// loadingEvery is the time between two reports to a client whose model is being loaded.
+const loadingEvery = time.Second
+
+// awaitModel waits for a pipeline of the request's model. A deployment that sleeps is woken, and the client is told how
+// far the loading is. It then waits as long as the load may take, unless the request says how long.
+func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
+	s, w := q.service, work{key: obs.RequestID(ctx), stable: q.adapterName != ""}
+	none := func(*pipeline) {}
+	d := s.sleeping(q.model)
+	if d == nil {
+		return s.choose(ctx, q.model, w, q.patience(), none)
+	}
+	patience := d.LoadLimit()
+	if q.wait != nil {
+		patience = q.patience()
+	}
+	start, woken := time.Now(), false
+	for {
+		left := patience - time.Since(start)
+		p, err := s.choose(ctx, q.model, w, max(0, min(left, loadingEvery)), none)
+		if err == nil || fault.CodeOf(err) != fault.Unavailable || left <= 0 {
+			return p, err
+		}
+		if d = s.deployed().Find(q.model); d == nil || d.Live == nil {
+			return nil, err
+		}
+		if woken && d.Rest != deploy.Awake { // the placer has given up
+			return nil, err
+		}
+		woken = woken || d.Rest == deploy.Awake
+		if q.sink.loading != nil {
+			if err := q.sink.loading(s.loading(ctx, d.Name, d.Live.Digest)); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// sleeping returns the deployment of a name if no pipeline of its live version is open and requests load it; nil
+// otherwise.
+func (s *Service) sleeping(name string) *deploy.Deployment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.deploys.state.Find(name)
+	if d == nil || d.Live == nil || s.hasPipeline(d.Live.Digest) {
+		return nil
+	}
+	if d.Rest == deploy.Awake && d.Idle == 0 && !d.Woken {
+		return nil
+	}
+	return d
+}
+
+// loadTable has what shards have loaded, as of a short time ago, so that many waiting requests ask the shards once.
+type loadTable struct {
+	mu    sync.Mutex
+	at    time.Time
+	byDig map[string]*routerv1.ModelLoading
+}
+
+// loading says how far the loading of a model is.
+func (s *Service) loading(ctx context.Context, name, digest string) *routerv1.ModelLoading {
+	t := &s.deploys.loads
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.at) >= loadingEvery/2 {
+		t.byDig, t.at = loadedBytes(s.describeAll(ctx)), time.Now()
+	}
+	out := &routerv1.ModelLoading{Model: name, Digest: digest}
+	if known := t.byDig[digest]; known != nil {
+		out.DoneBytes, out.TotalBytes = known.GetDoneBytes(), known.GetTotalBytes()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out.State = s.whyNone(digest)
+	if d := s.deploys.state.Find(name); d != nil && d.Starving() {
+		out.State = d.Last
+	}
+	return out
+}
+
+// loadedBytes adds up what shards hold and load of each model. Layers that several shards hold count once for each, but
+// no more than the model has.
+func loadedBytes(shards []*shardv1.DescribeResponse) map[string]*routerv1.ModelLoading {
+	out := map[string]*routerv1.ModelLoading{}
+	of := func(digest string) *routerv1.ModelLoading {
+		if out[digest] == nil {
+			out[digest] = &routerv1.ModelLoading{}
+		}
+		return out[digest]
+	}
+	for _, d := range shards {
+		for _, o := range d.GetInventory().GetOffers() {
+			total := o.GetEmbeddingBytes()
+			if !o.GetTied() {
+				total += o.GetHeadBytes()
+			}
+			for _, n := range o.GetLayerBytes() {
+				total += n
+			}
+			of(o.GetDigest()).TotalBytes = total
+		}
+		for _, l := range d.GetInventory().GetLoading() {
+			of(l.GetDigest()).DoneBytes += l.GetDoneBytes()
+		}
+		for _, h := range d.GetHeld() {
+			of(h.GetDigest()).DoneBytes += h.GetWeightBytes()
+		}
+	}
+	for _, m := range out {
+		m.DoneBytes = min(m.GetDoneBytes(), m.GetTotalBytes())
+	}
+	return out
+}
