@@ -151,6 +151,10 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 		)
 	}
 	printPlacement(w, mesh)
+	if len(mesh.GetDeployments()) > 0 {
+		fmt.Fprintln(w)
+		listDeployments(w, mesh.GetDeployments())
+	}
 	if len(mesh.GetAdapters()) > 0 {
 		fmt.Fprintln(w)
 		listAdapters(w, mesh.GetAdapters())

@@ -41,6 +41,8 @@ type cli struct {
 	Plan     planCmd       `cmd:"" help:"Show how a model would be placed on hosts, and what it would give, before anything loads."`
 	Status   statusCmd     `cmd:"" help:"Show the running services, the pipelines and the training runs."`
 	Members  membersGroup  `cmd:"" help:"List what the registry knows of services, and remove entries that were left behind."`
+	Deploy   deployCmd     `cmd:"" help:"Bring a version of a model into service beside the one before, or list the deployments."`
+	Undeploy undeployCmd   `cmd:"" help:"Take a model out of service when its last request has ended."`
 	Pull     pullCmd       `cmd:"" help:"Fetch a model into the store of this machine, from a path, a server or a repository."`
 	Models   modelsCmd     `cmd:"" help:"List the models of the store, or with --router those that a router serves."`
 	MCP      mcpCmd        `cmd:"" name:"mcp" help:"Offer a mesh to MCP clients on standard input and output: tools to generate, to embed and to show the mesh."`

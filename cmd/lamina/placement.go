@@ -53,6 +53,7 @@ func (f autoFlags) auto(modelDir string) (app.AutoShard, error) {
 type placingFlags struct {
 	Place         bool   `help:"Place layers on shards that were started with --auto, whenever this router holds the lock for it." default:"true" negatable:""`
 	PlaceGoal     string `help:"What the plan is best in: latency, throughput or fewest-hosts."                                      default:"latency"`
+	OnlyDeployed  bool   `help:"Load only models that were deployed (lamina deploy). Default: models of shards with --auto that belong to no deployment, too."`
 	PlaceReplicas int    `help:"Number of pipelines of each model; 0 means 1, but as many as the hosts allow if the goal is throughput." default:"0"`
 }
 
@@ -64,7 +65,7 @@ func (f placingFlags) placing() (app.Placing, error) {
 	if f.PlaceReplicas < 0 || f.PlaceReplicas > maxReplicas {
 		return app.Placing{}, fault.Field("place-replicas", "want 0 to %d, got %d", maxReplicas, f.PlaceReplicas)
 	}
-	return app.Placing{Off: !f.Place, Goal: goal, Replicas: f.PlaceReplicas}, nil
+	return app.Placing{Off: !f.Place, Goal: goal, Replicas: f.PlaceReplicas, OnlyDeployed: f.OnlyDeployed}, nil
 }
 
 const maxReplicas = 1000

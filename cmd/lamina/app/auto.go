@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/plan"
@@ -51,6 +52,8 @@ type Placing struct {
 	KVLeast, KVMost int
 	// As in router.Placement.
 	Silent, Settle, Correct time.Duration
+	OnlyDeployed            bool          // as in router.Placement
+	Deploy                  deploy.Config // the times of deployments
 }
 
 // placement returns the settings of the router, or nil if it does not place layers.
@@ -62,7 +65,8 @@ func (c Placing) placement(p *process) *router.Placement {
 	return &router.Placement{
 		Registry: registry, Holder: newID("router"), Goal: c.Goal, Replicas: c.Replicas, Keeper: c.Keeper,
 		KVLeast: c.KVLeast, KVMost: c.KVMost, Silent: c.Silent, Settle: c.Settle,
-		Correct: c.Correct,
+		Correct:      c.Correct,
+		OnlyDeployed: c.OnlyDeployed, Deploy: c.Deploy,
 	}
 }
 
