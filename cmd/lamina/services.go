@@ -67,8 +67,9 @@ func (f accessFlags) access() app.AccessConfig {
 func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 	return app.ServiceConfig{
 		Log: e.Log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
-		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA, Revoked: f.TLSRevoked}, Insecure: f.InsecureListen,
-		Access: f.access(), Admin: f.admin(e), Traces: f.traces(),
+		Files:    rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA, Revoked: f.TLSRevoked},
+		Insecure: f.InsecureListen,
+		Access:   f.access(), Admin: f.admin(e), Traces: f.traces(),
 		Ready: func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
 	}
 }
