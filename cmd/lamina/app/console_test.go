@@ -35,7 +35,8 @@ func TestMesh_ConsolePullsAndLoadsAModel(t *testing.T) {
 		}
 	})
 	m, _ := startMesh(t, ctx, app.MeshConfig{
-		Log: slog.New(slog.NewTextHandler(&log, nil)), Model: first, Kernels: app.Kernels{Set: set, Threads: 1}, HTTP: "127.0.0.1:0",
+		Log: slog.New(slog.NewTextHandler(&log, nil)), Model: first,
+		Kernels: app.Kernels{Set: set, Threads: 1}, HTTP: "127.0.0.1:0",
 		Auto: []app.AutoShard{{Memory: 1 << 30}}, Store: app.StoreConfig{Dir: t.TempDir()},
 	})
 	call := func(method, path, body string) (int, string) {

@@ -341,7 +341,8 @@ func TestAdapters_AreStreamedToTheRouter(t *testing.T) {
 		http.StatusOK || b.open.GetDigest() != "previous" {
 		t.Errorf("%d %s: %v", status, text, b.open)
 	}
-	for _, query := range []string{"config=2&weights=0", "config=0&weights=5", "config=x&weights=5", "config=9999999&weights=5",
+	for _, query := range []string{"config=2&weights=0", "config=0&weights=5", "config=x&weights=5",
+		"config=9999999&weights=5",
 		"config=2&weights=-1", "config=2&weights=900000", "config=8&weights=5", ""} {
 		status, text := call(t, http.MethodPost, s.URL+"/api/adapters?"+query, "{}short", nil)
 		if status != http.StatusBadRequest {

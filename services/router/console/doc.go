@@ -1,6 +1,6 @@
 // Package console serves the router's page at /: chats, the mesh as a picture, training runs with their curves, models
-// and API keys. The page is embedded in the binary and needs nothing else. Its content security policy forbids files from
-// other origins and inline scripts, and scripts insert text only as text nodes, so that neither a model's output nor a
+// and API keys. The page is embedded in the binary and needs nothing else. Its content security policy forbids files
+// from other origins and inline scripts, and scripts insert text only as text nodes, so that neither a model's output nor a
 // member's name can become markup.
 //
 // Pages serves the files. Routes is the API behind them, beside the OpenAI-compatible one that the chat uses:

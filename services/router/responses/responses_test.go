@@ -222,8 +222,8 @@ func TestResponses_PreviousOnesAreContinued(t *testing.T) {
 
 func TestResponses_InputItemsHaveIdsAndPages(t *testing.T) {
 	s := serve(t, &httpapitest.Backend{}, options())
-	id := create(t, s, "", `{"input":[{"role":"user","content":"one"},{"role":"assistant","content":"two","id":"msg_own"},`+
-		`{"role":"user","content":"three"}]}`)
+	id := create(t, s, "", `{"input":[{"role":"user","content":"one"},`+
+		`{"role":"assistant","content":"two","id":"msg_own"},{"role":"user","content":"three"}]}`)
 	type list struct {
 		Data []struct {
 			ID      string
