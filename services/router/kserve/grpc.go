@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	inferencev2 "github.com/lamina-mesh/lamina/pkg/gen/inference"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -92,17 +93,30 @@ func (g *GRPC) ModelInfer(
 	return answer(r, started, texts), nil
 }
 
-// ModelStreamInfer answers the requests of a stream in their order.
+// ModelStreamInfer answers the requests of a stream in their order. The server has let in the first one; each further
+// one needs a key that is still valid and counts in the caller's budget of requests.
 func (g *GRPC) ModelStreamInfer(
 	stream grpc.BidiStreamingServer[inferencev2.ModelInferRequest, inferencev2.ModelStreamInferResponse],
 ) error {
-	for {
+	caller := auth.From(stream.Context())
+	for first := true; ; first = false {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
+		}
+		if !first && caller != nil {
+			if err := caller.Check(); err != nil {
+				return err
+			}
+			if err := caller.Meter().Begin(); err != nil {
+				if err := stream.Send(refusal(r, err)); err != nil {
+					return err
+				}
+				continue
+			}
 		}
 		if err := g.streamOne(stream, r); err != nil {
 			return err
@@ -159,12 +173,17 @@ func (g *GRPC) streamOne(
 	if stream.Context().Err() != nil {
 		return err
 	}
-	failed := &inferencev2.ModelStreamInferResponse{ErrorMessage: named(err).Error(),
-		InferResponse: &inferencev2.ModelInferResponse{Id: r.GetId(), ModelName: r.GetModelName()}}
+	failed := refusal(r, err)
 	if begun != nil {
 		failed.InferResponse.ModelName = begun.GetModel()
 	}
 	return stream.Send(failed)
+}
+
+// refusal returns an error as the answer to a request of a stream.
+func refusal(r *inferencev2.ModelInferRequest, err error) *inferencev2.ModelStreamInferResponse {
+	return &inferencev2.ModelStreamInferResponse{ErrorMessage: named(err).Error(),
+		InferResponse: &inferencev2.ModelInferResponse{Id: r.GetId(), ModelName: r.GetModelName()}}
 }
 
 // answer returns texts as a response, in the form of the request's input.

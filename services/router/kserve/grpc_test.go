@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	inferencev2 "github.com/lamina-mesh/lamina/pkg/gen/inference"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -191,6 +193,61 @@ func TestGRPC_StreamsPieces(t *testing.T) {
 	}
 }
 
+// script is a stream whose client sends a list of requests.
+type script struct {
+	grpc.ServerStream
+	ctx context.Context
+	in  []*inferencev2.ModelInferRequest
+	out []string // the final answers and errors
+}
+
+func (s *script) Context() context.Context { return s.ctx }
+
+func (s *script) Recv() (*inferencev2.ModelInferRequest, error) {
+	if len(s.in) == 0 {
+		return nil, io.EOF
+	}
+	r := s.in[0]
+	s.in = s.in[1:]
+	return r, nil
+}
+
+func (s *script) Send(r *inferencev2.ModelStreamInferResponse) error {
+	switch {
+	case r.GetErrorMessage() != "":
+		s.out = append(s.out, r.GetErrorMessage())
+	case r.GetInferResponse().GetParameters()["triton_final_response"].GetBoolParam():
+		s.out = append(s.out, "answer")
+	}
+	return nil
+}
+
+func TestGRPC_EachRequestOfAStreamCounts(t *testing.T) {
+	meter := auth.NewMeter(1, 0, func() time.Time { return time.Unix(1000, 0) })
+	revoked := false
+	caller := (&auth.Grant{ID: "token:a"}).Principal(meter, func() error {
+		if revoked {
+			return fault.New(fault.Unauthenticated, "check token: it is revoked")
+		}
+		return nil
+	})
+	b := &httpapitest.Backend{Pieces: []string{"a"}}
+	s := &script{ctx: auth.WithPrincipal(t.Context(), caller),
+		in: []*inferencev2.ModelInferRequest{ask(true, "p"), ask(true, "p"), ask(true, "p")}}
+	if err := kserve.NewGRPC(b).ModelStreamInfer(s); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.out) != 3 || s.out[1] != "answer" || !strings.Contains(s.out[2], "budget of 1 requests") ||
+		len(b.Generations()) != 2 {
+		t.Errorf("got %q after the server has let in one request and the budget has one more", s.out)
+	}
+	revoked = true
+	s.in = []*inferencev2.ModelInferRequest{ask(true, "p"), ask(true, "p")}
+	if err := kserve.NewGRPC(b).ModelStreamInfer(s); fault.CodeOf(err) != fault.Unauthenticated {
+		t.Errorf("a token that is revoked while the stream is open: got %v", err)
+	}
+}
+
 func TestGRPC_NamesWhatIsWrong(t *testing.T) {
 	two := ask(false, "p")
 	two.Inputs = append(two.Inputs, two.GetInputs()[0])
@@ -213,6 +270,8 @@ func TestGRPC_NamesWhatIsWrong(t *testing.T) {
 		{torn, nil, "raw_input_contents: byte 0"}, {long, nil, "raw_input_contents: byte 4"}, {odd, nil, "parameters.x: "}, {shape, nil, "inputs[0].shape: "},
 		{named, nil, "outputs: "}, {ask(false, strings.Split(strings.Repeat("p", 17), "")...), nil, "inputs[0].shape: "},
 		{ask(false, "p"), fault.Field("sampling.top_p", "bad"), "parameters.top_p: bad"},
+		{ask(true, "p\xff"), nil, "inputs[0].data: element 0 is not UTF-8"},
+		{ask(false, "p", "\xff"), nil, "inputs[0].data: element 1 is not UTF-8"},
 		{ask(false, "p"), fault.Field("prompt", "bad"), "inputs[0].contents: bad"},
 	} {
 		_, err := dial(t, &httpapitest.Backend{Fail: tc.fail}).ModelInfer(t.Context(), tc.r)

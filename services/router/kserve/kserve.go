@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -259,6 +260,11 @@ func (c *inferRequest) prompts() ([]string, error) {
 		return nil, fault.Field("inputs[0].data", "%d elements are not within 1..%d", len(in.Data), maxPrompts)
 	case n != len(in.Data):
 		return nil, fault.Field("inputs[0].shape", "%v does not fit %d elements", in.Shape, len(in.Data))
+	}
+	for i, text := range in.Data {
+		if !utf8.ValidString(text) {
+			return nil, fault.Field("inputs[0].data", "element %d is not UTF-8", i)
+		}
 	}
 	for _, o := range c.Outputs {
 		if o.Name != outputName {
