@@ -23,6 +23,9 @@ func (w web) Do(ctx context.Context, query string, n int) ([]webtools.Result, st
 		<-ctx.Done()
 		return nil, "", ctx.Err()
 	}
+	if query == "panic" {
+		panic("a defect of a parser")
+	}
 	if query == "nothing" {
 		return nil, "fake", nil
 	}
@@ -140,6 +143,7 @@ func TestSet_CallsTools(t *testing.T) {
 		{"web_search", `{"query":"cats"}`, "http://found.test/ Found cats"},
 		{"web_search", `{"query":"nothing"}`, "Nothing was found."},
 		{"web_search", `[]`, "failed"},
+		{"web_search", `{"query":"panic"}`, "failed call tool web_search: it has panicked"},
 		{"read_page", `{"url":"http://found.test"}`, "http://found.test?redirected Page text\n(the page is longer)"},
 		{"read_page", `{"url":"https://said.test/a/b"}`, "https://said.test/a/b?redirected"},
 		{"read_page", `{"url":"https://said.test/a/b#c"}`, "https://said.test/a/b#c?redirected"},

@@ -48,6 +48,11 @@ func (s *Set) Call(
 func (s *Set) call(
 	ctx context.Context, t *Tool, arguments string, before []toolloop.Source,
 ) (out toolloop.Result, err error) {
+	defer func() { // parsers read what strangers have written, and calls run in goroutines of their own
+		if r := recover(); r != nil {
+			err = fault.New(fault.Internal, "call tool %s: it has panicked: %v", t.Name, r)
+		}
+	}()
 	arguments = cmp.Or(arguments, "{}")
 	if t.Kind == KindMCP {
 		if !json.Valid([]byte(arguments)) {
