@@ -126,7 +126,8 @@ func (l *Loop) Results(turn Message, results []Result) []Message {
 		if i < len(results) {
 			r = results[i]
 		}
-		text := l.clip(l.write(r))
+		// Addresses, titles and errors may have any bytes, and messages are UTF-8.
+		text := l.clip(strings.ToValidUTF8(l.write(r), "\ufffd"))
 		l.bytes += len(text)
 		out = append(out, Message{Role: "tool", Content: Frame(c.Name, text), CallID: c.ID, Name: c.Name})
 	}

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 	"github.com/lamina-mesh/lamina/pkg/toolloop"
@@ -138,6 +139,20 @@ func TestFrame_CannotBeLeft(t *testing.T) {
 	}
 	if again := toolloop.Frame("read", "x"); again != inner {
 		t.Error("equal texts have different frames")
+	}
+}
+
+func TestLoop_ResultsAreUTF8(t *testing.T) {
+	loop := toolloop.New(toolloop.Limits{}, map[string]bool{"f": true})
+	calls := []toolcall.Call{{ID: "1", Name: "f"}, {ID: "2", Name: "f"}}
+	loop.Turn(calls, false)
+	for _, m := range loop.Results(toolloop.Message{Calls: calls}, []toolloop.Result{
+		{Text: "the server answered 404 \xff", Failed: true},
+		{Sources: []toolloop.Source{{URL: "http://a/?\xff", Title: "\xfe", Text: "text"}}},
+	}) {
+		if !utf8.ValidString(m.Content) {
+			t.Errorf("the message %q is not UTF-8", m.Content)
+		}
 	}
 }
 
