@@ -46,20 +46,35 @@ func (c *connection) failure(ctx context.Context, err error, format string, args
 	return fault.Wrap(code, err, format, args...)
 }
 
-// open returns the session. It connects if there is none.
+// open returns the session. It connects if there is none. The attempt does not end with ctx, so that a client that has
+// gone breaks nothing for others.
 func (c *connection) open(ctx context.Context) (*mcp.ClientSession, error) {
+	type opened struct {
+		session *mcp.ClientSession
+		err     error
+	}
+	late := func() error { return c.failure(ctx, ctx.Err(), "connect to MCP server %s", c.server.Name) }
 	select {
 	case c.lock <- struct{}{}:
 	case <-ctx.Done():
-		return nil, c.failure(ctx, ctx.Err(), "connect to MCP server %s", c.server.Name)
+		return nil, late()
 	}
-	defer func() { <-c.lock }()
-	return c.connect(ctx)
+	out := make(chan opened, 1)
+	c.hub.watches.Go(func() { // it owns the lock now
+		defer func() { <-c.lock }()
+		session, err := c.connect()
+		out <- opened{session, err}
+	})
+	select {
+	case o := <-out:
+		return o.session, o.err
+	case <-ctx.Done():
+		return nil, late()
+	}
 }
 
-// connect is open for the holder of the lock. An attempt does not end with the request that made it necessary, so
-// that a client that has gone breaks nothing for others.
-func (c *connection) connect(ctx context.Context) (*mcp.ClientSession, error) {
+// connect is open for the holder of the lock.
+func (c *connection) connect() (*mcp.ClientSession, error) {
 	if c.session != nil {
 		select {
 		case <-c.lost:
@@ -93,7 +108,7 @@ func (c *connection) connect(ctx context.Context) (*mcp.ClientSession, error) {
 		c.log.Debug("MCP session ended", "error", err)
 	})
 	c.log.Debug("MCP session begun")
-	return session, ctx.Err()
+	return session, nil
 }
 
 // transport returns how the server is spoken to.
@@ -125,16 +140,16 @@ func environment(more map[string]string) []string {
 
 // list returns the tools that may be called.
 func (c *connection) list(ctx context.Context) ([]toolloop.Definition, error) {
+	session, err := c.open(ctx)
+	if err != nil {
+		return nil, err
+	}
 	select {
 	case c.lock <- struct{}{}:
 	case <-ctx.Done():
 		return nil, c.failure(ctx, ctx.Err(), "list the tools of MCP server %s", c.server.Name)
 	}
 	defer func() { <-c.lock }()
-	session, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if time.Since(c.listed) < listAge {
 		return c.tools, nil
 	}

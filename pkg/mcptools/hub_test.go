@@ -177,6 +177,22 @@ func TestHub_KeepsDeadlinesAndComesBack(t *testing.T) {
 	}
 }
 
+func TestHub_KeepsDeadlinesWhileItConnects(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	silent := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-silent }))
+	t.Cleanup(s.Close)
+	defer close(silent)
+	h := open(t, mcptools.Server{Name: "silent", URL: s.URL})
+	for range 2 { // the second one waits for the attempt of the first
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := h.Tools(ctx, "silent"); fault.CodeOf(err) != fault.DeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
 func TestHub_AllowsWhatTheOperatorAllows(t *testing.T) {
 	t.Cleanup(func() { leak.Check(t) })
 	h := open(t, program(t, "echo"))
