@@ -466,3 +466,37 @@ func TestStore_ModelsAndPulls(t *testing.T) {
 		t.Errorf("the event is %q, %v", line, err)
 	}
 }
+
+func TestPulls_WatcherIsDisconnectedOnceItsKeyIsInvalid(t *testing.T) {
+	revoked := make(chan struct{})
+	p := (&auth.Grant{ID: "token:a", Roles: []auth.Role{auth.Operator}}).Principal(nil, func() error {
+		select {
+		case <-revoked:
+			return fault.New(fault.Unauthenticated, "authenticate: the key is revoked")
+		default:
+			return nil
+		}
+	})
+	pulls := make(chan []console.Pull, 1)
+	pulls <- []console.Pull{{ID: "1"}}
+	h := httpapi.Mux(console.Routes(&backend{}, console.Options{Store: &modelStore{pulls: pulls}}))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(auth.WithPrincipal(r.Context(), p)))
+	}))
+	t.Cleanup(s.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/api/pulls", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	close(revoked)
+	if text, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(text), `"id":"1"`) {
+		t.Errorf("%q, %v", text, err)
+	}
+}

@@ -7,8 +7,10 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
@@ -103,13 +105,32 @@ func (s *server) loadModel(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// checkEvery is the time between two looks whether the key of a watcher is still valid.
+const checkEvery = time.Second
+
 func (s *server) pulls(w http.ResponseWriter, r *http.Request) {
 	st := s.store(w)
 	if st == nil {
 		return
 	}
 	stream := httpapi.NewStream(w, httpapi.EventStream, s.WriteTimeout)
-	err := st.Watch(r.Context(), func(pulls []Pull) error {
+	ctx, end := context.WithCancel(r.Context())
+	var checking sync.WaitGroup
+	defer checking.Wait()
+	defer end()
+	checking.Go(func() { // a pull may change nothing for long, and its watcher must not outlive its key
+		defer end()
+		tick := time.NewTicker(checkEvery)
+		defer tick.Stop()
+		for auth.From(ctx).Check() == nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	err := st.Watch(ctx, func(pulls []Pull) error {
 		text, err := json.Marshal(map[string]any{"pulls": append([]Pull{}, pulls...)})
 		if err != nil {
 			return fault.Wrap(fault.Internal, err, "write pulls as JSON")
