@@ -10,12 +10,12 @@ const maxDepth = 12;
 export const render = (text) => blocks(text.replace(/\r\n?/g, "\n").split("\n"), 0);
 
 // The patterns of lines have no two parts that can take the same characters, so a line that fails is read once.
-const fence = /^( {0,3})(`{3,}|~{3,})([^`]*)$/;
+const fence = /^( {0,3})(`{3,}|~{3,}(?!~))([^`]*)$/;
 const heading = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
 const rule = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
 const quote = /^ {0,3}> ?(.*)$/;
 const item = /^( *)([-*+]|\d{1,9}[.)])(?:[ \t]+(.*)|$)/;
-const delimiter = /^ *\|?(?: *:?-+:? *\|)+ *:?-*:? *$/;
+const delimiter = /^ *(?:\| *)?(?::?-+:? *\| *)+(?::?-+:? *)?$/;
 
 function blocks(lines, depth) {
   const out = [];
@@ -167,7 +167,6 @@ function paragraph(lines, i, depth, out) {
 // inside, and makes a node of it.
 const marks = [
   [/\\([\\`*_{}[\]()#+\-.!|<>~$])/y, (m) => m[1]],
-  [/(`+)([^]*?[^`])\1(?!`)/y, (m) => h("code", {}, m[2].replace(/\n/g, " ").replace(/^ (.*) $/, "$1"))],
   [/\\\(([^\n]{1,2000}?)\\\)/y, (m) => h("code", { class: "maths" }, m[1].trim())],
   [/\$([^\s$](?:[^$\n]{0,500}[^\s$])?)\$(?!\d)/y, (m) => h("code", { class: "maths" }, m[1])],
   [/!?\[([^\]\n]{0,1000})\]\(\s*<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){0,2000})>?(?:\s+"[^"\n]{0,500}")?\s*\)/y, (m, depth) => link(m[2], inline(m[1], depth + 1), m[1])],
@@ -202,8 +201,9 @@ function inline(text, depth = 0) {
     plain += text.slice(at, next.index);
     at = next.index;
     if (text[at] === "\n") {
-      if (/(?: {2}|\\)$/.test(plain)) {
-        plain = plain.replace(/(?: +|\\)$/, "");
+      const slash = text[at - 1] === "\\";
+      if (slash || text.startsWith("  ", at - 2)) {
+        plain = slash ? plain.slice(0, -1) : plain.trimEnd();
         put(h("br"));
       } else plain += "\n";
       at++;
@@ -221,16 +221,27 @@ function inline(text, depth = 0) {
   return out;
 }
 
+// closing returns where the next run of exactly as many backticks begins, or -1. Each length fails once in a text.
+function closing(text, run, from) {
+  const ticks = /`+/g;
+  ticks.lastIndex = from;
+  for (let m; (m = ticks.exec(text));) if (m[0].length === run.length) return m.index;
+  return -1;
+}
+
 function mark(text, at, depth, hopeless) {
   const ticks = text[at] === "`" ? /`+/y : null;
   if (ticks) {
     ticks.lastIndex = at;
     const run = ticks.exec(text)[0];
-    if (hopeless.has(run)) return { node: run, end: at + run.length };
-    if (!text.includes(run, at + run.length)) {
+    const end = hopeless.has(run) ? -1 : closing(text, run, at + run.length);
+    if (end < 0) {
       hopeless.add(run);
       return { node: run, end: at + run.length };
     }
+    const code = text.slice(at + run.length, end).replace(/\n/g, " ");
+    const padded = code.startsWith(" ") && code.endsWith(" ") && code.trim();
+    return { node: h("code", {}, padded ? code.slice(1, -1) : code), end: end + run.length };
   }
   for (const [pattern, make] of marks) {
     pattern.lastIndex = at;
