@@ -82,7 +82,7 @@ func (g *GRPC) ModelInfer(
 	if err != nil {
 		return nil, err
 	}
-	base, err := c.base(r.GetModelName())
+	base, err := g.base(ctx, r, c)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (g *GRPC) streamOne(
 	c, err := readInfer(r)
 	var base *routerv1.GenerateRequest
 	if err == nil {
-		base, err = c.base(r.GetModelName())
+		base, err = g.base(stream.Context(), r, c)
 	}
 	if err == nil {
 		shown := 0 // bytes of the only text that have been sent
@@ -178,6 +178,18 @@ func (g *GRPC) streamOne(
 		failed.InferResponse.ModelName = begun.GetModel()
 	}
 	return stream.Send(failed)
+}
+
+// base returns the request of each prompt, without the prompt. It refuses a version that the model does not have.
+func (g *GRPC) base(
+	ctx context.Context, r *inferencev2.ModelInferRequest, c *inferRequest,
+) (*routerv1.GenerateRequest, error) {
+	if r.GetModelVersion() != "" {
+		if _, err := find(ctx, g.backend, r.GetModelName(), r.GetModelVersion()); err != nil {
+			return nil, err
+		}
+	}
+	return c.base(r.GetModelName())
 }
 
 // refusal returns an error as the answer to a request of a stream.

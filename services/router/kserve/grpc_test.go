@@ -37,7 +37,9 @@ func dial(t *testing.T, b kserve.Backend) inferencev2.GRPCInferenceServiceClient
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
 	conn, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return listener.DialContext(ctx)
+		}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,8 +117,16 @@ func TestGRPC_Describes(t *testing.T) {
 		m.GetOutputs()[0].GetShape()[0] != -1 {
 		t.Errorf("the model is %v, %v", m, err)
 	}
-	if _, err := c.ModelMetadata(ctx, &inferencev2.ModelMetadataRequest{Name: "x"}); status.Code(err) != codes.NotFound {
+	if _, err := c.ModelMetadata(ctx, &inferencev2.ModelMetadataRequest{Name: "x"}); status.Code(err) !=
+		codes.NotFound {
 		t.Errorf("an unknown model: %v", err)
+	}
+	for version, want := range map[string]codes.Code{"sha256:1": codes.OK, "sha256:2": codes.NotFound} {
+		r := ask(false, "p")
+		r.ModelVersion = version
+		if _, err := c.ModelInfer(ctx, r); status.Code(err) != want {
+			t.Errorf("a request for version %s: got %v, want %v", version, err, want)
+		}
 	}
 	c = dial(t, &httpapitest.Backend{Fail: fault.New(fault.Unavailable, "full")})
 	if ready, err := c.ServerReady(ctx, &inferencev2.ServerReadyRequest{}); err != nil || ready.GetReady() {
@@ -267,7 +277,8 @@ func TestGRPC_NamesWhatIsWrong(t *testing.T) {
 		want string
 	}{
 		{&inferencev2.ModelInferRequest{}, nil, "inputs: "}, {two, nil, "inputs: "},
-		{torn, nil, "raw_input_contents: byte 0"}, {long, nil, "raw_input_contents: byte 4"}, {odd, nil, "parameters.x: "}, {shape, nil, "inputs[0].shape: "},
+		{torn, nil, "raw_input_contents: byte 0"}, {long, nil, "raw_input_contents: byte 4"},
+		{odd, nil, "parameters.x: "}, {shape, nil, "inputs[0].shape: "},
 		{named, nil, "outputs: "}, {ask(false, strings.Split(strings.Repeat("p", 17), "")...), nil, "inputs[0].shape: "},
 		{ask(false, "p"), fault.Field("sampling.top_p", "bad"), "parameters.top_p: bad"},
 		{ask(true, "p\xff"), nil, "inputs[0].data: element 0 is not UTF-8"},
