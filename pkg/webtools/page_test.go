@@ -55,8 +55,8 @@ func TestReadable_FindsTheContent(t *testing.T) {
 	}
 }
 
-// TestReadable_HostilePagesTakeLittleMemory has pages that the parser alone blows up: it opens formatting elements again
-// in every paragraph, with their attributes.
+// TestReadable_HostilePagesTakeLittleMemory has pages that the parser alone blows up: it opens formatting elements
+// again in every paragraph, with their attributes.
 func TestReadable_HostilePagesTakeLittleMemory(t *testing.T) {
 	open := "<p>"
 	for i := range 400 {
@@ -144,7 +144,8 @@ func TestReader_ReadsPagesInTheirEncodings(t *testing.T) {
 		"/invalid": {host + "/invalid", "a\ufffdb"}, "/long": {host + "/long", strings.Repeat("é", 1500)},
 	} {
 		p, err := reader(t, s.URL).Read(t.Context(), s.URL+path)
-		if err != nil || p.Title != want[0] || p.Text != want[1] || p.URL != s.URL+path || p.Partial != (path == "/long") {
+		if err != nil || p.Title != want[0] || p.Text != want[1] || p.URL != s.URL+path ||
+			p.Partial != (path == "/long") {
 			t.Errorf("%s: got %+v, %v, want %q", path, p, err, want)
 		}
 	}

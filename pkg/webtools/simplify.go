@@ -73,8 +73,8 @@ func isApart(a atom.Atom) bool { return a == atom.Svg || a == atom.Math || a == 
 // link at a time, so links may stay: their weight is needed.
 func isFormatting(a atom.Atom) bool {
 	switch a {
-	case atom.B, atom.Big, atom.Code, atom.Em, atom.Font, atom.I, atom.Nobr, atom.S, atom.Small, atom.Strike, atom.Strong,
-		atom.Tt, atom.U:
+	case atom.B, atom.Big, atom.Code, atom.Em, atom.Font, atom.I, atom.Nobr, atom.S, atom.Small, atom.Strike,
+		atom.Strong, atom.Tt, atom.U:
 		return true
 	}
 	return false
