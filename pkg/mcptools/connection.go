@@ -3,8 +3,10 @@ package mcptools
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -43,7 +45,16 @@ func (c *connection) failure(ctx context.Context, err error, format string, args
 	if ctx.Err() != nil {
 		code = fault.CodeOf(ctx.Err())
 	}
-	return fault.Wrap(code, err, format, args...)
+	return fault.Wrap(code, cause(err), format, args...)
+}
+
+// cause returns an error without the address of the server, which may have a key.
+func cause(err error) error {
+	var about *url.Error
+	if errors.As(err, &about) {
+		return about.Err
+	}
+	return err
 }
 
 // open returns the session. It connects if there is none. The attempt does not end with ctx, so that a client that has
@@ -96,7 +107,7 @@ func (c *connection) connect() (*mcp.ClientSession, error) {
 	})
 	session, err := client.Connect(attempt, c.transport(), nil)
 	if err != nil {
-		c.broken = fault.Wrap(fault.Unavailable, err, "connect to MCP server %s", c.server.Name).After(retryAfter)
+		c.broken = fault.Wrap(fault.Unavailable, cause(err), "connect to MCP server %s", c.server.Name).After(retryAfter)
 		c.retry = time.Now().Add(retryAfter)
 		return nil, c.broken
 	}
@@ -105,7 +116,7 @@ func (c *connection) connect() (*mcp.ClientSession, error) {
 	c.hub.watches.Go(func() {
 		defer close(lost)
 		err := session.Wait()
-		c.log.Debug("MCP session ended", "error", err)
+		c.log.Debug("MCP session ended", "error", cause(err))
 	})
 	c.log.Debug("MCP session begun")
 	return session, nil

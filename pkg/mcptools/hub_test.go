@@ -193,6 +193,16 @@ func TestHub_KeepsDeadlinesWhileItConnects(t *testing.T) {
 	}
 }
 
+func TestHub_ErrorsDoNotHaveTheAddress(t *testing.T) {
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	h := open(t, mcptools.Server{Name: "gone", URL: gone.URL + "/?key=canary"})
+	_, err := h.Tools(within(t, time.Minute), "gone")
+	if fault.CodeOf(err) != fault.Unavailable || strings.Contains(err.Error(), "canary") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestHub_AllowsWhatTheOperatorAllows(t *testing.T) {
 	t.Cleanup(func() { leak.Check(t) })
 	h := open(t, program(t, "echo"))
