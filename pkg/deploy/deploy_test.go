@@ -109,8 +109,8 @@ func TestState_DeployNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-// A fleet and its operators do anything in any order. A name that was live stays live until it is undeployed, what takes
-// requests is loaded, and a version with requests is not unloaded before the limit.
+// A fleet and its operators do anything in any order. A name that was live stays live until it is undeployed, what
+// takes requests is loaded, and a version with requests is not unloaded before the limit.
 func TestKeeper_RandomLives(t *testing.T) {
 	seeds := 100
 	if testing.Short() {

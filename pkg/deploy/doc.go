@@ -10,7 +10,8 @@
 //   - Any router may roll a version back whose requests fail (Judge says when) and wake a deployment that sleeps:
 //     State.RollBack and State.Wake.
 //   - Every router asks Deployment.Route which version a request goes to. A request stays on its version until its end.
-//   - The placer loads what State.Places says. What a version needs to be loaded, opened and probed is not decided here.
+//   - The placer loads what State.Places says. What a version needs to be loaded, opened and probed is
+//     decided elsewhere.
 //
 // A version goes through these states:
 //

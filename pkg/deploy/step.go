@@ -223,7 +223,8 @@ func (t *turn) bringUp(d *Deployment) {
 		if d.Live != nil {
 			d.Next.Canary, d.Last = true, fmt.Sprintf("a new version takes %.3g %% of the requests", 100*d.Share())
 			t.since(t.states, d.Name, d.Next.state(), m.Losses)
-			t.do(StartCanary, d, v.Digest, fmt.Sprintf("it takes %.3g %% of the requests for %v", 100*d.Share(), d.ObserveTime()))
+			t.do(StartCanary, d, v.Digest, fmt.Sprintf("it takes %.3g %% of the requests for %v", 100*d.Share(),
+				d.ObserveTime()))
 			return
 		}
 		t.promote(d)

@@ -81,7 +81,8 @@ func named(model, prompt string, n int) *routerv1.GenerateRequest {
 	return r
 }
 
-// traffic sends requests for a model until it is stopped, some of them long ones, and counts the answers by digest. Each
+// traffic sends requests for a model until it is stopped, some of them long ones, and counts the answers by digest.
+// Each
 // answer is wholly that of the digest that it names.
 type traffic struct {
 	stop  func() (byDigest map[string]int, failed []error)
@@ -183,7 +184,8 @@ func TestDeploy_NewVersionTakesOverUnderLoad(t *testing.T) {
 		if _, err := m.client.Undeploy(t.Context(), &routerv1.UndeployRequest{Name: "fake"}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.generate(t.Context(), named("fake", "x", 1), nil); fault.CodeOf(rpc.FromStatus(err)) != fault.NotFound {
+		if _, err := m.generate(t.Context(), named("fake", "x", 1),
+			nil); fault.CodeOf(rpc.FromStatus(err)) != fault.NotFound {
 			t.Errorf("a model that was undeployed answers with %v", err)
 		}
 		eventually(t, "it is unloaded", func() bool { return !hosts[0].holds(likeDigest) && !hosts[1].holds(likeDigest) })
@@ -194,8 +196,8 @@ func TestDeploy_NewVersionTakesOverUnderLoad(t *testing.T) {
 	})
 }
 
-// A version whose stage computes nothing fails its probe, one that fails its requests is noticed by these, and one whose
-// load is refused is never open. All are rolled back while the live version answers every request.
+// A version whose stage computes nothing fails its probe, one that fails its requests is noticed by these, and one
+// whose load is refused is never open. All are rolled back while the live version answers every request.
 func TestDeploy_BadVersionsAreRolledBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		ruin   func(*fakeShard)

@@ -18,7 +18,8 @@ const (
 )
 
 // deployments is what a router knows of the deployments. Every router reads them from the registry, and may change them
-// there by compare-and-swap: for an operator, and when a request needs a model that sleeps or a canary fails. The placer
+// there by compare-and-swap: for an operator, and when a request needs a model that sleeps or a canary fails. The
+// placer
 // takes them through their lives (leader.stepDeployments). Requests read only the copy that this router has, so they go
 // on while the registry cannot be reached. mu of the Service guards it.
 type deployments struct {
@@ -305,7 +306,8 @@ func (s *Service) judge(ctx context.Context, digest string, err error) {
 	defer s.mu.Unlock()
 	d := s.deploys
 	of := d.state.Of(digest)
-	if digest == "" || !slices.ContainsFunc(of, func(d *deploy.Deployment) bool { return d.Next != nil && d.Next.Canary }) {
+	if digest == "" || !slices.ContainsFunc(of,
+		func(d *deploy.Deployment) bool { return d.Next != nil && d.Next.Canary }) {
 		return
 	}
 	d.judge.Ended(digest, ctx.Err() == nil && blamesVersion(err))

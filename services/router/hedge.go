@@ -136,7 +136,8 @@ func (r *race) next(ctx context.Context) (result, *attempt, error) {
 // hedge submits the sequence to a second pipeline, if one has room and the budget for replays allows it.
 func (r *race) hedge(ctx context.Context) {
 	q, s, log := r.q, r.q.service, r.first.log
-	p := s.hedgePipeline(r.first.p, work{tenant: auth.Tenant(ctx), log: log, maxLen: r.first.seq.maxLen, adapter: q.adapter})
+	p := s.hedgePipeline(r.first.p, work{tenant: auth.Tenant(ctx), log: log, maxLen: r.first.seq.maxLen,
+		adapter: q.adapter})
 	if p == nil {
 		return
 	}

@@ -50,7 +50,8 @@ func (s *Service) servedModel(ctx context.Context, model string) (digest string,
 	if err != nil {
 		return "", err
 	}
-	if err := auth.CheckModel(ctx, name, digest, adapted(name, adapterName), adapted(base, adapterName), base); err != nil {
+	if err := auth.CheckModel(ctx, name, digest, adapted(name, adapterName), adapted(base, adapterName),
+		base); err != nil {
 		return "", err
 	}
 	a, err := s.acquire(ctx, digest, name, adapterName)
