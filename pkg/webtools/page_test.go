@@ -40,7 +40,8 @@ func TestReadable_FindsTheContent(t *testing.T) {
 			"<img src=x alt='a cat'>", "## H\n\n- a\n  - b\n- c\n\n1. x\n2. y\n\n```\n  code\n   more\n```\n\nk | v\n1 | 2\n\np\nq [image: a cat]"},
 		"layout table": {"<title>A title</title><table><tr><td><table><tr><td><p>in</p></td></tr></table></td></tr></table>",
 			"in"},
-		"formatting": {"<title>A title</title><p>a<b>b</b><i class=x>c</i> <svg/><code>x &lt; y</code><svg><title>HIDDEN</title></svg>!",
+		"formatting": {"<title>A title</title><p>a<b>b</b><i class=x>c</i> <svg/><code>x &lt; y</code>" +
+			"<svg><title>HIDDEN</title></svg>!",
 			"abc x < y!"},
 		"heading as title": {"<h1>A title</h1><p>x", "# A title\n\nx"},
 		"nothing":          {"<title>A title</title>", ""},
