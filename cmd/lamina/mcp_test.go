@@ -21,8 +21,8 @@ func TestMCP_OffersAMesh(t *testing.T) {
 	ended := make(chan int, 1)
 	var stderr strings.Builder
 	go func() {
-		ended <- run(ctx, []string{"mcp", "-m", filepath.Join("..", "..", "models", "lamina-tolstoy")}, fromClient, toClient,
-			&stderr)
+		ended <- run(ctx, []string{"mcp", "-m", filepath.Join("..", "..", "models", "lamina-tolstoy")}, fromClient,
+			toClient, &stderr)
 		_ = toClient.Close()
 	}()
 	client := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil)
@@ -71,7 +71,8 @@ func TestMCP_OffersAMesh(t *testing.T) {
 		Services  []struct{ Service string }
 	}
 	call("mesh_status", map[string]any{}, &status)
-	if len(status.Models) != 1 || len(status.Pipelines) != 1 || status.Pipelines[0].Stages != 1 || len(status.Services) < 3 {
+	if len(status.Models) != 1 || len(status.Pipelines) != 1 || status.Pipelines[0].Stages != 1 ||
+		len(status.Services) < 3 {
 		t.Errorf("the status is %+v", status)
 	}
 	if out := call("generate", map[string]any{"prompt": "x", "raw": true, "model": "other"}, &said); !out.IsError {

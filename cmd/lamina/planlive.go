@@ -139,8 +139,8 @@ func printLoading(w io.Writer, members []*routerv1.Member) {
 			if l.GetFetchBytes() > 0 {
 				fetched = fmt.Sprintf("%d of %d bytes", l.GetFetchedBytes(), l.GetFetchBytes())
 			}
-			fmt.Fprintf(w, "%s\t%d-%d\t%.20s\t%s\t%d of %d bytes\n", m.GetId(), l.GetLo(), l.GetHi(), l.GetDigest(), fetched,
-				l.GetDoneBytes(), l.GetTotalBytes())
+			fmt.Fprintf(w, "%s\t%d-%d\t%.20s\t%s\t%d of %d bytes\n", m.GetId(), l.GetLo(), l.GetHi(), l.GetDigest(),
+				fetched, l.GetDoneBytes(), l.GetTotalBytes())
 		}
 	}
 }

@@ -91,7 +91,8 @@ func (c *pullCmd) source() (pull.Source, func(), error) {
 			return nil, nil, fault.Field("token-file", "%s: want one token", c.TokenFile)
 		}
 	}
-	return sourceOf(c.Source, sourceOptions{token: token, endpoint: c.Endpoint, revision: c.Revision, include: c.Include})
+	return sourceOf(c.Source,
+		sourceOptions{token: token, endpoint: c.Endpoint, revision: c.Revision, include: c.Include})
 }
 
 // sourceOptions are the settings of a source of models.

@@ -333,8 +333,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestConfig_SavesByTheEndsOfNames compares modules_to_save with what PEFT 0.21 does: it saves by the ends of the names of
-// a module and of those that it is in, and gives whole names no low-rank parts.
+// TestConfig_SavesByTheEndsOfNames compares modules_to_save with what PEFT 0.21 does: it saves by the ends of the names
+// of a module and of those that it is in, and gives whole names no low-rank parts.
 func TestConfig_SavesByTheEndsOfNames(t *testing.T) {
 	const layer = "model.layers.0."
 	for _, c := range []struct {

@@ -107,7 +107,8 @@ func (c *connection) connect() (*mcp.ClientSession, error) {
 	})
 	session, err := client.Connect(attempt, c.transport(), nil)
 	if err != nil {
-		c.broken = fault.Wrap(fault.Unavailable, cause(err), "connect to MCP server %s", c.server.Name).After(retryAfter)
+		c.broken = fault.Wrap(fault.Unavailable, cause(err), "connect to MCP server %s",
+			c.server.Name).After(retryAfter)
 		c.retry = time.Now().Add(retryAfter)
 		return nil, c.broken
 	}

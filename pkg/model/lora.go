@@ -149,7 +149,8 @@ func (ad *Adapter[F]) add(m *adapter.Module, p *lora[F], a, b kernel.Buffer[F]) 
 func (s *Stage[F]) Use(ad *Adapter[F]) { s.adapter = ad }
 
 // Train makes the adapter's tensors the parameters that are trained, instead of the stage's own but for those of
-// LoadOptions.Saved. Gradients and optimizer leave the others alone, which need not be dense. It must come before NewGrads.
+// LoadOptions.Saved. Gradients and optimizer leave the others alone, which need not be dense. It must come before
+// NewGrads.
 func (s *Stage[F]) Train(ad *Adapter[F]) {
 	s.adapter, s.trained = ad, ad
 	index := map[string]int{}

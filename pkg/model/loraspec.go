@@ -109,8 +109,8 @@ func (s *Spec) SavedParams(c *adapter.Config) ([]Param[float32], error) {
 	return out, nil
 }
 
-// AsSaved returns the values of a parameter and its shape as PEFT saves them, which is as Hugging Face's files hold them.
-// paired says that the rows of queries and keys are in the order of interleaved rotations, as in a GGUF file.
+// AsSaved returns the values of a parameter and its shape as PEFT saves them, which is as Hugging Face's files hold
+// them. paired says that the rows of queries and keys are in the order of interleaved rotations, as in a GGUF file.
 func (s *Spec) AsSaved(param string, values []float32, shape []int, paired bool) ([]float32, []int) {
 	base, end := splitParam(param)
 	if paired {

@@ -17,8 +17,8 @@ type replaced[F tensor.Float] struct {
 	own     bool // all tensors of modules_to_save get memory of their own, to be trained
 }
 
-// WithSaved returns the spec of a model beside an adapter that saves modules. As in PEFT, an embedding or a head that is
-// saved is no longer tied to the other one, which keeps the weight of the base.
+// WithSaved returns the spec of a model beside an adapter that saves modules. As in PEFT, an embedding or a head that
+// is saved is no longer tied to the other one, which keeps the weight of the base.
 func (s Spec) WithSaved(saves func(module string) bool) Spec {
 	if saves(s.Embedding.Tokens.Param) || saves(s.Head.Param) {
 		s.Head.Tied = false

@@ -57,8 +57,8 @@ func silent(n *html.Node) bool {
 	}
 	switch n.DataAtom {
 	case atom.Script, atom.Style, atom.Noscript, atom.Template, atom.Iframe, atom.Svg, atom.Math, atom.Canvas,
-		atom.Object, atom.Embed, atom.Video, atom.Audio, atom.Button, atom.Select, atom.Input, atom.Textarea, atom.Dialog, atom.Nav,
-		atom.Footer, atom.Aside, atom.Head, atom.Menu:
+		atom.Object, atom.Embed, atom.Video, atom.Audio, atom.Button, atom.Select, atom.Input, atom.Textarea,
+		atom.Dialog, atom.Nav, atom.Footer, atom.Aside, atom.Head, atom.Menu:
 		return true
 	}
 	if _, hidden := attribute(n, "hidden"); hidden {

@@ -96,8 +96,8 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	f, err := openFleet(ctx, fleetConfig{log: r.service.log, dialer: r.service.cfg.Dialer, manifest: m, spec: t.spec,
-		initial: initial, adapter: low, untied: r.plan.lowRank.isUntied(), layout: r.layout, timing: r.service.timing(), lease: r.lock(),
-		epoch: r.epoch.Load(), claim: t.store.Claim(),
+		initial: initial, adapter: low, untied: r.plan.lowRank.isUntied(), layout: r.layout,
+		timing: r.service.timing(), lease: r.lock(), epoch: r.epoch.Load(), claim: t.store.Claim(),
 		share: func() (share, func() error, error) { return newShare(r.service.cfg.Dir, r.dir) }}, addrs)
 	if err != nil {
 		return false, err

@@ -301,6 +301,44 @@ func TestKeys_AreMadeRotatedAndRevokedAndSecretsShownOnce(t *testing.T) {
 	}
 }
 
+// TestKeys_RestrictedOperatorsMakeNoLargerOnes makes and rotates keys with credentials that are restricted themselves.
+func TestKeys_RestrictedOperatorsMakeNoLargerOnes(t *testing.T) {
+	keys := keyring(t)
+	_, secret, err := keys.Add(auth.Key{Name: "part", Roles: []auth.Role{auth.Operator, auth.User},
+		Verbs: []auth.Verb{auth.Keys, auth.Generate}, Models: []string{"m", "n"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := keys.Authenticate(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := httpapi.Mux(console.Routes(&backend{}, console.Options{Keys: keys}))
+	ask := func(path, body string) (int, string) {
+		ctx := auth.WithPrincipal(t.Context(), p)
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, path, strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		api.ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	for _, c := range []struct {
+		path, body, want string
+		status           int
+	}{
+		{"/api/keys", `{"name":"a","roles":["user"],"models":["m"]}`, "verb embed", 403},
+		{"/api/keys", `{"name":"a","roles":["user"],"verbs":["generate"]}`, "all models", 403},
+		{"/api/keys", `{"name":"a","roles":["user"],"verbs":["generate"],"models":["m","o"]}`, "model o", 403},
+		{"/api/keys/root/rotate", `{}`, "verb", 403},
+		{"/api/keys", `{"name":"a","roles":["user"],"verbs":["generate"],"models":["m"]}`, "secret", 200},
+		{"/api/keys/a/rotate", `{}`, "secret", 200},
+	} {
+		if status, text := ask(c.path, c.body); status != c.status || !strings.Contains(text, c.want) {
+			t.Errorf("%s %s: %d %s", c.path, c.body, status, text)
+		}
+	}
+}
+
 func TestKeys_RefusalsNameTheField(t *testing.T) {
 	s := serve(t, &backend{}, console.Options{Keys: keyring(t)})
 	bare := serve(t, &backend{}, console.Options{})

@@ -72,6 +72,10 @@ func (s *server) addKey(w http.ResponseWriter, r *http.Request) {
 	case body.Seconds > 0:
 		k.Expires = time.Now().Add(time.Duration(body.Seconds) * time.Second).UTC().Truncate(time.Second)
 	}
+	if err := auth.CheckKey(r.Context(), &k); err != nil {
+		s.fail(w, err)
+		return
+	}
 	k, secret, err := s.Keys.Add(k)
 	s.shown(w, k, secret, err)
 }
@@ -109,7 +113,21 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, fault.Field("grace", "want 0 to %d seconds, got %d", maxGrace, grace))
 		return
 	}
-	k, secret, err := s.Keys.Rotate(r.PathValue("key"), time.Duration(grace)*time.Second)
+	name := r.PathValue("key")
+	all, err := s.Keys.List()
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	for i := range all { // more than one may have had the name
+		if k := &all[i]; k.ID == name || k.Name == name {
+			if err := auth.CheckKey(r.Context(), k); err != nil {
+				s.fail(w, err)
+				return
+			}
+		}
+	}
+	k, secret, err := s.Keys.Rotate(name, time.Duration(grace)*time.Second)
 	s.shown(w, k, secret, err)
 }
 

@@ -88,7 +88,8 @@ func (s *trainer) FetchArtifact(
 		return rpc.ToStatus(fault.New(fault.OutOfRange, "offset %d", r.GetOffset()))
 	}
 	rest := s.file[r.GetOffset():]
-	if err := stream.Send(&trainerv1.FetchArtifactResponse{Artifact: &trainerv1.Artifact{Name: r.GetName()}}); err != nil {
+	named := &trainerv1.FetchArtifactResponse{Artifact: &trainerv1.Artifact{Name: r.GetName()}}
+	if err := stream.Send(named); err != nil {
 		return err
 	}
 	for len(rest) > 0 {

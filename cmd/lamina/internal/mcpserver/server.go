@@ -78,7 +78,8 @@ func (s *server) generate(
 	var err error
 	if in.Raw {
 		out, err = s.continueText(ctx, &routerv1.GenerateRequest{Model: in.Model, MaxTokens: in.MaxTokens,
-			Stop: in.Stop, Adapter: s.adapter, Sampling: sampling, Prompt: &routerv1.GenerateRequest_Text{Text: in.Prompt}})
+			Stop: in.Stop, Adapter: s.adapter, Sampling: sampling,
+			Prompt: &routerv1.GenerateRequest_Text{Text: in.Prompt}})
 	} else {
 		r := &routerv1.ChatRequest{Model: in.Model, MaxTokens: in.MaxTokens, Stop: in.Stop, Adapter: s.adapter,
 			Sampling: sampling, KeepMarkers: true}
