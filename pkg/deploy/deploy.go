@@ -267,10 +267,11 @@ func (s *State) Undeploy(name string, current *Version) error {
 	return nil
 }
 
-// RollBack gives up the next version of a deployment if it is the given one, and reports whether it was.
-func (s *State) RollBack(name, digest, reason string) bool {
+// RollBack gives up the next version of a deployment if it is the given one, and reports whether it was. try is that of
+// the version, so that one that has been deployed again does not fall for what its last try has done; 0 is any.
+func (s *State) RollBack(name, digest string, try uint64, reason string) bool {
 	d := s.Find(name)
-	if d == nil || d.Next == nil || d.Next.Digest != digest {
+	if d == nil || d.Next == nil || d.Next.Digest != digest || try != 0 && d.Next.Try != try {
 		return false
 	}
 	d.rollBack(reason)

@@ -152,7 +152,7 @@ func TestKeeper_RandomLives(t *testing.T) {
 					did, s = "undeploy "+name, next
 				}
 			case 2:
-				if next.RollBack(name, digest, "it fails") {
+				if next.RollBack(name, digest, 0, "it fails") {
 					did, s = "roll back "+name, next
 				}
 			case 3:

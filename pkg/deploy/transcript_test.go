@@ -100,7 +100,7 @@ func (s *script) run(t *testing.T, line string) {
 		change(func(n *deploy.State) error { return n.Undeploy(words[1], current(options(t, words[2:]))) })
 	case "rollback":
 		change(func(n *deploy.State) error {
-			fmt.Fprintln(&s.out, n.RollBack(words[1], words[2], strings.Join(words[3:], " ")))
+			fmt.Fprintln(&s.out, n.RollBack(words[1], words[2], 0, strings.Join(words[3:], " ")))
 			return nil
 		})
 	case "wake":

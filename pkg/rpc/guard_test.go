@@ -316,7 +316,7 @@ func TestGuard_RoleMatrixOfTheMesh(t *testing.T) {
 		"/lamina.router.v1.RouterService/Generate":      {auth.TrainerService},
 		"/lamina.router.v1.RouterService/LoadAdapter":   {auth.TrainerService},
 		"/lamina.router.v1.RouterService/UnloadAdapter": {auth.TrainerService},
-		"/lamina.trainer.v1.TrainerService/StartRun":    nil,
+		"/lamina.trainer.v1.TrainerService/StartRun":    {auth.RouterService}, // for callers of the console
 		"/grpc.health.v1.Health/Check":                  auth.Services(),
 	} {
 		rule, known := guard.Method(method)

@@ -82,8 +82,7 @@ func named(model, prompt string, n int) *routerv1.GenerateRequest {
 }
 
 // traffic sends requests for a model until it is stopped, some of them long ones, and counts the answers by digest.
-// Each
-// answer is wholly that of the digest that it names.
+// Each answer is wholly that of the digest that it names.
 type traffic struct {
 	stop  func() (byDigest map[string]int, failed []error)
 	count func(digest string) int

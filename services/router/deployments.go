@@ -3,6 +3,8 @@ package router
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -19,9 +21,8 @@ const (
 
 // deployments is what a router knows of the deployments. Every router reads them from the registry, and may change them
 // there by compare-and-swap: for an operator, and when a request needs a model that sleeps or a canary fails. The
-// placer
-// takes them through their lives (leader.stepDeployments). Requests read only the copy that this router has, so they go
-// on while the registry cannot be reached. mu of the Service guards it.
+// placer takes them through their lives (leader.stepDeployments). Requests read only the copy that this router has, so
+// they go on while the registry cannot be reached. mu of the Service guards it.
 type deployments struct {
 	state    *deploy.State // never nil and never changed in place
 	stored   uint64        // version of the registry's entry; 0 if it has none
@@ -30,9 +31,15 @@ type deployments struct {
 	// What has to be written: names that requests wait for, and canaries that fail, by name. Canaries take no request
 	// of this router from then on.
 	wakes   map[string]bool
-	faulty  map[string]deploy.Failed
+	faulty  map[string]faultyVersion
 	writing bool
 	loads   loadTable
+}
+
+// faultyVersion is a canary that fails.
+type faultyVersion struct {
+	version deploy.Version
+	reason  string
 }
 
 // failures are the tries to open pipelines of a model that have failed.
@@ -44,7 +51,7 @@ type failures struct {
 
 func newDeployments() *deployments {
 	return &deployments{state: &deploy.State{}, judge: deploy.NewJudge(), failures: map[string]*failures{},
-		wakes: map[string]bool{}, faulty: map[string]deploy.Failed{}}
+		wakes: map[string]bool{}, faulty: map[string]faultyVersion{}}
 }
 
 // deployed returns the deployments as this router knows them.
@@ -104,22 +111,29 @@ func (s *Service) takeDeployments(state *deploy.State, stored uint64) {
 	before := canaries(d.state)
 	d.state = state
 	now := canaries(state)
-	d.judge.Forget(func(digest string) bool { return before[digest] && now[digest] })
-	for name, f := range d.faulty {
-		if deployment := state.Find(name); deployment == nil || deployment.Next == nil ||
-			deployment.Next.Digest != f.Digest {
-			delete(d.faulty, name)
-		}
-	}
+	d.judge.Forget(func(digest string) bool { return now[digest] != "" && before[digest] == now[digest] })
+	d.forgetFaulty()
 	s.notifyChange()
 }
 
-// canaries lists the digests that a Judge compares.
-func canaries(state *deploy.State) map[string]bool {
-	out := map[string]bool{}
+// forgetFaulty forgets what was said of versions that are no longer the next ones. The caller holds mu.
+func (d *deployments) forgetFaulty() {
+	for name, f := range d.faulty {
+		if of := d.state.Find(name); of == nil || of.Next == nil || *of.Next != f.version {
+			delete(d.faulty, name)
+		}
+	}
+}
+
+// canaries lists the digests that a Judge compares, with what they are compared in: the same digest is counted anew in
+// another comparison.
+func canaries(state *deploy.State) map[string]string {
+	out := map[string]string{}
 	for i := range state.Deployments {
 		if d := &state.Deployments[i]; d.Next != nil && d.Next.Canary && d.Live != nil {
-			out[d.Next.Digest], out[d.Live.Digest] = true, true
+			pair := fmt.Sprintf("%s %d %s %d;", d.Next.Digest, d.Next.Try, d.Live.Digest, d.Live.Try)
+			out[d.Next.Digest] += pair
+			out[d.Live.Digest] += pair
 		}
 	}
 	return out
@@ -180,16 +194,17 @@ func (s *Service) reportDeployments(ctx context.Context, wg *sync.WaitGroup) {
 		return
 	}
 	d.writing = true
+	wakes := slices.Collect(maps.Keys(d.wakes)) // others may come while this is written
 	wg.Go(func() {
 		_, err := s.changeDeployments(ctx, func(state *deploy.State) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			changed := false
-			for name := range d.wakes {
+			for _, name := range wakes {
 				changed = state.Wake(name) || changed
 			}
 			for name, f := range d.faulty {
-				changed = state.RollBack(name, f.Digest, f.Reason) || changed
+				changed = state.RollBack(name, f.version.Digest, f.version.Try, f.reason) || changed
 			}
 			if !changed {
 				return errNothingToDo
@@ -201,13 +216,10 @@ func (s *Service) reportDeployments(ctx context.Context, wg *sync.WaitGroup) {
 		d.writing = false
 		switch {
 		case err == nil || errors.Is(err, errNothingToDo):
-			clear(d.wakes)
-			for name, f := range d.faulty {
-				if deployment := d.state.Find(name); deployment == nil || deployment.Next == nil ||
-					deployment.Next.Digest != f.Digest {
-					delete(d.faulty, name)
-				}
+			for _, name := range wakes {
+				delete(d.wakes, name)
 			}
+			d.forgetFaulty()
 		case ctx.Err() == nil:
 			s.log.Warn("change deployments", "error", err)
 		}
@@ -270,7 +282,7 @@ func (s *Service) routed(d *deploy.Deployment, w work) string {
 		}
 		return d.Live.Digest
 	}
-	faulty := s.deploys.faulty[d.Name].Digest
+	faulty := s.deploys.faulty[d.Name].version.Digest
 	return d.Route(w.key, func(digest string) bool { return digest != faulty && s.hasPipeline(digest) })
 }
 
@@ -318,7 +330,7 @@ func (s *Service) judge(ctx context.Context, digest string, err error) {
 		if reason := d.judge.Verdict(deployment); reason != "" {
 			s.log.Warn("roll a version back", "deployment", deployment.Name, "digest", deployment.Next.Digest, "reason",
 				reason)
-			d.faulty[deployment.Name] = deploy.Failed{Digest: deployment.Next.Digest, Reason: reason}
+			d.faulty[deployment.Name] = faultyVersion{*deployment.Next, reason}
 			s.poke()
 		}
 	}

@@ -68,6 +68,7 @@ func (s *Service) sleeping(name string) *deploy.Deployment {
 // loadTable has what shards have loaded, as of a short time ago, so that many waiting requests ask the shards once.
 type loadTable struct {
 	mu    sync.Mutex
+	busy  bool // somebody asks the shards
 	at    time.Time
 	byDig map[string]*routerv1.ModelLoading
 }
@@ -76,12 +77,21 @@ type loadTable struct {
 func (s *Service) loading(ctx context.Context, name, digest string) *routerv1.ModelLoading {
 	t := &s.deploys.loads
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if time.Since(t.at) >= loadingEvery/2 {
-		t.byDig, t.at = loadedBytes(s.describeAll(ctx)), time.Now()
+	ask := !t.busy && time.Since(t.at) >= loadingEvery/2
+	t.busy = t.busy || ask
+	known := t.byDig[digest]
+	t.mu.Unlock()
+	if ask { // the others have what was known before, and do not wait
+		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadingEvery) // the answer is for others, too
+		fresh := loadedBytes(s.describeAll(asking))
+		cancel()
+		known = fresh[digest]
+		t.mu.Lock()
+		t.busy, t.byDig, t.at = false, fresh, time.Now()
+		t.mu.Unlock()
 	}
 	out := &routerv1.ModelLoading{Model: name, Digest: digest}
-	if known := t.byDig[digest]; known != nil {
+	if known != nil {
 		out.DoneBytes, out.TotalBytes = known.GetDoneBytes(), known.GetTotalBytes()
 	}
 	s.mu.Lock()

@@ -49,6 +49,7 @@ func (l *leader) carryOut(ctx context.Context) {
 	served, given := l.served(), l.givenUp()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now()
 	for id, h := range l.hosts {
 		if !h.alive() || h.busy || h.desc.GetInstance() != "" && h.desc.GetInstance() != id {
 			continue
@@ -62,7 +63,10 @@ func (l *leader) carryOut(ctx context.Context) {
 				extra = append(extra, held)
 			}
 		}
-		next := slices.IndexFunc(order[id], func(w part) bool { return !have[w] })
+		next := slices.IndexFunc(order[id], func(w part) bool {
+			_, refused := h.refuses(w.digest, now) // the plan of before still names it
+			return !have[w] && !refused
+		})
 		freed := slices.IndexFunc(extra, func(e part) bool { return h.full || served[e.digest] || given[e.digest] })
 		h.freeable = len(extra) > 0
 		switch {
