@@ -94,6 +94,9 @@ func start(t *testing.T) func(t *testing.T, v view) *tab {
 			}
 			return emulation.SetTimezoneOverride("UTC").Do(ctx)
 		}), chromedp.EmulateViewport(v.width, v.height), chromedp.ActionFunc(func(ctx context.Context) error {
+			if err := page.BringToFront().Do(ctx); err != nil { // pages in the background have no frames
+				return err
+			}
 			return log.Enable().Do(ctx)
 		}))
 		return b

@@ -70,16 +70,23 @@ export function ask(title, action, content, submit) {
     const problem = h("p", { class: "problem", role: "alert", hidden: true });
     const go = h("button", { class: "main", type: "submit" }, action);
     let result;
+    // The close event comes with the next frame, and a page in the background has none: without it, a dialog that was
+    // closed would stay in the document, with fields of the same names as the next one's.
+    const end = () => {
+      dialog.close();
+      dialog.remove();
+      resolve(result);
+    };
     const form = h("form", { method: "dialog" },
       h("h2", { id: "ask-title" }, title), content, problem,
-      h("div", { class: "buttons" }, button("Cancel", () => dialog.close()), go));
+      h("div", { class: "buttons" }, button("Cancel", end), go));
     const dialog = h("dialog", { "aria-labelledby": "ask-title" }, form);
     form.addEventListener("submit", async (e) => {
       e.preventDefault();
       go.disabled = true;
       try {
         result = (await submit(new FormData(form))) ?? true;
-        dialog.close();
+        end();
       } catch (error) {
         problem.textContent = error.message;
         problem.hidden = false;
@@ -87,10 +94,7 @@ export function ask(title, action, content, submit) {
         go.disabled = false;
       }
     });
-    dialog.addEventListener("close", () => {
-      dialog.remove();
-      resolve(result);
-    });
+    dialog.addEventListener("close", end); // by Esc
     document.body.append(dialog);
     dialog.showModal();
   });
