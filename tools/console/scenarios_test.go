@@ -129,8 +129,8 @@ func TestChat_ToolCallsAreFoldedAndAnswered(t *testing.T) {
 	r.calls, r.answer = true, "It is cold in Kazan."
 	b.open(r.URL, "chat")
 	b.click(".settings summary", "More")
-	b.eval(`[...document.querySelectorAll(".settings .field")].find((f) => f.innerText.startsWith("Tools")).querySelector("textarea").id = "tools-of-test", true`, nil)
-	b.fill("#tools-of-test", `[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`)
+	b.eval(`[...document.querySelectorAll(".settings .field")].find((f) => f.innerText.startsWith("Tools")).querySelector("textarea").dataset.test = "tools", true`, nil)
+	b.fill("[data-test=tools]", `[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`)
 	b.ask("Weather in Kazan?")
 	b.idle()
 	b.sees("Calls weather")

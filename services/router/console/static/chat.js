@@ -68,12 +68,14 @@ class Chat {
     this.unsubscribe = this.context.feed.onPipelines(() => this.loadModels());
     await this.loadModels();
     try {
-      this.list = await archive.all();
+      const stored = await archive.all();
+      // The user may have asked meanwhile: what is new stays in the list, and a running answer keeps its view.
+      this.list = [...this.list, ...stored.filter((c) => !this.list.some((o) => o.id === c.id))];
     } catch (error) {
       this.complain(`This browser keeps no conversations: ${error.message}`);
     }
     this.drawList();
-    this.draw();
+    if (!this.conversation.leaf && !this.running) this.draw();
     this.text.focus({ preventScroll: true });
   }
 
