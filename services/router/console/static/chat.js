@@ -91,6 +91,8 @@ class Chat {
   }
 
   async loadModels() {
+    const offer = () => JSON.stringify([this.conversation.model, this.models.map((m) => [m.id, m.chat])]);
+    const before = offer();
     try {
       this.models = (await get("/v1/models")).data.filter((m) => !m.encoder);
       this.complain("");
@@ -98,7 +100,8 @@ class Chat {
       this.complain(error.message);
     }
     if (!this.models.some((m) => m.id === this.conversation.model)) this.conversation.model = this.models[0]?.id || "";
-    this.drawSettings();
+    // The mesh changes often; a field in which the user is typing stays as it is.
+    if (offer() !== before || !this.settings.hasChildNodes()) this.drawSettings();
     if (!this.conversation.leaf && !this.running) this.draw();
   }
 
