@@ -4,14 +4,19 @@ package console_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"image"
+	"image/color"
 	"image/png"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,6 +47,9 @@ func views() []view {
 		{"narrow-light", 390, 844, false}, {"narrow-dark", 390, 844, true},
 	}
 }
+
+// two returns the views that differ most. Scenarios that take long run in these alone.
+func two() []view { return []view{views()[0], views()[3]} }
 
 // chromium returns the program, or skips the test.
 func chromium(t *testing.T) string {
@@ -315,7 +323,8 @@ func (b *tab) shoot(name string) {
 		shot, err = page.CaptureScreenshot().Do(ctx)
 		return err
 	}))
-	if _, err := png.DecodeConfig(bytes.NewReader(shot)); err != nil {
+	img, err := png.Decode(bytes.NewReader(shot))
+	if err != nil {
 		b.t.Fatal(err)
 	}
 	if dir == "" {
@@ -324,9 +333,40 @@ func (b *tab) shoot(name string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		b.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+"-"+b.view.name+".png"), shot, 0o644); err != nil {
+	var small bytes.Buffer
+	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, paletted(img)); err != nil {
 		b.t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, name+"-"+b.view.name+".png"), small.Bytes(), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// paletted returns an image in its 256 most frequent colours, which makes the file of a page a third as large. Pages
+// have few colours but for the edges of letters and lines.
+func paletted(img image.Image) image.Image {
+	counts := map[color.Color]int{}
+	bounds := img.Bounds()
+	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
+		for x := bounds.Min.X; x < bounds.Max.X; x++ {
+			counts[img.At(x, y)]++
+		}
+	}
+	palette := color.Palette(slices.SortedFunc(maps.Keys(counts), func(a, b color.Color) int {
+		return cmp.Or(counts[b]-counts[a], cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
+	}))
+	palette = palette[:min(256, len(palette))]
+	nearest := map[color.Color]uint8{}
+	for c := range counts {
+		nearest[c] = uint8(palette.Index(c))
+	}
+	out := image.NewPaletted(bounds, palette)
+	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
+		for x := bounds.Min.X; x < bounds.Max.X; x++ {
+			out.SetColorIndex(x, y, nearest[img.At(x, y)])
+		}
+	}
+	return out
 }
 
 // downloads allows downloads into a folder, which it returns.

@@ -18,11 +18,11 @@ const answerText = "<think>The user wants a loop over layers. A table helps.</th
 	"1. Activations go forward, as $h_{l+1} = f(h_l)$.\n2. Only the *last* stage computes logits.\n\n" +
 	"<script>alert(1)</script> stays text, and [this](javascript:alert(1)) is no link."
 
-// each runs a scenario in every view, each in a tab of its own.
-func each(t *testing.T, run func(t *testing.T, r *rig, b *tab)) {
+// each runs a scenario in some views, each in a tab of its own.
+func each(t *testing.T, in []view, run func(t *testing.T, r *rig, b *tab)) {
 	t.Helper()
 	open := start(t)
-	for _, v := range views() {
+	for _, v := range in {
 		t.Run(v.name, func(t *testing.T) {
 			r := newRig(t)
 			b := open(t, v)
@@ -49,7 +49,7 @@ func (b *tab) idle() {
 }
 
 func TestChat_AnswersAreShownAndBranched(t *testing.T) {
-	each(t, func(t *testing.T, r *rig, b *tab) {
+	each(t, two(), func(t *testing.T, r *rig, b *tab) {
 		r.answer = answerText
 		b.open(r.URL, "chat")
 		b.sees("What do you want to know?")
@@ -67,8 +67,9 @@ func TestChat_AnswersAreShownAndBranched(t *testing.T) {
 
 		b.click("button", "Tokens")
 		b.until("tokens", `document.querySelectorAll(".token").length > 20`)
-		b.eval(`document.querySelectorAll(".token")[4].focus({preventScroll: true}), true`, nil)
-		b.until("probabilities", `document.querySelectorAll("[role=tooltip] .row").length === 3`)
+		b.until("probabilities", `(() => { const t = document.querySelectorAll(".token")[4];
+			t.blur(); t.focus({preventScroll: true}); // again, as a scroll that is not over hides them
+			return document.querySelectorAll("[role=tooltip] .row").length === 3; })()`)
 		b.axe("tokens")
 		b.shoot("chat-tokens")
 		b.click("button", "Tokens")
@@ -222,7 +223,7 @@ func TestChat_HostileMarkdown(t *testing.T) {
 }
 
 func TestMesh_PictureAndFailover(t *testing.T) {
-	each(t, func(t *testing.T, r *rig, b *tab) {
+	each(t, views(), func(t *testing.T, r *rig, b *tab) {
 		b.open(r.URL, "mesh")
 		b.until("lanes", `document.querySelectorAll(".lane").length === 3 && document.querySelectorAll(".card.stage").length === 7`)
 		b.sees("Layers 12–21")
@@ -244,7 +245,7 @@ func TestMesh_PictureAndFailover(t *testing.T) {
 }
 
 func TestRuns_CurvesComparisonStartAndStop(t *testing.T) {
-	each(t, func(t *testing.T, r *rig, b *tab) {
+	each(t, two(), func(t *testing.T, r *rig, b *tab) {
 		b.open(r.URL, "runs")
 		b.until("curves", `document.querySelectorAll(".chart:not([hidden]) .curve").length >= 5`)
 		b.click("input[type=checkbox]", "")
@@ -286,7 +287,7 @@ func TestRuns_CurvesComparisonStartAndStop(t *testing.T) {
 }
 
 func TestModels_PullLoadAndAdapters(t *testing.T) {
-	each(t, func(t *testing.T, r *rig, b *tab) {
+	each(t, two(), func(t *testing.T, r *rig, b *tab) {
 		b.open(r.URL, "models")
 		b.sees("lamina-tolstoy")
 		b.click("button", "Pull a model")
@@ -325,7 +326,7 @@ func TestModels_PullLoadAndAdapters(t *testing.T) {
 }
 
 func TestKeys_MadeShownOnceRotatedAndRevoked(t *testing.T) {
-	each(t, func(t *testing.T, r *rig, b *tab) {
+	each(t, two(), func(t *testing.T, r *rig, b *tab) {
 		b.open(r.URL, "keys")
 		b.sees("website")
 		b.click("button", "Make a key")
