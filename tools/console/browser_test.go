@@ -310,7 +310,16 @@ func (b *tab) axe(what string) {
 	}
 }
 
-// shoot takes a screenshot of the window if LAMINA_SCREENSHOTS names a folder.
+// pictures are the screenshots that are kept.
+func pictures() []string {
+	return []string{
+		"chat-wide-light", "chat-tokens-wide-light", "mesh-wide-light", "mesh-failover-wide-dark", "mesh-narrow-light",
+		"runs-wide-light", "runs-curves-wide-light", "runs-narrow-dark", "runs-start-narrow-dark", "models-wide-light",
+		"keys-wide-light",
+	}
+}
+
+// shoot takes a screenshot of the window, and stores it if LAMINA_SCREENSHOTS names a folder and it is one of pictures.
 func (b *tab) shoot(name string) {
 	b.t.Helper()
 	dir := os.Getenv("LAMINA_SCREENSHOTS")
@@ -327,7 +336,7 @@ func (b *tab) shoot(name string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if dir == "" {
+	if dir == "" || !slices.Contains(pictures(), name+"-"+b.view.name) {
 		return
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -342,7 +351,7 @@ func (b *tab) shoot(name string) {
 	}
 }
 
-// paletted returns an image in its 256 most frequent colours, which makes the file of a page a third as large. Pages
+// paletted returns an image in 256 of its colours, mostly the frequent ones, which makes the file of a page a third as large. Pages
 // have few colours but for the edges of letters and lines.
 func paletted(img image.Image) image.Image {
 	counts := map[color.Color]int{}
@@ -355,6 +364,19 @@ func paletted(img image.Image) image.Image {
 	palette := color.Palette(slices.SortedFunc(maps.Keys(counts), func(a, b color.Color) int {
 		return cmp.Or(counts[b]-counts[a], cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
 	}))
+	// First one colour of each kind, so that small things in a colour of their own keep it.
+	kinds := map[[3]uint32]bool{}
+	var first, rest color.Palette
+	for _, c := range palette {
+		r, g, b, _ := c.RGBA()
+		if kind := [3]uint32{r >> 13, g >> 13, b >> 13}; !kinds[kind] {
+			kinds[kind] = true
+			first = append(first, c)
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	palette = append(first, rest...)
 	palette = palette[:min(256, len(palette))]
 	nearest := map[color.Color]uint8{}
 	for c := range counts {
