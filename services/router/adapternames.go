@@ -18,24 +18,28 @@ func (s *Service) changeName(name adapterName, change func() error) error {
 	defer l.changing.Unlock()
 	s.mu.Lock()
 	before := l.names[name].clone()
+	if before != nil { // shards must not forget it before the change is certain
+		before.current.kept++
+	}
 	err := l.damaged
 	if err == nil {
 		err = change()
 	}
 	index := l.index()
 	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	err = l.store.write(index)
-	if err != nil {
-		s.mu.Lock()
-		l.put(name, before)
-		s.mu.Unlock()
+	refused := err != nil
+	if !refused {
+		err = l.store.write(index)
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && !refused {
+		l.put(name, before)
+	}
+	if before != nil {
+		before.current.kept--
+	}
 	s.notifyChange()
-	s.mu.Unlock()
 	s.poke()
 	return err
 }

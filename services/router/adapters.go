@@ -45,13 +45,14 @@ type servedAdapter struct {
 	base          string // that it was trained on; empty if its files do not say
 	names         int    // that point to it
 	users         int    // requests, and loads that wait for it
+	kept          int    // changes of a name that may have to be taken back
 }
 
 // version returns what names remember of the adapter.
 func (a *servedAdapter) version() adapterVersion { return adapterVersion{a.digest, a.dir, a.anyBase} }
 
 // wanted reports whether shards have to hold the adapter.
-func (a *servedAdapter) wanted() bool { return a.names+a.users > 0 }
+func (a *servedAdapter) wanted() bool { return a.names+a.users+a.kept > 0 }
 
 // namespace is what the scheduler keeps the pages of the adapter apart by. a may be nil.
 func (a *servedAdapter) namespace() string {

@@ -218,6 +218,7 @@ func TestService_QuotaOfATenant_IsRefusedByItsReason(t *testing.T) {
 			_, err := m.firstToken(as(ctx, "greedy"), greedy("more", 9))
 			return status.Code(err) == codes.ResourceExhausted
 		})
+		synctest.Wait() // the other ones have had their prompts encoded
 		before := m.calls.Load()
 		if _, err := m.firstToken(as(ctx, "greedy"), greedy("more", 9)); status.Code(err) == codes.ResourceExhausted &&
 			m.calls.Load() != before {

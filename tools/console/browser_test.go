@@ -351,8 +351,8 @@ func (b *tab) shoot(name string) {
 	}
 }
 
-// paletted returns an image in 256 of its colours, mostly the frequent ones, which makes the file of a page a third as large. Pages
-// have few colours but for the edges of letters and lines.
+// paletted returns an image in 256 of its colours, mostly the frequent ones, which makes the file of a page a third as
+// large. Pages have few colours but for the edges of letters and lines.
 func paletted(img image.Image) image.Image {
 	counts := map[color.Color]int{}
 	bounds := img.Bounds()
