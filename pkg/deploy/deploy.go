@@ -55,7 +55,8 @@ type Spec struct {
 	Replicas int `json:",omitempty"` // pipelines; 0 leaves it to the placer
 	// Pinned models are never unloaded for others, nor because nobody uses them.
 	Pinned bool `json:",omitempty"`
-	// Idle is how long nobody has to use the model until it is unloaded; 0 means never. The next request loads it again.
+	// Idle is how long nobody has to use the model until it is unloaded; 0 means never. The next request loads it
+	// again.
 	Idle time.Duration `json:",omitempty"`
 	// Canary is the share of the requests that a new version takes before it becomes live: 0 < Canary <= 1.
 	Canary float64 `json:",omitempty"`

@@ -110,8 +110,8 @@ func (s *script) run(t *testing.T, line string) {
 		})
 	case "see":
 		o := options(t, words[2:])
-		m := deploy.Sight{Requests: number(o["requests"]), Rows: uint64(number(o["rows"])), Failures: number(o["failures"]),
-			Losses: number(o["losses"])}
+		m := deploy.Sight{Requests: number(o["requests"]), Rows: uint64(number(o["rows"])),
+			Failures: number(o["failures"]), Losses: number(o["losses"])}
 		if _, open := o["open"]; open {
 			m.Open = true
 		}

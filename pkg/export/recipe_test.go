@@ -34,8 +34,8 @@ func writeLayers(t *testing.T, experts uint32) *weights.GGUF {
 		}
 	}
 	path := filepath.Join(t.TempDir(), "layers.gguf")
-	fields := []weights.Field{{Key: "general.architecture", Value: "llama"}, {Key: "llama.block_count", Value: uint32(8)},
-		{Key: "llama.expert_count", Value: experts}}
+	fields := []weights.Field{{Key: "general.architecture", Value: "llama"},
+		{Key: "llama.block_count", Value: uint32(8)}, {Key: "llama.expert_count", Value: experts}}
 	if err := weights.WriteFile(path, func(w io.Writer) error {
 		return weights.StreamGGUF(w, fields, tensors)
 	}); err != nil {

@@ -132,7 +132,8 @@ func newAdapters(c Config) *adapters {
 		names: map[adapterName]*namedAdapter{}, all: map[adapterKey]*servedAdapter{},
 		at:     map[place]map[adapter.Sum]bool{},
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
-		refused: map[AdapterSource]error{}, restored: map[adapterName]bool{}, readings: map[*servedAdapter]*adapterReading{},
+		refused: map[AdapterSource]error{}, restored: map[adapterName]bool{},
+		readings: map[*servedAdapter]*adapterReading{},
 	}
 }
 

@@ -187,7 +187,9 @@ func TestDeploy_NewVersionTakesOverUnderLoad(t *testing.T) {
 			nil); fault.CodeOf(rpc.FromStatus(err)) != fault.NotFound {
 			t.Errorf("a model that was undeployed answers with %v", err)
 		}
-		eventually(t, "it is unloaded", func() bool { return !hosts[0].holds(likeDigest) && !hosts[1].holds(likeDigest) })
+		eventually(t, "it is unloaded", func() bool {
+			return !hosts[0].holds(likeDigest) && !hosts[1].holds(likeDigest)
+		})
 		if states, err = m.deploy(t.Context(), &routerv1.DeployRequest{Model: digest, Name: "fake"}); err != nil {
 			t.Fatalf("deploy again: %v, %v", states, err)
 		}
@@ -229,8 +231,8 @@ func TestDeploy_BadVersionsAreRolledBack(t *testing.T) {
 				}
 				load := m.traffic("fake", 3)
 				share, limit := float32(0.5), uint64(30_000)
-				states, err := m.deploy(t.Context(), &routerv1.DeployRequest{Model: "other", Name: "fake", Canary: &share,
-					LoadMs: &limit})
+				states, err := m.deploy(t.Context(), &routerv1.DeployRequest{Model: "other", Name: "fake",
+					Canary: &share, LoadMs: &limit})
 				if fault.CodeOf(err) != fault.Aborted || !strings.Contains(err.Error(), "rolled back") ||
 					!strings.Contains(err.Error(), c.why) || fmt.Sprint(states) != c.states {
 					t.Errorf("deploy: %v, %v, want %s, ABORTED and %q", states, err, c.states, c.why)

@@ -172,7 +172,8 @@ func (l *leader) assign(ctx context.Context, id string, h *placed, w part, posit
 		l.mu.Lock()
 		left := h.refusedBy(w, err, time.Now())
 		l.mu.Unlock()
-		l.s.log.Warn("assign layers", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "left_out", left, "error", err)
+		l.s.log.Warn("assign layers", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "left_out", left,
+			"error", err)
 		l.pause(ctx, lockAgain)
 	} else if err == nil {
 		l.s.log.Info("layers are loaded", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "took",

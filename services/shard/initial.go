@@ -47,8 +47,8 @@ func openInitial(w *shardv1.InitialWeights, spec *model.Spec) (initial, error) {
 	return initial{files}, nil
 }
 
-// stage builds a range of layers. Of a model's files it reads the tensors of these layers only. a is the adapter that is
-// trained, or nil.
+// stage builds a range of layers. Of a model's files it reads the tensors of these layers only. a is the adapter that
+// is trained, or nil.
 func (i initial) stage(spec model.Spec, at model.Range, set kernel.Set[float32], o *shardv1.TrainOpen,
 	a *adapter.Adapter) (*model.Stage[float32], error) {
 	if i.files == nil {

@@ -10,8 +10,8 @@
 // items of type web_search_call and mcp_call; citations are annotations of the message. The items of such calls are
 // accepted in the input and skipped; a stored response remembers what the tools returned. tool_choice
 // is none, auto, required, a function, a tool of the server or allowed_tools. text.format constrains the answer by a
-// JSON schema. reasoning.effort goes to the chat template, and "none" turns reasoning off there. truncation "auto" drops
-// the oldest turns of a chat that is too long.
+// JSON schema. reasoning.effort goes to the chat template, and "none" turns reasoning off there. truncation "auto"
+// drops the oldest turns of a chat that is too long.
 //
 // The answer has reasoning, message and function_call items in the order in which the model wrote them. The events of
 // a stream are numbered by sequence_number and add up to the whole response, which the last event has. A stream ends
