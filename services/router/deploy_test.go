@@ -346,7 +346,8 @@ func TestDeploy_ModelsMakeRoomForEachOther(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := m.generate(t.Context(), named("fake", "hello", 3), nil)
-		if fault.CodeOf(rpc.FromStatus(err)) != fault.Unavailable || !strings.Contains(err.Error(), "not enough memory") {
+		if fault.CodeOf(rpc.FromStatus(err)) != fault.Unavailable ||
+			!strings.Contains(err.Error(), "not enough memory") {
 			t.Errorf("beside a pinned model: %v", err)
 		}
 		if !h.holds(likeDigest) {

@@ -519,7 +519,8 @@ func TestService_LoadAdapter_AStalledOneGivesWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := r.opening(0, stalled)
-	if err := stream.Send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: open}}); err != nil {
+	first := &shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: open}}
+	if err := stream.Send(first); err != nil {
 		t.Fatal(err)
 	}
 	if first, err := stream.Recv(); err != nil || len(first.GetWanted().GetModules()) == 0 {

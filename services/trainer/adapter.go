@@ -32,8 +32,8 @@ type Adapter struct {
 	TargetModules  json.RawMessage `json:"target_modules,omitempty"`
 	ExcludeModules json.RawMessage `json:"exclude_modules,omitempty"`
 	Layers         []int           `json:"layers,omitempty"` // absent for all
-	// ModulesToSave are modules, such as "lm_head" and "embed_tokens", whose weights are trained whole and saved with the
-	// adapter, as in PEFT. Such an adapter is merged with its base, since it cannot be served beside others.
+	// ModulesToSave are modules, such as "lm_head" and "embed_tokens", whose weights are trained whole and saved with
+	// the adapter, as in PEFT. Such an adapter is merged with its base, since it cannot be served beside others.
 	ModulesToSave []string `json:"modules_to_save,omitempty"`
 
 	// From is the folder of an adapter to go on from. It fixes everything above but the dropout.

@@ -85,7 +85,8 @@ func readData(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error
 	return d, nil
 }
 
-// within checks what the run generates against the context length of the model. Sequences are checked with the manifest.
+// within checks what the run generates against the context length of the model. Sequences are checked with the
+// manifest.
 func (d *dataset) within(m *Manifest, context int) error {
 	p, ok := d.source.(*prompts)
 	if !ok {

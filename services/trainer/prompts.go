@@ -81,8 +81,8 @@ func parsePrompt(line int, row []byte, m *Manifest, size int) (*prompt, error) {
 	return out, nil
 }
 
-// within checks that the longest answer to each prompt is within the context length. A router would refuse the prompt or
-// cut the answer in the middle of a run.
+// within checks that the longest answer to each prompt is within the context length. A router would refuse the prompt
+// or cut the answer in the middle of a run.
 func (p *prompts) within(context, maxTokens int) error {
 	for i := range p.rows {
 		if n := len(p.rows[i].IDs); n+maxTokens > context {

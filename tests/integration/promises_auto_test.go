@@ -337,7 +337,9 @@ func TestPromise_AutoFleet_KillAndAdd(t *testing.T) {
 
 // largest returns the stage of a plan with most layers, whose host is killed next.
 func largest(d *plan.Document) plan.Stage {
-	return slices.MaxFunc(d.Plan.Pipelines[0].Stages, func(a, b plan.Stage) int { return (a.Hi - a.Lo) - (b.Hi - b.Lo) })
+	return slices.MaxFunc(d.Plan.Pipelines[0].Stages, func(a, b plan.Stage) int {
+		return (a.Hi - a.Lo) - (b.Hi - b.Lo)
+	})
 }
 
 // members returns the ids of the members that a router knows.

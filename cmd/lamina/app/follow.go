@@ -294,8 +294,9 @@ func (f *follower) offerRemote(r *swarm.Remote, name, digest string) error {
 			r.SetPeers(peers)
 			before, outside := r.Fetched(), r.FromOutside()
 			err := r.FetchTensors(ctx, source, tensors, progress)
-			f.p.log.Info("fetch layers", "model", name, "tensors", len(tensors), "bytes_from_shards", r.Fetched()-before,
-				"bytes_from_outside", r.FromOutside()-outside, "failures", r.Blamed())
+			f.p.log.Info("fetch layers", "model", name, "tensors", len(tensors),
+				"bytes_from_shards", r.Fetched()-before, "bytes_from_outside", r.FromOutside()-outside,
+				"failures", r.Blamed())
 			return err
 		}})
 	if err == nil {

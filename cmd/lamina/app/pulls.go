@@ -191,8 +191,8 @@ func (s *modelStore) source(r console.PullRequest) (pull.Source, func(), error) 
 		return &pull.Web{Client: client, URL: r.Source}, client.Close, nil
 	case pull.IsRepository(r.Source):
 		client := pull.NewClient(pull.ClientOptions{})
-		return &pull.Hub{Client: client, Endpoint: cmp.Or(s.config.Endpoint, pull.DefaultEndpoint), Repository: r.Source,
-			Revision: r.Revision, Include: r.Include}, client.Close, nil
+		return &pull.Hub{Client: client, Endpoint: cmp.Or(s.config.Endpoint, pull.DefaultEndpoint),
+			Repository: r.Source, Revision: r.Revision, Include: r.Include}, client.Close, nil
 	}
 	return nil, nil, fault.Field("source", "%.200q is no address that begins with https://, and no repository OWNER/NAME",
 		r.Source)

@@ -251,7 +251,8 @@ func TestAccess_TellsWhatTheCallerMay(t *testing.T) {
 func keyring(t *testing.T) *auth.Keyring {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "keys.json")
-	if _, _, err := auth.AddKey(path, auth.Key{Name: "root", Roles: []auth.Role{auth.Operator}}, time.Now()); err != nil {
+	root := auth.Key{Name: "root", Roles: []auth.Role{auth.Operator}}
+	if _, _, err := auth.AddKey(path, root, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	keys, err := auth.OpenKeyring(path, auth.KeyringOptions{})

@@ -31,8 +31,8 @@
 // Tools that the server runs are named in tools by a type other than function (package agent), or by
 // web_search_options. The answer then has the text of all turns, executed_tools with the calls that the server has run,
 // and annotations with citations; in a stream they come as deltas, the citations with the finish reason. max_tokens
-// bounds all turns together and usage adds them up. n, logprobs, resumable and prompts that continue the last message are
-// refused with them.
+// bounds all turns together and usage adds them up. n, logprobs, resumable and prompts that continue the last message
+// are refused with them.
 //
 // # Context and choices
 //
