@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -44,19 +45,50 @@ func newProgress(out io.Writer) *progress {
 	return p
 }
 
-// read shows the states that a watch sends and returns the last one.
-func (p *progress) read(watch interface {
-	Recv() (*trainerv1.WatchRunResponse, error)
-}) (*trainerv1.Run, error) {
-	for {
-		r, err := watch.Recv()
-		if errors.Is(err, io.EOF) && p.last != nil {
+// watchPatience is how long a trainer may be unreachable before a watch is given up.
+const watchPatience = time.Minute
+
+// watch shows the states of a run until it ends, and returns the last one. A watch that breaks is opened again: each
+// state that it sends is whole, so nothing is missed.
+func (p *progress) watch(
+	ctx context.Context, client trainerv1.TrainerServiceClient, run string,
+) (*trainerv1.Run, error) {
+	heard := time.Now()
+	for wait := time.Duration(0); ; wait = min(max(2*wait, 100*time.Millisecond), 2*time.Second) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+		more, err := p.read(ctx, client, run)
+		if err == nil {
 			return p.last, nil
 		}
+		if more {
+			heard, wait = time.Now(), 0
+		}
+		if !fault.Retryable(err) || ctx.Err() != nil || time.Since(heard) > watchPatience {
+			return nil, fmt.Errorf("watch run %s: %w", run, err)
+		}
+	}
+}
+
+// read opens a watch and shows what it sends. It returns nil when the run has ended, and whether anything was received.
+func (p *progress) read(ctx context.Context, client trainerv1.TrainerServiceClient, run string) (heard bool, _ error) {
+	watch, err := client.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: run})
+	if err != nil {
+		return false, rpc.FromStatus(err)
+	}
+	for {
+		r, err := watch.Recv()
+		if errors.Is(err, io.EOF) && heard { // the trainer ends a watch after the last state only
+			return true, nil
+		}
 		if err != nil {
-			return nil, rpc.FromStatus(err)
+			return heard, rpc.FromStatus(err)
 		}
 		p.show(r.GetRun(), time.Now())
+		heard = true
 	}
 }
 

@@ -1,11 +1,19 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 )
 
@@ -182,4 +190,59 @@ func TestRunLine_SaysWhatIsLeftIfItIsKnown(t *testing.T) {
 	if r.SecondsLeft = 7; !strings.Contains(runLine(r, 0, 0), "7s left") {
 		t.Errorf("as the trainer knows: %q", runLine(r, 0, 0))
 	}
+}
+
+// flakyTrainer is a trainer whose watches send the next states of states and then break, the last one after the run.
+type flakyTrainer struct {
+	trainerv1.TrainerServiceClient
+	states [][]*trainerv1.Run // by watch; nil: the trainer cannot be reached
+	opened int
+}
+
+func (f *flakyTrainer) WatchRun(
+	context.Context, *trainerv1.WatchRunRequest, ...grpc.CallOption,
+) (grpc.ServerStreamingClient[trainerv1.WatchRunResponse], error) {
+	f.opened++
+	if f.opened > len(f.states) || f.states[f.opened-1] == nil {
+		return nil, status.Error(codes.Unavailable, "no connection")
+	}
+	return &flakyWatch{states: f.states[f.opened-1], last: f.opened == len(f.states)}, nil
+}
+
+type flakyWatch struct {
+	grpc.ServerStreamingClient[trainerv1.WatchRunResponse]
+	states []*trainerv1.Run
+	last   bool
+}
+
+func (f *flakyWatch) Recv() (*trainerv1.WatchRunResponse, error) {
+	switch {
+	case len(f.states) > 0:
+		r := f.states[0]
+		f.states = f.states[1:]
+		return &trainerv1.WatchRunResponse{Run: r}, nil
+	case f.last:
+		return nil, io.EOF
+	}
+	return nil, status.Error(codes.Unavailable, "keepalive ping failed to receive ACK within timeout")
+}
+
+func TestProgress_ABrokenWatchIsOpenedAgain(t *testing.T) {
+	step := func(n uint64) *trainerv1.Run { return &trainerv1.Run{Name: "r", Step: n, Steps: 9} }
+	synctest.Test(t, func(t *testing.T) {
+		f := &flakyTrainer{states: [][]*trainerv1.Run{{step(1), step(2)}, nil, nil, {}, {step(5)}, {step(9)}}}
+		last, err := (&progress{}).watch(t.Context(), f, "r")
+		if err != nil || last.GetStep() != 9 || f.opened != 6 {
+			t.Errorf("step %d after %d watches: %v", last.GetStep(), f.opened, err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f, began := &flakyTrainer{states: [][]*trainerv1.Run{{step(1)}}}, time.Now()
+		f.states = append(f.states, make([][]*trainerv1.Run, 1000)...)
+		_, err := (&progress{}).watch(t.Context(), f, "r")
+		if took := time.Since(began); fault.CodeOf(err) != fault.Unavailable ||
+			took < watchPatience || took > watchPatience+3*time.Second {
+			t.Errorf("an unreachable trainer is given up after %v: %v", took, err)
+		}
+	})
 }

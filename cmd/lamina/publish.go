@@ -13,7 +13,6 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 type adaptersPublishCmd struct {
@@ -33,7 +32,7 @@ func (c *adaptersPublishCmd) Run(e *verb.Env) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	trainer := trainerFlags{connectFlags: c.connectFlags, Trainer: c.Trainer}
 	if err := trainer.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
-		last, err := awaitRun(ctx, client, c.Training)
+		last, err := (&progress{}).watch(ctx, client, c.Training)
 		if err == nil {
 			err = runError(last)
 		}
@@ -61,15 +60,6 @@ func (f *adapterRouterFlags) publish(e *verb.Env, dir, run, as string, anyBase b
 	open.Model, open.Name = splitAdapter(as)
 	open.Model, open.Name = cmp.Or(open.GetModel(), values.BaseDigest), cmp.Or(open.GetName(), run)
 	return f.send(e, open, dir)
-}
-
-// awaitRun returns the state of a run when it has ended.
-func awaitRun(ctx context.Context, client trainerv1.TrainerServiceClient, name string) (*trainerv1.Run, error) {
-	watch, err := client.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: name})
-	if err != nil {
-		return nil, rpc.FromStatus(err)
-	}
-	return (&progress{}).read(watch)
 }
 
 // fetchAdapter copies the adapter of a run to a folder.

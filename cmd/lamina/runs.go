@@ -152,15 +152,11 @@ type runsWatchCmd struct {
 // Run shows the progress of a run. An interrupt ends the watch and not the run.
 func (c *runsWatchCmd) Run(e *verb.Env) error {
 	return c.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
-		watch, err := client.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: c.Name})
-		if err != nil {
-			return err
-		}
 		show := &progress{}
 		if c.Format == "text" {
 			show = newProgress(e.Stdout)
 		}
-		last, err := show.read(watch)
+		last, err := show.watch(ctx, client, c.Name)
 		show.end()
 		if err != nil {
 			return err

@@ -142,15 +142,11 @@ func follow(
 		stopOnInterrupt(ctx, cancel, e, client, name)
 	}()
 	defer func() { cancel(); <-stopped }()
-	watch, err := client.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: name})
-	if err != nil {
-		return nil, rpc.FromStatus(err)
-	}
 	show := &progress{}
 	if text {
 		show = newProgress(e.Stdout)
 	}
-	last, err := show.read(watch)
+	last, err := show.watch(ctx, client, name)
 	show.end()
 	return last, err
 }
