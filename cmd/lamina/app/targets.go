@@ -111,7 +111,9 @@ func (p *process) buildBus() error {
 	if p.network != nil {
 		return p.embedBus()
 	}
-	bus, err := nats.Connect(p.set.nats)
+	c := p.set.nats
+	c.Log = p.log
+	bus, err := nats.Connect(c)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,12 @@
 //
 // An ack does not mean that an event is durable. Reducers identify events by their keys, and a
 // publisher keeps its events until the step is committed.
+//
+// The server has a checksum for each message and drops one that its disk has damaged, or all that
+// come after it in a block. It still lists the subject, so it would refuse the event for ever. A
+// publisher that finds this deletes the stream. A server that has lost the end of a stream gives
+// out its sequence numbers again, and a consumer that is ahead of them would skip events. So a
+// subscription that has been idle for a while compares what is stored with what it has read.
 package nats
 
 import (
@@ -17,6 +23,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -43,13 +50,14 @@ type Config struct {
 	User     string
 	Password string
 	Token    string
-	Creds    string      // a credentials file
-	NKey     string      // a file with the seed of an nkey
-	CA       string      // certificate authority of the server (PEM file); empty for those of the system
-	TLS      *tls.Config // nil: the URL decides
-	MaxBytes int64       // of a run's stream; 0 means 1 GiB
-	MaxMsgs  int64       // of a run's stream; 0 means no limit
-	Memory   bool        // keep streams in memory instead of in files
+	Creds    string       // a credentials file
+	NKey     string       // a file with the seed of an nkey
+	CA       string       // certificate authority of the server (PEM file); empty for those of the system
+	TLS      *tls.Config  // nil: the URL decides
+	MaxBytes int64        // of a run's stream; 0 means 1 GiB
+	MaxMsgs  int64        // of a run's stream; 0 means no limit
+	Memory   bool         // keep streams in memory instead of in files
+	Log      *slog.Logger // nil for none
 }
 
 // Bus implements gradbus.Bus with JetStream.
@@ -143,6 +151,9 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 	}
 	if c.MaxMsgs == 0 {
 		c.MaxMsgs = -1
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{},
 		connected: connected, disconnected: disconnected}

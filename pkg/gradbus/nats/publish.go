@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 )
 
@@ -20,7 +21,7 @@ const (
 )
 
 // Publish stores an event and waits for the ack. It retries after errors that may pass: a lost
-// ack, a full ingest queue, a stream that is gone.
+// ack, a full ingest queue, a stream that is gone or damaged.
 func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
 	if err := gradbus.Check(e); err != nil {
 		return err
@@ -59,20 +60,57 @@ func (b *Bus) store(ctx context.Context, e gradbus.Event) error {
 	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
 		b.forget(e.Key.Run) // the stream was lost: the next attempt creates another
 	}
-	if refused(err) && b.stored(ctx, e.Key) {
+	if !refused(err) {
+		return err
+	}
+	switch b.find(ctx, e.Key) {
+	case whole:
 		return nil // the limit was that of one message for each key
+	case damaged:
+		return b.discard(ctx, e.Key)
 	}
 	return err
 }
 
-// stored reports whether the stream has an event with the key.
-func (b *Bus) stored(ctx context.Context, k gradbus.Key) bool {
+// condition is what the stream has of an event.
+type condition int
+
+const (
+	missing condition = iota
+	whole
+	damaged // it is listed, but the server cannot read it
+)
+
+// find looks for an event in the stream.
+func (b *Bus) find(ctx context.Context, k gradbus.Key) condition {
 	stream, err := b.js.Stream(ctx, streamName(k.Run))
 	if err != nil {
-		return false
+		return missing
 	}
-	_, err = stream.GetLastMsgForSubject(ctx, subject(k))
-	return err == nil
+	name := subject(k)
+	if _, err = stream.GetLastMsgForSubject(ctx, name); err == nil {
+		return whole
+	}
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return missing
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(name))
+	if err != nil || info.State.Subjects[name] == 0 {
+		return missing
+	}
+	return damaged
+}
+
+// discard deletes the stream of a run whose store has damaged an event. The server hands such an event to nobody,
+// and it refuses the event when it is published again. All publishers still have what readers wait for, and publish
+// it to a new stream.
+func (b *Bus) discard(ctx context.Context, k gradbus.Key) error {
+	b.config.Log.Warn("delete the stream of a run: the store of the NATS server has damaged an event", "event", k)
+	b.forget(k.Run)
+	if err := b.js.DeleteStream(ctx, streamName(k.Run)); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return err
+	}
+	return fault.New(fault.Unavailable, "the store of the NATS server has damaged an event, and its stream is deleted")
 }
 
 // jitter returns a random pause in [d/2, 3d/2).

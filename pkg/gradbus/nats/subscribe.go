@@ -3,6 +3,7 @@ package nats
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -12,8 +13,17 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 )
 
-// prefetch is the number of events that a subscription requests in advance.
-const prefetch = 16
+const (
+	// prefetch is the number of events that a subscription requests in advance.
+	prefetch = 16
+	// A subscription that reads nothing looks for events that it has skipped after idleFirst, and then after
+	// pauses that double up to idleMax.
+	idleFirst = time.Second
+	idleMax   = 30 * time.Second
+)
+
+// errSkipped says that the stream has events that a subscription has not read, although it is idle.
+var errSkipped = fault.New(fault.DataLoss, "the server has lost events and uses their sequence numbers again")
 
 // Subscribe reads a part with an ordered consumer. When the consumer breaks, another one continues
 // after the last event that was read, or from the start if the stream is a new one. Events of
@@ -34,7 +44,7 @@ func (b *Bus) Subscribe(ctx context.Context, run, part string, from uint64) (gra
 		return nil, b.wrap(ctx, b.ctx.Err(), "read %s.%s", run, part)
 	}
 	s := &subscription{bus: b, run: run, part: part, from: from, events: make(chan gradbus.Event),
-		done: make(chan struct{})}
+		done: make(chan struct{}), seen: map[gradbus.Key]bool{}, idle: idleFirst}
 	s.ctx, s.cancel = context.WithCancel(b.ctx)
 	b.readers.Go(s.read)
 	return s, nil
@@ -54,8 +64,11 @@ type subscription struct {
 	broken error // why there is no consumer; nil while there is one
 
 	// Only read uses these.
-	created time.Time // when the stream was created
-	last    uint64    // sequence number of the last event that was read
+	created time.Time            // when the stream was created
+	last    uint64               // sequence number of the last event that was read
+	newest  uint64               // the latest step of which an event was read
+	seen    map[gradbus.Key]bool // what was read of it and of the step before
+	idle    time.Duration        // after which it looks for skipped events
 }
 
 // Next waits for an event of the subscribed steps.
@@ -121,7 +134,15 @@ func (s *subscription) follow() error {
 	defer messages.Stop()
 	s.note(nil)
 	for {
-		m, err := messages.Next(jetstream.NextContext(s.ctx))
+		m, err := s.next(messages)
+		if errors.Is(err, context.DeadlineExceeded) && s.ctx.Err() == nil {
+			s.idle = min(2*s.idle, idleMax)
+			if s.skipped() {
+				s.last = 0 // read all that is stored
+				return errSkipped
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -133,6 +154,7 @@ func (s *subscription) follow() error {
 		if err != nil {
 			return err
 		}
+		s.saw(key)
 		if key.Step >= s.from {
 			select {
 			case s.events <- gradbus.Event{Key: key, Data: m.Data()}:
@@ -142,6 +164,48 @@ func (s *subscription) follow() error {
 		}
 		s.last = meta.Sequence.Stream
 	}
+}
+
+// next waits for a message for a limited time.
+func (s *subscription) next(messages jetstream.MessagesContext) (jetstream.Msg, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.idle)
+	defer cancel()
+	return messages.Next(jetstream.NextContext(ctx))
+}
+
+// saw notes that an event has been read. Of earlier steps nothing is kept.
+func (s *subscription) saw(k gradbus.Key) {
+	if k.Step > s.newest {
+		s.newest = k.Step
+		maps.DeleteFunc(s.seen, func(old gradbus.Key, _ bool) bool { return !s.recent(old) })
+	}
+	if s.recent(k) && !s.seen[k] {
+		s.seen[k] = true
+		s.idle = idleFirst
+	}
+}
+
+// recent reports whether an event belongs to a step that readers may still wait for.
+func (s *subscription) recent(k gradbus.Key) bool { return k.Step >= s.from && k.Step+1 >= s.newest }
+
+// skipped reports whether the stream has an event that this subscription has not read.
+func (s *subscription) skipped() bool {
+	ctx, cancel := context.WithTimeout(s.ctx, ackWait)
+	defer cancel()
+	stream, err := s.bus.js.Stream(ctx, streamName(s.run))
+	if err != nil {
+		return false
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(partSubject(s.run, s.part)))
+	if err != nil {
+		return false
+	}
+	for name := range info.State.Subjects {
+		if key, err := parse(name, s.run, s.part); err == nil && s.recent(key) && !s.seen[key] {
+			return true
+		}
+	}
+	return false
 }
 
 // open creates a consumer that continues after the last event that was read.
