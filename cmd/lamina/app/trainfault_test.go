@@ -20,6 +20,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
@@ -37,6 +38,7 @@ type trainFleet struct {
 	dialer   *rpc.Dialer
 	bus      gradbus.Bus
 	outbox   gradbus.OutboxConfig
+	kernels  kernel.Set[float32]            // nil for the reference
 	host     func(shard string) string      // the machine of a shard; nil if it is not known
 	peers    func(*rpc.Dialer) shard.Dialer // what shards dial with; nil for the dialer itself
 	client   trainerv1.TrainerServiceClient
@@ -119,6 +121,9 @@ func (f *trainFleet) serve(ctx context.Context, name string, s interface {
 func (f *trainFleet) shard(name string) {
 	ctx, cancel := context.WithCancel(f.ctx)
 	c := shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus, Outbox: f.outbox}
+	if f.kernels != nil {
+		c.Kernels = f.kernels
+	}
 	if f.host != nil {
 		c.Host = f.host(name)
 	}
