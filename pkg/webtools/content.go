@@ -19,9 +19,10 @@ func attribute(n *html.Node, name string) (string, bool) {
 	return "", false
 }
 
-// titleOf returns the title of a document: that of its title element, or else its first heading.
+// titleOf returns the title of a document: that of its title element, or else its first heading with text.
 func titleOf(root *html.Node) string {
 	heading := ""
+	var within *html.Node // the heading that was read last; those within it have no other text
 	for n := range root.Descendants() {
 		switch {
 		case n.Type != html.ElementNode:
@@ -29,11 +30,21 @@ func titleOf(root *html.Node) string {
 			if text := oneLine(innerText(n)); text != "" {
 				return text
 			}
-		case n.DataAtom == atom.H1 && heading == "":
-			heading = oneLine(innerText(n))
+		case n.DataAtom == atom.H1 && heading == "" && !below(n, within):
+			within, heading = n, oneLine(innerText(n))
 		}
 	}
 	return heading
+}
+
+// below reports whether a node is below another one.
+func below(n, above *html.Node) bool {
+	for p := n.Parent; p != nil && above != nil; p = p.Parent {
+		if p == above {
+			return true
+		}
+	}
+	return false
 }
 
 // innerText returns all text below a node.

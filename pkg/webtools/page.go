@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/html"
 	"golang.org/x/net/html/charset"
@@ -67,23 +68,61 @@ func nameOf(address string) string {
 	return u.Host + u.Path
 }
 
-// decode returns a document as UTF-8. Its encoding is that of its header, of its marks or of its meta elements.
+// decode returns a document as UTF-8. Its encoding is that of its header, of its marks or of its meta elements, unless
+// it is UTF-8 all the same.
 func decode(body []byte, kind, label string) (string, error) {
 	if label != "" {
 		kind += "; charset=" + label
 	}
-	encoding, name, sure := charset.DetermineEncoding(body, kind)
-	if name == "utf-8" || !sure && name == "windows-1252" && validUTF8(body) { // the fallback of HTML
-		return strings.ToValidUTF8(string(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))), "\ufffd"), nil
+	encoding, name, _ := charset.DetermineEncoding(body, kind)
+	many := manyUTF8
+	if name == "windows-1252" { // also the fallback of HTML, and what ASCII and Latin 1 mean there
+		many = 1
+	}
+	n := beyondASCII(body)
+	if name == "utf-8" || n >= many {
+		return clean(whole(body)), nil
 	}
 	out, err := encoding.NewDecoder().Bytes(body)
-	return strings.ToValidUTF8(string(out), "\ufffd"), err
+	if n > 0 && bytes.ContainsRune(out, utf8.RuneError) {
+		return clean(whole(body)), nil
+	}
+	return clean(out), err
 }
 
-// validUTF8 reports whether a text is UTF-8, but for a character at its end that was cut.
-func validUTF8(body []byte) bool {
-	at := bytes.IndexRune(body, '\ufffd')
-	return at < 0 || at > len(body)-4
+// manyUTF8 is the number of characters beyond ASCII from which on a document is UTF-8 if all its bytes are: a text in
+// another encoding of several bytes may have a few of them by accident.
+const manyUTF8 = 8
+
+// beyondASCII returns the number of characters beyond ASCII of a document that is UTF-8, and 0 for another one.
+func beyondASCII(body []byte) (n int) {
+	if body = whole(body); !utf8.Valid(body) {
+		return 0
+	}
+	for _, b := range body {
+		if b >= 0xc0 { // the first byte of a character
+			n++
+		}
+	}
+	return n
+}
+
+// whole returns a document without a character of UTF-8 at its end of which bytes are missing.
+func whole(body []byte) []byte {
+	for i := len(body) - 1; i >= max(0, len(body)-utf8.UTFMax); i-- {
+		if utf8.RuneStart(body[i]) {
+			if utf8.FullRune(body[i:]) {
+				break
+			}
+			return body[:i]
+		}
+	}
+	return body
+}
+
+// clean returns a text without byte order mark, and with U+FFFD for bytes that are not UTF-8.
+func clean(text []byte) string {
+	return strings.ToValidUTF8(strings.TrimPrefix(string(text), "\ufeff"), "\ufffd")
 }
 
 // Readable returns the title of an HTML document and its text: that of the element with the content if there is one.

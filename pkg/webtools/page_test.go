@@ -132,6 +132,16 @@ func TestReader_ReadsPagesInTheirEncodings(t *testing.T) {
 		"/json":    {"application/json", `{"a":"<b>"}`},
 		"/invalid": {"text/plain; charset=utf-8", "a\xffb"},
 		"/long":    {"text/plain", strings.Repeat("é", 2000)},
+		"/cut":     {"text/plain", "a" + strings.Repeat("é", 2000)},
+		"/unknown": {"text/html", "<title>é\ufffd</title><p>ü \ufffd there is more"},
+		"/header":  {"text/html; charset=iso-8859-1", "<title>é</title><p>ü"},
+		"/mark":    {"text/html; charset=shift_jis", "\xef\xbb\xbf<title>é</title><p>ü"},
+		"/sjis":    {"text/html; charset=shift_jis", "<title>é\ufffd</title><p>ü ß 日本"},
+		"/gbk":     {"text/html; charset=gbk", "<title>日本日本日本</title><p>猫猫猫猫"},
+		"/few":     {"text/html; charset=gbk", "<title>a</title><p>\xc1\xaa\xcd\xa8"}, // it is UTF-8 by accident
+		"/late":    {"text/html", "<title>a</title><p>" + strings.Repeat("a", 1500) + "é \ufffd"},
+		"/utf16":   {"text/html", "\xff\xfe<\x00p\x00>\x00\xe9\x00"},
+		"/end":     {"text/plain; charset=iso-8859-1", "caf\xe9"},
 	}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", pages[r.URL.Path][0])
@@ -143,10 +153,14 @@ func TestReader_ReadsPagesInTheirEncodings(t *testing.T) {
 		"/utf8": {"é", "ü"}, "/bare": {"é", "ü"}, "/latin": {"é", "ü"}, "/wrong": {"é", "ü"}, "/meta": {"日本", "猫"},
 		"/bom": {"é", "ü"}, "/plain": {host + "/plain", "é\n<p>"}, "/json": {host + "/json", `{"a":"<b>"}`},
 		"/invalid": {host + "/invalid", "a\ufffdb"}, "/long": {host + "/long", strings.Repeat("é", 1500)},
+		"/cut": {host + "/cut", "a" + strings.Repeat("é", 1499)}, "/unknown": {"é\ufffd", "ü \ufffd there is more"},
+		"/header": {"é", "ü"}, "/mark": {"é", "ü"}, "/sjis": {"é\ufffd", "ü ß 日本"}, "/gbk": {"日本日本日本", "猫猫猫猫"},
+		"/few": {"a", "联通"}, "/late": {"a", strings.Repeat("a", 1500) + "é \ufffd"}, "/utf16": {host + "/utf16", "é"},
+		"/end": {host + "/end", "café"},
 	} {
 		p, err := reader(t, s.URL).Read(t.Context(), s.URL+path)
 		if err != nil || p.Title != want[0] || p.Text != want[1] || p.URL != s.URL+path ||
-			p.Partial != (path == "/long") {
+			p.Partial != (path == "/long" || path == "/cut") {
 			t.Errorf("%s: got %+v, %v, want %q", path, p, err, want)
 		}
 	}

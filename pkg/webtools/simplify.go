@@ -17,19 +17,31 @@ var kept = []string{"hidden", "aria-hidden", "style", "role", "alt"}
 // elements within which the parser reads tags where this function would see raw text: svg, math and select.
 //
 // A comment takes the place of what is left out: it keeps the text on both sides from forming a new tag.
+//
+// For each tag the parser searches the elements that are open, up to 512, so that a deep page with many tags could take
+// a minute. Tags have a budget of steps, which no page but a hostile one needs. What comes after it keeps only its
+// text.
 func simplify(document string) string {
 	const gap = "<!---->"
 	var out strings.Builder
 	tokens := html.NewTokenizer(strings.NewReader(document))
 	var within atom.Atom // the element that is left out
 	depth := 0           // of elements with this name
+	var work opened
+	raw := false    // the last tag was written and begins text that ends with its end tag
+	hidden := false // the last tag was not written and begins such text
 	for {
 		kind := tokens.Next()
 		if kind == html.ErrorToken {
 			return out.String()
 		}
+		over := work.steps > maxSteps && !raw
 		if kind != html.StartTagToken && kind != html.SelfClosingTagToken && kind != html.EndTagToken {
-			if depth == 0 {
+			switch {
+			case depth > 0 || over && (hidden || kind != html.TextToken):
+			case over:
+				out.WriteString(html.EscapeString(string(tokens.Text())))
+			default:
 				out.Write(tokens.Raw())
 			}
 			continue
@@ -53,12 +65,17 @@ func simplify(document string) string {
 			}
 		case isFormatting(token.DataAtom):
 			out.WriteString(gap)
+		case over:
+			out.WriteString(" ")
+			hidden = kind != html.EndTagToken && isRaw(token.DataAtom)
 		default:
 			token.Attr = slices.DeleteFunc(token.Attr, func(a html.Attribute) bool {
 				return !slices.Contains(kept, a.Key) || a.Key != "alt" && len(a.Val) > maxStyle
 			})
 			token.Attr = token.Attr[:min(len(token.Attr), len(kept))]
 			out.WriteString(token.String())
+			work.tag(kind, token)
+			raw = kind != html.EndTagToken && isRaw(token.DataAtom)
 		}
 	}
 }

@@ -16,7 +16,11 @@ type writer struct {
 	mark  string          // what the next line begins with, such as "- "
 	blank bool            // a blank line is due before the next line
 	lists []int           // number of the next item in each list around; 0 for lists without numbers
+	rows  int             // rows around whose cells are written apart
 }
+
+// maxRows bounds how often a text is copied from a cell into its row. Deeper tables are read as layout.
+const maxRows = 4
 
 // String ends the text and returns it.
 func (w *writer) String() string {
@@ -143,13 +147,15 @@ func (w *writer) row(n *html.Node) {
 			columns = append(columns, c)
 		}
 	}
-	if len(columns) == 1 { // a table for the layout
-		w.children(columns[0])
-		w.paragraph()
+	if len(columns) == 1 || w.rows == maxRows { // a table for the layout
+		for _, c := range columns {
+			w.children(c)
+			w.paragraph()
+		}
 		return
 	}
 	for _, c := range columns {
-		inner := &writer{}
+		inner := &writer{rows: w.rows + 1}
 		inner.children(c)
 		cells = append(cells, oneLine(inner.String()))
 	}
