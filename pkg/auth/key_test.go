@@ -1,10 +1,14 @@
 package auth_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -171,8 +175,69 @@ func TestUpdateKeys_ConcurrentChangesAllCount(t *testing.T) {
 	if err != nil || len(keys) != writers*each {
 		t.Errorf("%d keys, %v", len(keys), err)
 	}
-	if left, _ := filepath.Glob(path + ".*"); len(left) != 0 {
+	if left, _ := filepath.Glob(path + ".*"); len(left) != 1 || left[0] != path+".lock" {
 		t.Errorf("left over: %v", left)
+	}
+}
+
+// lockingPath is the variable that makes this test program change the keys of a file, and die meanwhile.
+const lockingPath = "LAMINA_TEST_LOCKING_PATH"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(lockingPath); path != "" {
+		_ = auth.UpdateKeys(path, func([]auth.Key) ([]auth.Key, error) {
+			fmt.Println("locked")
+			_, err := io.Copy(io.Discard, os.Stdin) // until it is killed
+			return nil, err
+		})
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// TestUpdateKeys_AProcessThatDiesLeavesNoLock kills a process while it changes the keys. A file that its predecessor
+// has left is no lock either.
+func TestUpdateKeys_AProcessThatDiesLeavesNoLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	if err := os.WriteFile(path+".lock", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command(self)
+	other.Env = append(os.Environ(), lockingPath+"="+path)
+	out, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "locked\n" {
+		t.Errorf("the other process says %q, %v", line, err)
+	}
+	keep := func(k []auth.Key) ([]auth.Key, error) { return k, nil }
+	changed := make(chan error, 1)
+	go func() { changed <- auth.UpdateKeys(path, keep) }()
+	select {
+	case err := <-changed:
+		t.Fatalf("the keys were changed while another process changes them: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := errors.Join(other.Process.Kill(), <-changed); err != nil {
+		t.Error(err)
+	}
+	if err := other.Wait(); err == nil {
+		t.Error("the other process has not been killed")
+	}
+	if _, err := auth.ReadKeys(path); err != nil {
+		t.Error(err)
 	}
 }
 

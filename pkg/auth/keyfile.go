@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -112,24 +115,21 @@ func UpdateKeys(path string, change func([]Key) ([]Key, error)) (err error) {
 	return replaceFile(path, append(text, '\n'))
 }
 
-// lockFile creates a file that must not exist, and returns a function that removes it.
+// lockFile locks a file of the operating system's locks, which end with their process, and returns a function that
+// unlocks it. The file stays: a process could otherwise lock one that another one has just removed. So one that is left
+// over, also by a version that took its existence for the lock, locks nothing.
 func lockFile(path string) (func() error, error) {
-	for end := time.Now().Add(lockWait); ; {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		switch {
-		case err == nil:
-			return func() error { return errors.Join(f.Close(), os.Remove(path)) }, nil
-		case !errors.Is(err, fs.ErrExist):
-			return nil, fault.Wrap(fault.Unavailable, err, "lock keys")
-		case time.Now().After(end):
-			return nil, fault.New(
-				fault.Unavailable,
-				"lock keys: %s exists: remove it if no other process changes the keys",
-				path,
-			)
-		}
-		time.Sleep(lockRetry)
+	f := flock.New(path, flock.SetPermissions(0o600))
+	ctx, cancel := context.WithTimeout(context.Background(), lockWait)
+	defer cancel()
+	switch ok, err := f.TryLockContext(ctx, lockRetry); {
+	case ok:
+		return f.Close, nil
+	case ctx.Err() == nil:
+		return nil, fault.Wrap(fault.Unavailable, errors.Join(err, f.Close()), "lock keys")
 	}
+	return nil, fault.Wrap(fault.Unavailable, f.Close(), "lock keys: another process has held %s for %v: try again",
+		path, lockWait)
 }
 
 // replaceFile writes a file durably under a temporary name, and then gives it its name. It keeps the mode and, as far
