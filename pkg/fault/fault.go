@@ -101,6 +101,23 @@ func (e *Error) Because(reason string) *Error {
 	return e
 }
 
+// Public returns the text of an error for people who may not know the machine that it comes from: that of the faults in
+// its chain. Causes that are no faults are left out, since they have addresses of sockets and paths of files; the whole
+// text belongs in the log.
+func Public(err error) string {
+	var e, cause *Error
+	if !errors.As(err, &e) {
+		return CodeOf(err).String()
+	}
+	shallow := *e
+	shallow.Err = nil
+	text := shallow.Error()
+	if errors.As(e.Err, &cause) {
+		text += ": " + Public(cause)
+	}
+	return text
+}
+
 // FaultCode returns the code.
 func (e *Error) FaultCode() Code { return e.Code }
 

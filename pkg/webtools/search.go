@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -104,7 +105,8 @@ func (p Provider) key() (string, error) {
 	}
 	key := strings.TrimSpace(string(text))
 	if key == "" || strings.ContainsAny(key, "\r\n") {
-		return "", fault.New(fault.FailedPrecondition, "read the key of %s: want one line in %s", p.Kind, p.KeyFile)
+		return "", fault.Wrap(fault.FailedPrecondition, fmt.Errorf("its file is %s", p.KeyFile),
+			"read the key of %s: want one line", p.Kind)
 	}
 	return key, nil
 }
@@ -155,7 +157,7 @@ func (s *Search) ask(ctx context.Context, p Provider, query string, n int) ([]Re
 		if errors.As(err, &about) {
 			err = about.Err
 		}
-		return nil, fault.Wrap(fault.Unavailable, err, "search with %s", p.Kind)
+		return nil, fault.Wrap(fault.Unavailable, err, "search with %s: it cannot be reached", p.Kind)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))

@@ -126,7 +126,7 @@ func (p *process) serverTools(path string) (*agent.Box, error) {
 	}
 	c := agent.Config{
 		Limits:   toolloop.Limits{Rounds: f.Rounds, Calls: f.Calls, ResultBytes: f.ResultBytes, Bytes: f.Bytes},
-		CallTime: f.CallTimeout, Time: f.Timeout,
+		CallTime: f.CallTimeout, Time: f.Timeout, Log: p.log,
 	}
 	if f.Search != nil {
 		var providers []webtools.Provider

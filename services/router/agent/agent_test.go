@@ -1,9 +1,14 @@
 package agent_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
 	"reflect"
 	"strings"
 	"testing"
@@ -52,7 +57,7 @@ func (web) Tools(_ context.Context, server string) ([]toolloop.Definition, error
 
 func (web) Call(_ context.Context, server, tool string, arguments json.RawMessage) (string, bool, error) {
 	if tool == "close" {
-		return "", false, errors.New("lost")
+		return "", false, fault.New(fault.Unavailable, "lost")
 	}
 	return server + " " + tool + " " + string(arguments), tool != "find.one", nil
 }
@@ -143,7 +148,7 @@ func TestSet_CallsTools(t *testing.T) {
 		{"web_search", `{"query":"cats"}`, "http://found.test/ Found cats"},
 		{"web_search", `{"query":"nothing"}`, "Nothing was found."},
 		{"web_search", `[]`, "failed"},
-		{"web_search", `{"query":"panic"}`, "failed call tool web_search: it has panicked"},
+		{"web_search", `{"query":"panic"}`, "failed call tool web_search: it has a defect"},
 		{"read_page", `{"url":"http://found.test"}`, "http://found.test?redirected Page text\n(the page is longer)"},
 		{"read_page", `{"url":"https://said.test/a/b"}`, "https://said.test/a/b?redirected"},
 		{"read_page", `{"url":"https://said.test/a/b#c"}`, "https://said.test/a/b#c?redirected"},
@@ -179,6 +184,66 @@ func TestSet_CallsTools(t *testing.T) {
 		out.Failed {
 		t.Errorf("the operator allows any address: got %+v, %v", out, err)
 	}
+}
+
+// TestSet_KeepsAddressesAndPathsForTheLog has tools fail with errors that tell where they reached and what they read.
+func TestSet_KeepsAddressesAndPathsForTheLog(t *testing.T) {
+	var log bytes.Buffer
+	dial := &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(10, 1, 2, 3), Port: 4567},
+		Err: errors.New("connection refused")}
+	path := &fs.PathError{Op: "open", Path: "/etc/lamina/canary.key", Err: fs.ErrNotExist}
+	for i, err := range []error{
+		fault.Wrap(fault.Unavailable, dial, "search with brave"), dial, path,
+		fault.Wrap(fault.FailedPrecondition, fmt.Errorf("ask: %w", fault.Wrap(fault.FailedPrecondition, path,
+			"read the key of brave")), "search"),
+		fault.Wrap(fault.Unavailable, errors.Join(dial, path), "connect to MCP server tickets").After(5 * time.Second),
+	} {
+		log.Reset()
+		box := agent.New(agent.Config{Search: failing{err}, Pages: failing{err}, Servers: failing{err}, AnyPage: true,
+			Log: slog.New(slog.NewTextHandler(&log, nil))})
+		set, problem := choose(t, box, nil, nil, `{"type":"web_search"}`, `{"type":"read_page"}`)
+		if problem != nil {
+			t.Fatal(problem)
+		}
+		texts := []string{}
+		for _, tool := range set.Tools {
+			out, problem := set.Call(t.Context(), &tool, `{"query":"x","url":"http://x.test/"}`, nil)
+			if problem != nil || !out.Failed || out.Text == "" {
+				t.Fatalf("error %d: got %+v, %v", i, out, problem)
+			}
+			texts = append(texts, out.Text)
+		}
+		_, problem = choose(t, box, nil, nil, `{"type":"mcp","server_label":"tickets"}`)
+		if fault.CodeOf(err) != fault.NotFound { // which means that there is no such server
+			if fault.CodeOf(problem) != fault.CodeOf(err) {
+				t.Errorf("error %d: got %v", i, problem)
+			}
+			texts = append(texts, problem.Error())
+		}
+		for _, text := range texts {
+			if strings.Contains(text, "10.1.2.3") || strings.Contains(text, "canary") {
+				t.Errorf("error %d: the request sees %q", i, text)
+			}
+		}
+		if !strings.Contains(log.String(), "10.1.2.3:4567") && !strings.Contains(log.String(), "canary.key") {
+			t.Errorf("error %d: the log has %q", i, log.String())
+		}
+	}
+}
+
+// failing are tools that fail.
+type failing struct{ err error }
+
+func (f failing) Do(context.Context, string, int) ([]webtools.Result, string, error) {
+	return nil, "", f.err
+}
+
+func (f failing) Read(context.Context, string) (*webtools.Page, error) { return nil, f.err }
+
+func (f failing) Tools(context.Context, string) ([]toolloop.Definition, error) { return nil, f.err }
+
+func (f failing) Call(context.Context, string, string, json.RawMessage) (string, bool, error) {
+	return "", false, f.err
 }
 
 func TestSet_BoundsTheTimeOfCalls(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -48,6 +50,7 @@ type Config struct {
 	Pages    PageReader
 	AnyPage  bool // read_page may read addresses that nobody has mentioned
 	Servers  Servers
+	Log      *slog.Logger // gets the whole text of errors; requests see no addresses and paths. nil logs nothing
 }
 
 // Box is what may be called. A nil Box has no tools.
@@ -56,6 +59,9 @@ type Box struct{ c Config }
 // New returns a box.
 func New(c Config) *Box {
 	c.CallTime, c.Time = cmp.Or(c.CallTime, DefaultCallTime), cmp.Or(c.Time, DefaultTime)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	return &Box{c}
 }
 
@@ -197,7 +203,7 @@ func (b *Box) serverTools(ctx context.Context, field string, w *wanted) ([]Tool,
 		return nil, fault.Field(field+".server_label", "no MCP server of this router is called %q", w.Label)
 	}
 	if err != nil {
-		return nil, err
+		return nil, b.public(ctx, w.Label, err)
 	}
 	for i, name := range w.Allowed {
 		if !slices.ContainsFunc(offered, func(t toolloop.Definition) bool { return t.Name == name }) {
@@ -212,6 +218,17 @@ func (b *Box) serverTools(ctx context.Context, field string, w *wanted) ([]Tool,
 		}
 	}
 	return out, nil
+}
+
+// public logs why a tool or server has failed, and returns what requests see of it.
+func (b *Box) public(ctx context.Context, tool string, err error) error {
+	b.c.Log.InfoContext(ctx, "a tool has failed", "tool", tool, "error", err)
+	out := fault.New(fault.CodeOf(err), "%s", fault.Public(err))
+	var f *fault.Error
+	if errors.As(err, &f) {
+		out.Reason, out.RetryAfter = f.Reason, f.RetryAfter
+	}
+	return out
 }
 
 // callName returns the name by which a model calls a server's tool, which has letters, digits, _ and - only.

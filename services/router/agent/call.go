@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -40,7 +41,7 @@ func (s *Set) Call(
 	case calling.Err() != nil && err != nil:
 		return toolloop.Result{Text: "it took longer than " + s.box.c.CallTime.String(), Failed: true}, nil
 	case err != nil:
-		return toolloop.Result{Text: err.Error(), Failed: true}, nil
+		return toolloop.Result{Text: s.box.public(ctx, t.Name, err).Error(), Failed: true}, nil
 	}
 	return out, nil
 }
@@ -50,7 +51,7 @@ func (s *Set) call(
 ) (out toolloop.Result, err error) {
 	defer func() { // parsers read what strangers have written, and calls run in goroutines of their own
 		if r := recover(); r != nil {
-			err = fault.New(fault.Internal, "call tool %s: it has panicked: %v", t.Name, r)
+			err = fault.Wrap(fault.Internal, fmt.Errorf("panic: %v", r), "call tool %s: it has a defect", t.Name)
 		}
 	}()
 	arguments = cmp.Or(arguments, "{}")

@@ -12,6 +12,9 @@
 // if it stands in the request's messages or in an earlier result, unless the operator allows others: otherwise a page
 // could make the model send what it knows to an address of the page's choice.
 //
+// What goes wrong is told to the model and the client without addresses of sockets and paths of files, which are for
+// the operator's log alone.
+//
 // The package runs no models and knows no API but the spelling of the entries above. Calls are bounded by the time of
 // the Box; Call blocks, may be called concurrently, and starts no goroutines.
 package agent
