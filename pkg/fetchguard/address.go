@@ -1,6 +1,9 @@
 package fetchguard
 
 import (
+	"context"
+	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -47,21 +50,53 @@ func Public(a netip.Addr) bool {
 // ReasonAddress is the reason of errors about addresses that are refused.
 const ReasonAddress = "ADDRESS_REFUSED"
 
-// check returns an error unless a connection to the address is allowed. Ports other than the given ones are refused,
-// and so are addresses that are neither public nor in one of the networks of allow.
-func check(address string, ports []uint16, allow []netip.Prefix) error {
+// check returns an error unless a connection to the address is allowed. Ports other than those of the configuration
+// are refused, and so are addresses of this process, and those that are neither public nor in one of the networks of
+// Allow.
+func (c *Config) check(ctx context.Context, address string) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil { // the dialer resolves names before it asks
-		return fault.Wrap(fault.PermissionDenied, err, "connect to %q: refused", address).Because(ReasonAddress)
+		return fault.Wrap(fault.PermissionDenied, err, "connect: refused").Because(ReasonAddress)
 	}
-	if !slices.Contains(ports, to.Port()) {
-		return fault.New(fault.PermissionDenied, "connect to %s: refused, ports other than %v are not allowed", to,
-			ports).Because(ReasonAddress)
+	at := fmt.Errorf("it is %s", to) // for the operator: whoever has asked for a name may not know its address
+	refuse := func(why string) error {
+		return fault.Wrap(fault.PermissionDenied, at, "connect: refused, %s", why).Because(ReasonAddress)
 	}
-	// A prefix never contains an address with a zone or an IPv4-mapped one, so allow has no such addresses.
-	if a := to.Addr(); !Public(a) && !slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(a) }) {
-		return fault.New(fault.PermissionDenied, "connect to %s: refused, the address is not public", a).
-			Because(ReasonAddress)
+	if !slices.Contains(c.Ports, to.Port()) {
+		return refuse(fmt.Sprintf("ports other than %v are not allowed", c.Ports))
+	}
+	machine, err := c.Machine()
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "connect: list the addresses of this machine")
+	}
+	local := slices.Contains(machine, to.Addr())
+	if c.Own != nil {
+		for _, own := range c.Own(ctx) {
+			same := own.Addr() == to.Addr() || own.Addr().IsUnspecified() && (local || to.Addr().IsLoopback())
+			if same && (own.Port() == 0 || own.Port() == to.Port()) {
+				return refuse("it is an address of this server")
+			}
+		}
+	}
+	// A prefix never contains an address with a zone or an IPv4-mapped one, so Allow has no such addresses.
+	allowed := slices.ContainsFunc(c.Allow, func(p netip.Prefix) bool { return p.Contains(to.Addr()) })
+	if (local || !Public(to.Addr())) && !allowed {
+		return refuse("the address is not public")
 	}
 	return nil
+}
+
+// interfaces returns the addresses of this machine's interfaces.
+func interfaces() ([]netip.Addr, error) {
+	found, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, a := range found {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr().Unmap())
+		}
+	}
+	return out, nil
 }

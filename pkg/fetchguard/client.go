@@ -41,6 +41,12 @@ type Config struct {
 	Ports []uint16
 	// Allow are networks whose addresses may be reached although they are not public, for pages of an intranet.
 	Allow []netip.Prefix
+	// Own returns addresses of this process, which are refused although they are public or in Allow: those of its
+	// listeners, and those under which others know it. A listener on every address of the machine has the
+	// unspecified address, and port 0 means all ports. nil returns none. It is called for each connection.
+	Own func(ctx context.Context) []netip.AddrPort
+	// Machine returns the addresses of this machine, which count as not public; nil asks the system.
+	Machine func() ([]netip.Addr, error)
 	// Agent is sent as User-Agent.
 	Agent string
 	// Resolver looks up names; nil uses that of the system.
@@ -71,12 +77,15 @@ func New(c Config) *Client {
 	if len(c.Ports) == 0 {
 		c.Ports = []uint16{80, 443}
 	}
+	if c.Machine == nil {
+		c.Machine = interfaces
+	}
 	f := &Client{c: c}
 	dialer := &net.Dialer{
 		Timeout: c.Timeout, Resolver: c.Resolver,
 		// It gets the address that the socket is about to be connected to.
-		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			return check(address, c.Ports, c.Allow)
+		ControlContext: func(ctx context.Context, _, address string, _ syscall.RawConn) error {
+			return c.check(ctx, address)
 		},
 	}
 	f.http = &http.Client{
@@ -110,6 +119,8 @@ func ParseURL(text string) (*url.URL, error) {
 
 func checkURL(u *url.URL) error {
 	switch {
+	case len(u.String()) > maxURL:
+		return fault.Field("url", "it has more than %d bytes", maxURL)
 	case u.Scheme != "http" && u.Scheme != "https":
 		return fault.Field("url", "want an address that begins with http:// or https://, got %q", u.Redacted())
 	case u.Hostname() == "":
@@ -197,5 +208,9 @@ func (f *Client) explain(ctx context.Context, u *url.URL, err error) error {
 	if errors.As(err, &about) {
 		err = about.Err
 	}
-	return fault.Wrap(fault.Unavailable, err, "fetch %s", u.Redacted())
+	var name *net.DNSError
+	if errors.As(err, &name) {
+		return fault.Wrap(fault.Unavailable, err, "fetch %s: its name cannot be resolved", u.Redacted())
+	}
+	return fault.Wrap(fault.Unavailable, err, "fetch %s: the server does not answer as it should", u.Redacted())
 }

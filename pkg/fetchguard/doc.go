@@ -2,6 +2,9 @@
 // A request never reaches an address that is not public: loopback, private networks, link-local addresses, the
 // metadata services of clouds, multicast, and the IPv6 forms of IPv4 addresses are refused.
 //
+// Nor does it reach this process and this machine under their public addresses: those of the machine's interfaces, of
+// the process's listeners, and those that the caller names.
+//
 // The check is made where it cannot be evaded: between the resolution of a name and the connect of the socket, for
 // every connection, and so for every redirect. Whatever a name resolves to the second time, and however an address is
 // spelled, the address that the socket would be connected to decides. Proxies of the environment are not used, since

@@ -162,7 +162,8 @@ func (n *names) resolver(t *testing.T) *net.Resolver {
 
 // rig is a loopback server that nobody may reach, and one on another address that plays a public server.
 type rig struct {
-	port    string // of both
+	port    string            // of both
+	config  fetchguard.Config // of client
 	client  *fetchguard.Client
 	reached atomic.Int64 // requests that reached the protected server
 	names   *names
@@ -209,7 +210,7 @@ func newRig(t *testing.T, allow ...string) *rig {
 		t.Fatal(err)
 	}
 	c.Ports = []uint16{80, 443, number}
-	r.client = fetchguard.New(c)
+	r.config, r.client = c, fetchguard.New(c)
 	return r
 }
 
@@ -279,6 +280,76 @@ func TestClient_TheRigCanBeReached(t *testing.T) {
 	}
 	if r.reached.Load() != 2 {
 		t.Errorf("the protected server had %d requests, want 2", r.reached.Load())
+	}
+}
+
+// TestClient_OwnAddressesNeverEscape has a listener of this process within a network that the operator allows, and a
+// machine with a public address.
+func TestClient_OwnAddressesNeverEscape(t *testing.T) {
+	r := newRig(t, "127.0.0.0/8")
+	const public = "93.184.216.34"
+	var port uint16
+	if _, err := fmt.Sscan(r.port, &port); err != nil {
+		t.Fatal(err)
+	}
+	own := func(addr string, port uint16) func(context.Context) []netip.AddrPort {
+		return func(context.Context) []netip.AddrPort {
+			return []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(addr), port)}
+		}
+	}
+	machine := func(addr ...string) func() (out []netip.Addr, err error) {
+		return func() (out []netip.Addr, err error) {
+			for _, a := range addr {
+				out = append(out, netip.MustParseAddr(a))
+			}
+			return out, nil
+		}
+	}
+	through := "http://" + net.JoinHostPort(publicAddr, r.port) + "/?to="
+	for name, c := range map[string]struct {
+		own     func(context.Context) []netip.AddrPort
+		machine func() ([]netip.Addr, error)
+		hosts   []string
+		hops    bool // the server that plays a public one can be reached
+	}{
+		"a listener": {own: own("127.0.0.1", port), hosts: spellings("127.0.0.1"), hops: true},
+		"a listener by a name": {own: own("127.0.0.1", port), hops: true,
+			hosts: []string{"v4-127-0-0-1.evil.test", "localhost", "both.evil.test"}},
+		"a listener on all addresses": {own: own("0.0.0.0", port), hosts: append(spellings("127.0.0.1"), publicAddr)},
+		"a listener on all addresses of IPv6": {own: own("::", port), machine: machine(public),
+			hosts: append(spellings("127.0.0.1"), public, "v4-93-184-216-34.evil.test")},
+		"an address that others know": {own: own(public, 0), hops: true,
+			hosts: append(spellings(public), "v4-93-184-216-34.evil.test")},
+		"a public address of the machine": {machine: machine(public, "2606:4700::1"), hops: true,
+			hosts: append(spellings(public), "v4-93-184-216-34.evil.test")},
+	} {
+		config := r.config
+		config.Own, config.Machine = c.own, c.machine
+		client := fetchguard.New(config)
+		for _, host := range c.hosts {
+			target := "http://" + host + ":" + r.port + "/"
+			addresses := []string{target}
+			if c.hops {
+				addresses = append(addresses, through+target)
+			}
+			for _, address := range addresses {
+				if doc, err := client.Get(t.Context(), address); !refused(err) {
+					t.Errorf("%s: %s: got %+v, %v", name, address, doc, err)
+				}
+			}
+		}
+		doc, err := client.Get(t.Context(), "http://"+net.JoinHostPort(publicAddr, r.port))
+		if c.hops && (err != nil || string(doc.Body) != "public") {
+			t.Errorf("%s: another server: got %+v, %v", name, doc, err)
+		}
+	}
+	if n := r.reached.Load(); n != 0 {
+		t.Errorf("the protected server had %d requests", n)
+	}
+	config := r.config
+	config.Machine = func() ([]netip.Addr, error) { return nil, errors.New("no interfaces") }
+	if _, err := fetchguard.New(config).Get(t.Context(), "http://127.0.0.1:"+r.port); err == nil {
+		t.Error("an address is reached although those of the machine are unknown")
 	}
 }
 

@@ -129,8 +129,12 @@ func (p *process) dialOptions() rpc.DialOptions {
 // listen opens an address. If others can reach it, callers have to authenticate over TLS, or the operator has waived
 // that.
 func (p *process) listen(addr string) (net.Listener, error) {
-	return rpc.Listen(addr, rpc.ListenOptions{Net: p.network, TLS: p.certs != nil, Insecure: p.set.insecure,
+	l, err := rpc.Listen(addr, rpc.ListenOptions{Net: p.network, TLS: p.certs != nil, Insecure: p.set.insecure,
 		Guarded: p.guard != nil})
+	if err == nil {
+		p.own.Bound(l.Addr())
+	}
+	return l, err
 }
 
 // httpPart serves HTTP behind the gate.

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/self"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
@@ -68,6 +69,7 @@ type process struct {
 	network  *memnet.Network   // of a mesh; nil in a process with one service
 	certs    *rpc.Certificates // nil for plaintext
 	guard    *auth.Guard       // of the listeners; nil lets everyone in
+	own      self.Addresses    // of the listeners of this process
 	registry discovery.Registry
 	dialer   *rpc.Dialer
 	metrics  *prometheus.Registry

@@ -141,7 +141,8 @@ func (p *process) serverTools(path string) (*agent.Box, error) {
 		c.Search, c.Results = search, f.Search.Results
 	}
 	if f.Page != nil {
-		fetch := fetchguard.Config{Bytes: f.Page.Bytes, Timeout: f.Page.Timeout, Ports: f.Page.Ports,
+		p.own.Known(append([]string{p.set.advertise}, p.set.access.Hosts...)...)
+		fetch := fetchguard.Config{Bytes: f.Page.Bytes, Timeout: f.Page.Timeout, Ports: f.Page.Ports, Own: p.own.List,
 			Agent: "lamina (+https://github.com/lamina-mesh/lamina)"}
 		if r := f.Page.Redirects; r != nil {
 			if fetch.Redirects = *r; *r == 0 {
