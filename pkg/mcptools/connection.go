@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -28,6 +29,7 @@ type connection struct {
 
 	lock    chan struct{} // has room for its holder
 	session *mcp.ClientSession
+	program *program        // of session; nil for a server with an address
 	lost    <-chan struct{} // closed when the session has ended
 	tools   []toolloop.Definition
 	listed  time.Time // when tools was read
@@ -44,6 +46,10 @@ func (c *connection) failure(ctx context.Context, err error, format string, args
 	code := fault.Unavailable
 	if ctx.Err() != nil {
 		code = fault.CodeOf(ctx.Err())
+	}
+	var answer *jsonrpc.Error
+	if errors.As(err, &answer) { // the server's own text, such as which argument is wrong
+		return fault.Wrap(code, cause(err), "%s: it answered %q", fmt.Sprintf(format, args...), answer.Message)
 	}
 	return fault.Wrap(code, cause(err), format, args...)
 }
@@ -105,34 +111,39 @@ func (c *connection) connect() (*mcp.ClientSession, error) {
 	client := mcp.NewClient(&mcp.Implementation{Name: "lamina", Version: "1"}, &mcp.ClientOptions{
 		Capabilities: &mcp.ClientCapabilities{}, Logger: c.log,
 	})
-	session, err := client.Connect(attempt, c.transport(), nil)
+	transport, program := c.transport()
+	session, err := client.Connect(attempt, transport, nil)
 	if err != nil {
+		program.kill()
 		c.broken = fault.Wrap(fault.Unavailable, cause(err), "connect to MCP server %s",
 			c.server.Name).After(retryAfter)
 		c.retry = time.Now().Add(retryAfter)
 		return nil, c.broken
 	}
 	lost := make(chan struct{})
-	c.session, c.lost, c.broken = session, lost, nil
+	c.session, c.program, c.lost, c.broken = session, program, lost, nil
 	c.hub.watches.Go(func() {
 		defer close(lost)
 		err := session.Wait()
+		program.kill() // what it has left running
 		c.log.Debug("MCP session ended", "error", cause(err))
 	})
 	c.log.Debug("MCP session begun")
 	return session, nil
 }
 
-// transport returns how the server is spoken to.
-func (c *connection) transport() mcp.Transport {
+// transport returns how the server is spoken to, and its program if it has one.
+func (c *connection) transport() (mcp.Transport, *program) {
 	if c.server.URL != "" {
 		return &mcp.StreamableClientTransport{Endpoint: c.server.URL, HTTPClient: httpClient(c.server.TokenFile),
-			MaxRetries: -1, DisableStandaloneSSE: true, MaxEventSize: maxMessage}
+			MaxRetries: -1, DisableStandaloneSSE: true, MaxEventSize: maxMessage}, nil
 	}
 	cmd := exec.Command(c.server.Command[0], c.server.Command[1:]...)
 	cmd.Dir, cmd.Env, cmd.WaitDelay = c.server.Dir, environment(c.server.Env), terminate
 	cmd.Stderr = &lines{log: c.log}
-	return &mcp.CommandTransport{Command: cmd, TerminateDuration: terminate}
+	p := &program{CommandTransport: mcp.CommandTransport{Command: cmd, TerminateDuration: terminate}}
+	p.group.prepare(cmd)
+	return p, p
 }
 
 // environment returns the environment of a program.

@@ -3,6 +3,7 @@ package mcptools
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -37,7 +38,8 @@ func token(file string) (string, error) {
 	}
 	out := strings.TrimSpace(string(text))
 	if out == "" || strings.ContainsAny(out, "\r\n") {
-		return "", fault.New(fault.FailedPrecondition, "read the token of an MCP server: want one line in %s", file)
+		return "", fault.Wrap(fault.FailedPrecondition, fmt.Errorf("its file is %s", file),
+			"read the token of an MCP server: want one line")
 	}
 	return out, nil
 }

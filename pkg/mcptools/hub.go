@@ -20,8 +20,13 @@ const (
 	maxMessage  = 4 << 20         // bytes of one message of a server
 	listAge     = time.Minute     // how long a list of tools is used
 	retryAfter  = 5 * time.Second // after a failed connection
-	terminate   = 2 * time.Second // for a program to end after its input was closed
 	connectTime = 20 * time.Second
+)
+
+// Times that tests change.
+var (
+	terminate = 2 * time.Second // for a program to end after its input was closed
+	closeTime = 5 * time.Second // for all programs to end, after which they are killed
 )
 
 // Server is a configured server: a program, or an address.
@@ -93,16 +98,25 @@ func (h *Hub) Names() (out []string) {
 	return out
 }
 
-// Close ends all sessions and programs and waits for them. It may be called more than once.
+// Close ends all sessions and programs at the same time, with what the programs have started, and waits for them. It
+// may be called more than once.
 func (h *Hub) Close() error {
 	h.closing.Do(func() {
 		h.done()
+		late, ended := context.WithTimeout(context.Background(), closeTime)
+		defer ended()
+		var all sync.WaitGroup
 		for _, c := range h.servers {
-			c.lock <- struct{}{} // held for ever: nothing connects any more
-			if c.session != nil {
+			all.Go(func() {
+				c.lock <- struct{}{} // held for ever: nothing connects any more
+				if c.session == nil {
+					return
+				}
+				defer context.AfterFunc(late, c.program.kill)()
 				_ = c.session.Close() // it fails for a server that has gone already
-			}
+			})
 		}
+		all.Wait()
 	})
 	h.watches.Wait()
 	return nil

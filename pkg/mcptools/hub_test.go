@@ -3,13 +3,19 @@ package mcptools_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,13 +30,39 @@ import (
 const serverMode = "LAMINA_TEST_MCP_SERVER"
 
 func TestMain(m *testing.M) {
+	if addr := os.Getenv(callMode); addr != "" {
+		stay(addr)
+	}
 	if os.Getenv(serverMode) == "" {
 		os.Exit(m.Run())
 	}
 	fmt.Fprintln(os.Stderr, "a line for the log")
-	if err := server().Run(context.Background(), &mcp.StdioTransport{}); err != nil {
+	err := server().Run(context.Background(), &mcp.StdioTransport{})
+	if addr := os.Getenv(stubbornMode); addr != "" {
+		signal.Ignore(syscall.SIGTERM)
+		stay(addr)
+	}
+	if err != nil {
 		os.Exit(1)
 	}
+}
+
+const (
+	// callMode is the variable that makes this test program call an address, and stay until it is hung up.
+	callMode = "LAMINA_TEST_MCP_CALL"
+	// stubbornMode is the one that makes a server do so when its input has ended.
+	stubbornMode = "LAMINA_TEST_MCP_STUBBORN"
+)
+
+// stay calls an address, and ends this program when the other side says so. Until then only a kill ends it.
+func stay(addr string) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		os.Exit(2)
+	}
+	_, _ = c.Read(make([]byte, 1))
+	_, _ = c.Write([]byte("b"))
+	os.Exit(0)
 }
 
 // server returns an MCP server with a few tools.
@@ -67,6 +99,12 @@ func server() *mcp.Server {
 		func(context.Context, *mcp.CallToolRequest, in) (*mcp.CallToolResult, any, error) {
 			os.Exit(3)
 			return nil, nil, nil
+		})
+	mcp.AddTool(s, &mcp.Tool{Name: "start"},
+		func(_ context.Context, _ *mcp.CallToolRequest, a in) (*mcp.CallToolResult, any, error) {
+			child := exec.Command(os.Args[0])
+			child.Env, child.Stderr = append(os.Environ(), callMode+"="+a.Text), os.Stderr
+			return text("started"), nil, child.Start()
 		})
 	mcp.AddTool(s, &mcp.Tool{Name: "picture"},
 		func(context.Context, *mcp.CallToolRequest, in) (*mcp.CallToolResult, any, error) {
@@ -113,7 +151,7 @@ func TestHub_CallsAProgram(t *testing.T) {
 	h := open(t, program(t))
 	ctx := within(t, 2*time.Minute)
 	tools, err := h.Tools(ctx, "local")
-	if err != nil || len(tools) != 6 {
+	if err != nil || len(tools) != 7 {
 		t.Fatalf("got %v, %v", tools, err)
 	}
 	for _, tool := range tools {
@@ -177,6 +215,119 @@ func TestHub_KeepsDeadlinesAndComesBack(t *testing.T) {
 	}
 }
 
+// calls listens for programs that stay.
+func calls(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// accept waits for a program that stays.
+func accept(t *testing.T, l net.Listener) net.Conn {
+	t.Helper()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestHub_EndsWhatProgramsHaveStarted has programs start others, which stay. A program that was killed hangs up.
+func TestHub_EndsWhatProgramsHaveStarted(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	for name, end := range map[string]func(context.Context, *mcptools.Hub){
+		"the hub is closed": func(_ context.Context, h *mcptools.Hub) { _ = h.Close() },
+		"the program ends": func(ctx context.Context, h *mcptools.Hub) {
+			_, _, _ = h.Call(ctx, "local", "exit", json.RawMessage(`{"text":""}`))
+		},
+	} {
+		l := calls(t)
+		h := open(t, program(t))
+		ctx := within(t, 2*time.Minute)
+		arguments, err := json.Marshal(map[string]string{"text": l.Addr().String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, failed, err := h.Call(ctx, "local", "start", arguments); err != nil || failed {
+			t.Fatalf("%s: got %q, %v", name, text, err)
+		}
+		c := accept(t, l)
+		end(ctx, h)
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: what the program has started stays: %v", name, err)
+		}
+	}
+}
+
+// TestHub_ClosesAllServersAtTheSameTime has programs that end only when all have been asked to.
+func TestHub_ClosesAllServersAtTheSameTime(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	mcptools.SetTimes(t, time.Minute, 2*time.Minute)
+	l := calls(t)
+	var servers []mcptools.Server
+	for i := range 3 {
+		s := program(t)
+		s.Name, s.Env = fmt.Sprintf("server%d", i), map[string]string{serverMode: "1", stubbornMode: l.Addr().String()}
+		servers = append(servers, s)
+	}
+	h := open(t, servers...)
+	for _, s := range servers {
+		if _, err := h.Tools(within(t, time.Minute), s.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- h.Close() }()
+	var asked []net.Conn
+	for range servers {
+		asked = append(asked, accept(t, l))
+	}
+	for i, c := range asked {
+		said := make([]byte, 1)
+		_, err := c.Write([]byte("e"))
+		if _, err := io.ReadFull(c, said); err != nil {
+			t.Errorf("server %d was killed: %v", i, err)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHub_KillsStubbornPrograms has programs that end neither with their input nor when they are told.
+func TestHub_KillsStubbornPrograms(t *testing.T) {
+	t.Cleanup(func() { leak.Check(t) })
+	mcptools.SetTimes(t, 10*time.Minute, 10*time.Millisecond)
+	l := calls(t)
+	s := program(t)
+	s.Env[stubbornMode] = l.Addr().String()
+	h := open(t, s)
+	if _, err := h.Tools(within(t, time.Minute), "local"); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 5*time.Minute {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestHub_KeepsDeadlinesWhileItConnects(t *testing.T) {
 	t.Cleanup(func() { leak.Check(t) })
 	silent := make(chan struct{})
@@ -196,10 +347,26 @@ func TestHub_KeepsDeadlinesWhileItConnects(t *testing.T) {
 func TestHub_ErrorsDoNotHaveTheAddress(t *testing.T) {
 	gone := httptest.NewServer(http.NotFoundHandler())
 	gone.Close()
-	h := open(t, mcptools.Server{Name: "gone", URL: gone.URL + "/?key=canary"})
+	file := filepath.Join(t.TempDir(), "canary")
+	if err := os.WriteFile(file, []byte("token"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := open(t, mcptools.Server{Name: "gone", URL: gone.URL + "/?key=canary"},
+		mcptools.Server{Name: "bare", URL: gone.URL, TokenFile: file})
 	_, err := h.Tools(within(t, time.Minute), "gone")
 	if fault.CodeOf(err) != fault.Unavailable || strings.Contains(err.Error(), "canary") {
 		t.Errorf("got %v", err)
+	}
+	if text := fault.Public(err); strings.Contains(text, "127.0.0.1") {
+		t.Errorf("a request sees %q", text)
+	}
+	if err := os.WriteFile(file, []byte("two\nlines"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.Tools(within(t, time.Minute), "bare")
+	if text := fault.Public(err); strings.Contains(text, "canary") || !strings.Contains(text, "want one line") ||
+		!strings.Contains(err.Error(), file) {
+		t.Errorf("got %v, and a request sees %q", err, text)
 	}
 }
 
@@ -285,7 +452,7 @@ func TestNew_NamesTheSetting(t *testing.T) {
 		"without credentials": {{Name: "a", URL: "http://u:p@x"}},
 		"mcp.a.token_file: ":  {{Name: "a", Command: []string{"x"}, TokenFile: "x"}},
 		"no such file":        {{Name: "a", URL: "http://x", TokenFile: empty + "x"}},
-		"want one line in":    {{Name: "a", URL: "http://x", TokenFile: empty}},
+		"want one line":       {{Name: "a", URL: "http://x", TokenFile: empty}},
 	} {
 		_, err := mcptools.New(mcptools.Config{Servers: servers})
 		if err == nil || !strings.Contains(err.Error(), want) {
