@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -61,6 +62,7 @@ type Result struct {
 	Text    string
 	Sources []Source
 	Failed  bool // Text says why
+	Dropped int  // bytes of the texts that Bound has left out
 }
 
 // Loop is the state of one request.
@@ -116,6 +118,28 @@ func (l *Loop) Turn(calls []toolcall.Call, cut bool) Step {
 	return s
 }
 
+// Bound returns a result without what no message can have: the texts beyond the limit of one result. It keeps nothing
+// of the whole texts alive, and may be called concurrently with everything else.
+func (l *Loop) Bound(r Result) Result {
+	cut := func(text string) string {
+		most := l.limits.ResultBytes
+		if len(text) <= most {
+			return text
+		}
+		for most > 0 && !utf8.RuneStart(text[most]) {
+			most--
+		}
+		r.Dropped += len(text) - most
+		return strings.Clone(text[:most])
+	}
+	r.Text = cut(r.Text)
+	r.Sources = slices.Clone(r.Sources)
+	for i := range r.Sources {
+		r.Sources[i].Text = cut(r.Sources[i].Text)
+	}
+	return r
+}
+
 // Results returns the messages that a turn and the results of its calls add to the chat. results are those of Step.Run
 // and in its order. turn has all calls of the server's tools; those that were not run get a result that says so.
 func (l *Loop) Results(turn Message, results []Result) []Message {
@@ -127,7 +151,7 @@ func (l *Loop) Results(turn Message, results []Result) []Message {
 			r = results[i]
 		}
 		// Addresses, titles and errors may have any bytes, and messages are UTF-8.
-		text := l.clip(strings.ToValidUTF8(l.write(r), "\ufffd"))
+		text := l.clip(strings.ToValidUTF8(l.write(r), "\ufffd"), r.Dropped)
 		l.bytes += len(text)
 		out = append(out, Message{Role: "tool", Content: Frame(c.Name, text), CallID: c.ID, Name: c.Name})
 	}
@@ -159,16 +183,16 @@ func (l *Loop) write(r Result) string {
 	return b.String()
 }
 
-// clip cuts a result at the limits.
-func (l *Loop) clip(text string) string {
-	free := min(l.limits.ResultBytes, max(0, l.limits.Bytes-l.bytes))
-	if len(text) <= free {
+// clip cuts a result, of which some bytes have been dropped before, at the limits.
+func (l *Loop) clip(text string, dropped int) string {
+	free := min(l.limits.ResultBytes, max(0, l.limits.Bytes-l.bytes), len(text))
+	if free == len(text) && dropped == 0 {
 		return text
 	}
-	for free > 0 && !utf8.RuneStart(text[free]) {
+	for free > 0 && free < len(text) && !utf8.RuneStart(text[free]) {
 		free--
 	}
-	return fmt.Sprintf("%s\n(cut off: these are %d of %d bytes)", text[:free], free, len(text))
+	return fmt.Sprintf("%s\n(cut off: these are %d of %d bytes)", text[:free], free, len(text)+dropped)
 }
 
 // Sources returns the sources of all results so far. Source number n of the texts has index n-1.

@@ -55,7 +55,7 @@ func (r *Reader) Read(ctx context.Context, address string) (*Page, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.DataLoss, err, "read %s", doc.URL)
 	}
-	out.Title = cmp.Or(out.Title, nameOf(doc.URL))
+	out.Title = shorten(cmp.Or(out.Title, nameOf(doc.URL)), maxTitle)
 	return out, nil
 }
 

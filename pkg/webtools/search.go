@@ -26,6 +26,8 @@ const (
 	maxAnswer      = 1 << 20          // bytes of a provider's answer
 	maxQuery       = 400              // characters, the limit of Brave and Tavily
 	maxSnippet     = 1000             // characters of a result's text
+	maxTitle       = 300              // characters of the title of a result or page
+	maxURL         = 4096             // bytes of a result's address; fetchguard fetches no longer ones
 )
 
 // Result is a page that was found.
@@ -231,12 +233,12 @@ func (p Provider) results(body []byte) ([]Result, error) {
 	seen := map[string]bool{}
 	for _, f := range append(answer.Results, answer.Web.Results...) {
 		u, err := url.Parse(f.URL)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || seen[f.URL] {
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || len(f.URL) > maxURL || seen[f.URL] {
 			continue
 		}
 		seen[f.URL] = true
-		out = append(out, Result{URL: f.URL, Title: oneLine(plain(f.Title)), Text: shorten(oneLine(plain(
-			cmp.Or(f.Content, f.Description))), maxSnippet)})
+		out = append(out, Result{URL: f.URL, Title: shorten(oneLine(plain(f.Title)), maxTitle),
+			Text: shorten(oneLine(plain(cmp.Or(f.Content, f.Description))), maxSnippet)})
 	}
 	return out, nil
 }

@@ -22,7 +22,8 @@ import (
 // parallelCalls is how many calls of one turn run at a time.
 const parallelCalls = 4
 
-// Ran is a call of a tool that the server has run.
+// Ran is a call of a tool that the server has run. Its result has no more text than a model sees of it, and none of its
+// sources.
 type Ran struct {
 	Tool   *agent.Tool
 	Call   toolcall.Call
@@ -34,6 +35,9 @@ type AgentHooks struct {
 	Started func(*routerv1.Started) error // once, when the first turn has started
 	Delta   func(toolcall.Delta) error    // what was added to the answer, without calls of the server's tools
 	Ran     func(Ran) error               // in the order of the calls
+	// Running is told again and again, while tools run, which ones. Clients and proxies take a stream that is silent
+	// for long for a broken one.
+	Running func(names []string) error
 	// Joined puts a blank line between what two turns say, for APIs with one text for the whole answer.
 	Joined bool
 }
@@ -236,6 +240,9 @@ func (s *shownTurn) add(d toolcall.Delta) toolcall.Delta {
 	return d
 }
 
+// runningEvery is how often a stream says that tools run.
+var runningEvery = 10 * time.Second
+
 // call runs the calls of a turn, several at a time, and returns their results in order.
 func (a *agentRun) call(ctx context.Context, calls []toolcall.Call) ([]toolloop.Result, error) {
 	begin := time.Now()
@@ -249,13 +256,18 @@ func (a *agentRun) call(ctx context.Context, calls []toolcall.Call) ([]toolloop.
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			var err error
-			if results[i], err = a.set.Call(limited, a.set.Find(c.Name), c.Arguments, before); err != nil {
-				results[i] = toolloop.Result{Text: "the time for tools is used up", Failed: true}
+			out, err := a.set.Call(limited, a.set.Find(c.Name), c.Arguments, before)
+			if err != nil {
+				out = toolloop.Result{Text: "the time for tools is used up", Failed: true}
 			}
+			results[i] = a.loop.Bound(out)
 		})
 	}
-	wg.Wait()
+	if err := a.wait(&wg, calls); err != nil { // the client has gone
+		cancel()
+		wg.Wait()
+		return nil, err
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, fault.Wrap(fault.CodeOf(err), err, "run the tools of the chat")
 	}
@@ -264,6 +276,10 @@ func (a *agentRun) call(ctx context.Context, calls []toolcall.Call) ([]toolloop.
 	}
 	for i, c := range calls {
 		ran := Ran{a.set.Find(c.Name), c, results[i]}
+		ran.Result.Sources = slices.Clone(ran.Result.Sources)
+		for j := range ran.Result.Sources {
+			ran.Result.Sources[j].Text = ""
+		}
 		a.out.Ran = append(a.out.Ran, ran)
 		if a.hooks.Ran != nil {
 			if err := a.hooks.Ran(ran); err != nil {
@@ -272,4 +288,33 @@ func (a *agentRun) call(ctx context.Context, calls []toolcall.Call) ([]toolloop.
 		}
 	}
 	return results, nil
+}
+
+// wait waits for the calls, and tells the client meanwhile that they run. It returns early if that fails.
+func (a *agentRun) wait(wg *sync.WaitGroup, calls []toolcall.Call) error {
+	if a.hooks.Running == nil {
+		wg.Wait()
+		return nil
+	}
+	names := make([]string, len(calls))
+	for i, c := range calls {
+		names[i] = c.Name
+	}
+	done := make(chan struct{})
+	go func() { // it ends with the calls, which the caller joins
+		wg.Wait()
+		close(done)
+	}()
+	tick := time.NewTicker(runningEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-tick.C:
+			if err := a.hooks.Running(names); err != nil {
+				return err
+			}
+		}
+	}
 }

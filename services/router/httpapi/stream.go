@@ -48,12 +48,21 @@ func (s *Stream) Event(name string, v any) error {
 	return s.Write(append(append(event, text...), "\n\n"...))
 }
 
-// Loading writes a comment between server-sent events that says how far the loading of a model is. It keeps the
-// connection busy, and clients that do not show comments are not disturbed.
+// Loading writes a comment that says how far the loading of a model is.
 func (s *Stream) Loading(m *routerv1.ModelLoading) error {
-	text := fmt.Sprintf(": loading %s: %d of %d bytes; %s", m.GetModel(), m.GetDoneBytes(), m.GetTotalBytes(),
-		m.GetState())
-	return s.Write([]byte(strings.NewReplacer("\n", " ", "\r", " ").Replace(text) + "\n\n"))
+	return s.comment(fmt.Sprintf("loading %s: %d of %d bytes; %s", m.GetModel(), m.GetDoneBytes(), m.GetTotalBytes(),
+		m.GetState()))
+}
+
+// Running writes a comment that says which tools of the server run.
+func (s *Stream) Running(names []string) error {
+	return s.comment("running " + strings.Join(names, ", "))
+}
+
+// comment writes a comment between server-sent events. It keeps the connection busy, and clients that do not show
+// comments are not disturbed.
+func (s *Stream) comment(text string) error {
+	return s.Write([]byte(": " + strings.NewReplacer("\n", " ", "\r", " ").Replace(text) + "\n\n"))
 }
 
 // Line writes an object on a line of its own.

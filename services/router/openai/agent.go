@@ -134,6 +134,7 @@ func (s *server) agentChat(w http.ResponseWriter, r *http.Request, c *chatReques
 			out.ran++
 			return out.delta(map[string]any{"executed_tools": []any{executed(out.ran-1, ran)}})
 		},
+		Running: out.Running,
 	})
 	if err == nil {
 		err = out.finish(end)

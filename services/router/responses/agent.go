@@ -61,7 +61,7 @@ func (s *server) runChat(
 		return &ended{finished: end.Finished}, nil
 	}
 	end, err := httpapi.RunAgent(ctx, s.backend, req, parsing, o.client, o.set,
-		httpapi.AgentHooks{Started: start, Delta: push, Ran: ran})
+		httpapi.AgentHooks{Started: start, Delta: push, Ran: ran, Running: o.running})
 	if err != nil {
 		return nil, err
 	}

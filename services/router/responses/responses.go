@@ -103,6 +103,7 @@ type run struct {
 	set     *agent.Set
 	client  string                             // the definitions of the client's tools, if set is not nil
 	loading func(*routerv1.ModelLoading) error // of a stream; nil for none
+	running func(names []string) error         // the same
 }
 
 // prepare reads a request and finds the response that it continues.
@@ -220,7 +221,7 @@ func (s *server) create(w http.ResponseWriter, r *http.Request) {
 		}
 		return nil
 	}
-	o.loading = sse.Loading
+	o.loading, o.running = sse.Loading, sse.Running
 	_, err = s.chat(r.Context(), o, req, send)
 	switch {
 	case err == nil:
