@@ -83,6 +83,7 @@ var pure = []string{
 	"pkg/reward",
 	"pkg/toolcall",
 	"pkg/toolloop",
+	"pkg/batch",
 }
 
 var rules = []rule{
