@@ -93,6 +93,49 @@ func (g *Guard) wrong() error {
 	return fault.New(fault.Unauthenticated, "authenticate: send a valid API key or token").Because("INVALID_API_KEY")
 }
 
+// Owner returns what has to be stored of a caller whose work goes on after its call, for Renew; nil if nobody has to
+// authenticate.
+func (p *Principal) Owner() *Grant {
+	if p == nil {
+		return nil
+	}
+	g := &Grant{ID: p.ID, Tenant: p.Tenant, Roles: p.Roles}
+	if p.key != nil {
+		g.Verbs, g.Models = p.key.Verbs, p.key.Models
+	}
+	g.Requests, g.Tokens = p.meter.Limits()
+	return g
+}
+
+// Renew returns the caller that Owner was called for, perhaps by an earlier process. The owner of a key is what the key
+// makes it now, and nobody once the key is not valid any more. The holder of a token or a certificate keeps what it had
+// then: their ends are not known here, so the work that is stored must have an end of its own.
+func (g *Guard) Renew(o *Grant) (*Principal, error) {
+	switch {
+	case g == nil:
+		return nil, nil
+	case o == nil:
+		return nil, fault.New(fault.Unauthenticated, "renew the owner: there was none")
+	}
+	if id, ok := strings.CutPrefix(o.ID, "key:"); ok {
+		if g.Keys == nil {
+			return nil, errKey()
+		}
+		return g.Keys.renew(id)
+	}
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	var meter *Meter
+	if g.Meters != nil {
+		var err error
+		if meter, err = g.Meters.Of(o.ID, o.Requests, o.Tokens); err != nil {
+			return nil, err
+		}
+	}
+	return o.Principal(meter, nil), nil
+}
+
 // MeterOf returns the budgets of a caller whose request goes on here, by its id and the limits that it had where the
 // request began. A key that is known here has its limits of now.
 func (g *Guard) MeterOf(id string, requests, tokens int64) *Meter {

@@ -29,6 +29,7 @@ type Keyring struct {
 
 	mu    sync.Mutex
 	found map[[sha256.Size]byte]entry
+	byID  map[string]*Key
 	meter map[string]*Meter // by id; kept over changes of the file
 	seen  os.FileInfo       // of the file that was read last
 }
@@ -131,7 +132,7 @@ func (r *Keyring) load() error {
 }
 
 func (r *Keyring) set(keys []Key) {
-	found, known := map[[sha256.Size]byte]entry{}, map[string]bool{}
+	found, known := map[[sha256.Size]byte]entry{}, map[string]*Key{}
 	add := func(k *Key, digest string, until time.Time) {
 		e := entry{key: k, until: until}
 		raw, err := hex.DecodeString(digest)
@@ -142,7 +143,7 @@ func (r *Keyring) set(keys []Key) {
 	}
 	for i := range keys {
 		k := keys[i]
-		known[k.ID] = true
+		known[k.ID] = &k
 		if k.Old != nil {
 			add(&k, k.Old.Digest, k.Old.Until)
 		}
@@ -150,9 +151,9 @@ func (r *Keyring) set(keys []Key) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.found = found
+	r.found, r.byID = found, known
 	for id := range r.meter {
-		if !known[id] {
+		if known[id] == nil {
 			delete(r.meter, id)
 		}
 	}
@@ -185,6 +186,28 @@ func (r *Keyring) Authenticate(secret string) (*Principal, error) {
 	return &Principal{ID: "key:" + k.ID, Name: k.Name, Tenant: k.Tenant, Roles: k.Roles, key: k, meter: meter,
 		check: func() error {
 			_, _, err := r.find(digest)
+			return err
+		}}, nil
+}
+
+// renew returns the owner of a key by the key's id, if the key is valid now.
+func (r *Keyring) renew(id string) (*Principal, error) {
+	find := func() (*Key, *Meter, error) {
+		r.mu.Lock()
+		k, meter := r.byID[id], r.meter[id]
+		r.mu.Unlock()
+		if k == nil || k.State(r.now()) != "active" {
+			return nil, nil, errKey()
+		}
+		return k, meter, nil
+	}
+	k, meter, err := find()
+	if err != nil {
+		return nil, err
+	}
+	return &Principal{ID: "key:" + k.ID, Name: k.Name, Tenant: k.Tenant, Roles: k.Roles, key: k, meter: meter,
+		check: func() error {
+			_, _, err := find()
 			return err
 		}}, nil
 }

@@ -137,8 +137,18 @@ func Routes() map[string]Rule {
 		"GET /v1/responses/{id}/input_items": only(Generate),
 		"DELETE /v1/responses/{id}":          only(Generate),
 		"POST /v1/embeddings":                metered(Embed),
-		"POST /v1/rerank":                    metered(Embed),
-		"POST /v1/score":                     metered(Embed),
+		// What a batch runs counts against the budgets of its owner, request by request.
+		"POST /v1/files":               only(Batch),
+		"GET /v1/files":                only(Batch),
+		"GET /v1/files/{id}":           only(Batch),
+		"GET /v1/files/{id}/content":   only(Batch),
+		"DELETE /v1/files/{id}":        only(Batch),
+		"POST /v1/batches":             only(Batch),
+		"GET /v1/batches":              only(Batch),
+		"GET /v1/batches/{id}":         only(Batch),
+		"POST /v1/batches/{id}/cancel": only(Batch),
+		"POST /v1/rerank":              metered(Embed),
+		"POST /v1/score":               metered(Embed),
 
 		// Anthropic
 		"POST /v1/messages":              metered(Generate),
