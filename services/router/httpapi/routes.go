@@ -17,6 +17,7 @@ type Route struct {
 	Handle       http.HandlerFunc
 	Summary      string // what it does, in a few words
 	Body         any    // a value of the type of the body, whose JSON names describe it; nil for none
+	BodyType     string // the content type of the body; empty for JSON
 	Stream       string // the content type of a stream that it may answer with; empty for none
 }
 

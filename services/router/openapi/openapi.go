@@ -5,6 +5,7 @@
 package openapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -101,7 +102,7 @@ func operation(api string, r httpapi.Route, names []string) object {
 	}
 	if r.Body != nil {
 		out["requestBody"] = object{"required": true, "content": object{
-			"application/json": object{"schema": schema(reflect.TypeOf(r.Body), 0)},
+			cmp.Or(r.BodyType, "application/json"): object{"schema": schema(reflect.TypeOf(r.Body), 0)},
 		}}
 	}
 	return out
