@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -13,6 +14,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sched"
 	"github.com/lamina-mesh/lamina/pkg/session"
 )
+
+// lowest is the key of Lowest's mark in a context.
+type lowest struct{}
+
+// Lowest returns a context whose requests run at the lowest priority, whatever they ask for.
+func Lowest(ctx context.Context) context.Context { return context.WithValue(ctx, lowest{}, true) }
 
 // Defaults and bounds of context policies, priorities and waiting.
 const (

@@ -94,6 +94,9 @@ func (q *request) run(
 	if err := q.bounds(); err != nil {
 		return err
 	}
+	if ctx.Value(lowest{}) != nil {
+		q.priority = maxPriority
+	}
 	if err := q.service.grammars.check(ctx, "sampling.grammar", q.sampling.GetGrammar()); err != nil {
 		return err
 	}
