@@ -1,0 +1,136 @@
+package batches_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/batch"
+	"github.com/lamina-mesh/lamina/services/router/batches"
+)
+
+// newGuard returns a guard with one key, and the owner of the key.
+func newGuard(t *testing.T, change func(*auth.Key)) (*auth.Guard, *auth.Principal) {
+	t.Helper()
+	k := auth.Key{Tenant: "team", Roles: []auth.Role{auth.User}}
+	change(&k)
+	k, secret, err := auth.NewKey(k, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring := auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{})
+	p, err := ring.Authenticate(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := auth.NewGuard(ring, "")
+	g.Meters = auth.NewMeters(nil)
+	return g, p
+}
+
+func TestOwner_BudgetOfRequestsSlowsTheBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, p := newGuard(t, func(k *auth.Key) { k.Requests = 2 })
+		b := newBackend(nil)
+		r := newRig(t, t.TempDir(), b, func(o *batches.Options) { o.Guard = guard })
+		defer r.stop()
+		r.caller = p
+		start := time.Now()
+		got := r.ended(r.create(r.upload(chats("a", "b", "c", "d", "e", "f")), chat))
+		// Two requests at once and two a minute; the tries in between cost nothing.
+		if took := time.Since(start); got.Counts.Completed != 6 || took < 2*time.Minute || took > 4*time.Minute {
+			t.Errorf("%+v after %v", got.Counts, took)
+		}
+		for text, n := range b.ran() {
+			if n != 1 {
+				t.Errorf("%s ran %d times", text, n)
+			}
+		}
+	})
+}
+
+func TestOwner_ModelScopeHoldsForEachRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, p := newGuard(t, func(k *auth.Key) { k.Models = []string{"other"} })
+		b := newBackend(func(ctx context.Context, _ string) error { // as the router checks it
+			if auth.Tenant(ctx) != "team" {
+				t.Errorf("the tenant is %q", auth.Tenant(ctx))
+			}
+			return auth.CheckModel(ctx, "m", "sha256:1")
+		})
+		r := newRig(t, t.TempDir(), b, func(o *batches.Options) { o.Guard = guard })
+		defer r.stop()
+		r.caller = p
+		got := r.ended(r.create(r.upload(chats("a")), chat))
+		a := r.results(got.ErrorFileID)["a"]
+		if got.Counts.Failed != 1 || a.Response == nil || a.Response.StatusCode != http.StatusForbidden ||
+			!strings.Contains(string(a.Response.Body), "model_not_allowed") {
+			t.Errorf("%+v: %+v", got, a)
+		}
+	})
+}
+
+func TestOwner_WithoutTheVerbOfTheEndpointMakesNoBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, p := newGuard(t, func(k *auth.Key) { k.Verbs = []auth.Verb{auth.Batch, auth.Embed} })
+		r := newRig(t, t.TempDir(), newBackend(nil), func(o *batches.Options) { o.Guard = guard })
+		defer r.stop()
+		r.caller = p
+		file := r.upload(chats("a"))
+		status, answer := r.call("POST", "/v1/batches", `{"input_file_id":"`+file+`","endpoint":"`+chat+
+			`","completion_window":"24h"}`)
+		if status != 403 {
+			t.Errorf("%d %v", status, answer)
+		}
+		w := r.raw("POST", "/v1/batches", "application/json", `{"input_file_id":"`+file+
+			`","endpoint":"/v1/embeddings","completion_window":"24h"}`)
+		var b batch.Batch
+		if err := json.Unmarshal(w.Body.Bytes(), &b); err != nil || w.Code != 200 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		r.ended(b.ID)
+	})
+}
+
+func TestOwner_WhoseKeyEndsEndsTheBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, p := newGuard(t, func(k *auth.Key) { k.Expires = time.Now().Add(150 * time.Second) })
+		b := newBackend(func(context.Context, string) error {
+			time.Sleep(time.Minute) // of virtual time
+			return nil
+		})
+		r := newRig(t, t.TempDir(), b, func(o *batches.Options) { o.Guard, o.Limits.Requests = guard, 1 })
+		defer r.stop()
+		r.caller = p
+		got := r.ended(r.create(r.upload(chats("a", "b", "c", "d", "e")), chat))
+		if got.Status != batch.Failed || got.Counts.Completed != 3 || got.Errors.Data[0].Code != "batch_stopped" ||
+			!strings.Contains(got.Errors.Data[0].Message, "owner") || len(r.results(got.OutputFileID)) != 3 {
+			t.Errorf("%+v %+v", got, got.Errors)
+		}
+	})
+}
+
+// TestOwner_OfATokenKeepsItsGrant makes a batch as the holder of a token, for which only the stored grant speaks.
+func TestOwner_OfATokenKeepsItsGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, _ := newGuard(t, func(*auth.Key) {})
+		grant := auth.Grant{ID: "token:a", Tenant: "team", Roles: []auth.Role{auth.User}, Models: []string{"other"}}
+		b := newBackend(func(ctx context.Context, _ string) error { return auth.CheckModel(ctx, "m", "sha256:1") })
+		r := newRig(t, t.TempDir(), b, func(o *batches.Options) { o.Guard = guard })
+		defer r.stop()
+		r.caller = grant.Principal(nil, nil)
+		if got := r.ended(r.create(r.upload(chats("a")), chat)); got.Counts.Failed != 1 {
+			t.Errorf("the scope of a token does not hold: %+v", got)
+		}
+		grant.Models = []string{"m"}
+		r.caller = grant.Principal(nil, nil)
+		if got := r.ended(r.create(r.upload(chats("a")), chat)); got.Counts.Completed != 1 {
+			t.Errorf("a token may not use its model: %+v", got)
+		}
+	})
+}
