@@ -152,6 +152,24 @@ type adapterFlags struct {
 	AdapterDisk int64    `help:"Room for the files in --adapter-dir, in MiB. The least recently used adapters make room for new ones, but not those in use." default:"8192"`
 }
 
+// batchFlags say where a router keeps batches of requests, and how much they may take.
+type batchFlags struct {
+	BatchDir      string `help:"Folder in which the router keeps batches of requests (/v1/batches) and their files; empty for none. Each router needs one of its own." default:"batches"`
+	BatchDisk     int64  `help:"Room for the files in --batch-dir, in MiB. A tenant has at most half of it." default:"8192"`
+	BatchRequests int    `help:"How many requests of batches run at a time." default:"8"`
+}
+
+// batches returns the settings that the flags give.
+func (f batchFlags) batches() (app.Batches, error) {
+	switch {
+	case f.BatchDisk < 1 || f.BatchDisk > 1<<30:
+		return app.Batches{}, fault.Field("batch-disk", "want 1 to %d MiB, got %d", 1<<30, f.BatchDisk)
+	case f.BatchRequests < 1 || f.BatchRequests > 1024:
+		return app.Batches{}, fault.Field("batch-requests", "want 1 to 1024, got %d", f.BatchRequests)
+	}
+	return app.Batches{Dir: f.BatchDir, Disk: f.BatchDisk << 20, Requests: f.BatchRequests}, nil
+}
+
 // adapters returns the adapters that the flags name.
 func (f adapterFlags) adapters() ([]app.Adapter, error) {
 	if f.AdapterDisk < 1 || f.AdapterDisk > 1<<30 {
@@ -257,6 +275,7 @@ type routerCmd struct {
 	metricsFlags
 	toolsFlags
 	adapterFlags
+	batchFlags
 	NATS string `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
 	natsFlags
 	Drain time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
@@ -376,6 +395,10 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	jobs, err := c.batches()
+	if err != nil {
+		return err
+	}
 	return app.Router(e.Ctx, c.serviceFlags.config(e, c.Listen), app.RouterConfig{
 		Placing: placing,
 		HTTP:    c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
@@ -383,6 +406,7 @@ func (c *routerCmd) Run(e *verb.Env) error {
 		NATS:          c.natsFlags.config(c.NATS),
 		MetricsPrefix: c.MetricsPrefix,
 		Tools:         c.ServerTools,
+		Batches:       jobs,
 		Bound:         func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }

@@ -62,6 +62,7 @@ type upCmd struct {
 	metricsFlags
 	toolsFlags
 	adapterFlags
+	batchFlags
 	adapterMemoryFlags
 	dataFlags
 	Draft      string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given." type:"model"`
@@ -93,6 +94,10 @@ func (c *upCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	jobs, err := c.batches()
+	if err != nil {
+		return err
+	}
 	shards, err := c.shards()
 	if err != nil {
 		return err
@@ -108,6 +113,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
 		Adapters: adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk << 20, AdapterBytes: adapterBytes,
+		Batches:     jobs,
 		Auto:        shards,
 		Placing:     app.Placing{Replicas: c.Replicas},
 		Log:         e.Log,

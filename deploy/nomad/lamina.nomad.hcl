@@ -97,6 +97,7 @@ job "lamina" {
           "--nats=${var.nats}",
           "--auth-keys=${var.keys}",
           "--adapter-dir=${NOMAD_ALLOC_DIR}/adapters",
+          "--batch-dir=${NOMAD_ALLOC_DIR}/batches",
           "--tls-cert=${var.certs}/router.pem",
           "--tls-key=${var.certs}/router.key",
           "--tls-ca=${var.certs}/ca.pem",

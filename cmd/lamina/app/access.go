@@ -17,6 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router/batches"
 	"github.com/lamina-mesh/lamina/services/router/console"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -172,7 +173,7 @@ type refusals struct {
 
 func newRefusals() *refusals {
 	f := &refusals{paths: http.NewServeMux(), apis: map[string]httpapi.API{}, other: openai.Fail(openai.Options{})}
-	for _, api := range httpAPIs(nil, console.Options{}) {
+	for _, api := range httpAPIs(nil, batches.New(batches.Options{}), console.Options{}) {
 		for _, r := range api.Routes {
 			if _, ok := f.apis[r.Path]; !ok {
 				f.apis[r.Path] = api
@@ -208,7 +209,7 @@ func (f *refusals) fail(w http.ResponseWriter, r *http.Request, err error) {
 // Routes returns the patterns of all HTTP routes of a process.
 func Routes() []string {
 	routes := append(probeRoutes(), console.PageRoutes()...)
-	for _, api := range httpAPIs(nil, console.Options{}) {
+	for _, api := range httpAPIs(nil, batches.New(batches.Options{}), console.Options{}) {
 		for _, r := range api.Routes {
 			routes = append(routes, r.Method+" "+r.Path)
 		}

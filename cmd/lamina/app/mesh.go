@@ -56,7 +56,8 @@ type MeshConfig struct {
 	Traces       trace.Config  // where spans go; nowhere by default
 	// MetricsPrefix is that of RouterConfig.
 	MetricsPrefix string
-	Tools         string        // the file of RouterConfig.Tools
+	Tools         string // the file of RouterConfig.Tools
+	Batches       Batches
 	Drain         time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
@@ -143,7 +144,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		store:        c.Store,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
 			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Placing: c.Placing, Drain: cmp.Or(c.Drain, meshDrain),
-			MetricsPrefix: c.MetricsPrefix, Tools: c.Tools,
+			MetricsPrefix: c.MetricsPrefix, Tools: c.Tools, Batches: c.Batches,
 			Adapters: c.Adapters, AdapterDir: c.AdapterDir, AdapterDisk: c.AdapterDisk},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.

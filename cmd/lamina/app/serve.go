@@ -187,7 +187,15 @@ type RouterConfig struct {
 	// MetricsPrefix is the prefix of the metrics with vLLM's names; empty means "vllm:", and "none" leaves them out.
 	MetricsPrefix string
 	// Tools is the file of the tools that the router runs for requests (docs/tools.md); empty for none.
-	Tools string
+	Tools   string
+	Batches Batches
+}
+
+// Batches are the settings of batches of requests. Zero values mean the defaults of batches.Limits.
+type Batches struct {
+	Dir      string // where the router keeps them with their files; empty means that it takes none
+	Disk     int64  // bytes of all files
+	Requests int    // that run at a time
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

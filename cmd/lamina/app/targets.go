@@ -20,6 +20,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/swarm"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/anthropic"
+	"github.com/lamina-mesh/lamina/services/router/batches"
 	"github.com/lamina-mesh/lamina/services/router/console"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/kserve"
@@ -409,11 +410,18 @@ func (p *process) buildHTTP() error {
 		return err
 	}
 	o := httpapi.Options{Log: p.log, WriteTimeout: limit, Tools: tools}
+	// It ends after the router has been drained, since it starts before, and before the router ends.
+	jobs := batches.New(batches.Options{
+		Options: o, Dir: p.set.router.Batches.Dir, Handler: mux, Guard: p.guard, Lowest: router.Lowest,
+		Limits: batches.Limits{Disk: p.set.router.Batches.Disk, Requests: p.set.router.Batches.Requests},
+		Fail:   openai.Fail(o), Error: openai.ErrorObject,
+	})
+	p.add(runPart("batches", jobs.Run))
 	config, err := p.consoleOptions(o)
 	if err != nil {
 		return err
 	}
-	httpapi.Register(mux, httpAPIs(b, config)...)
+	httpapi.Register(mux, httpAPIs(b, jobs, config)...)
 	mux.Handle("/v1/", openai.Unknown(o))
 	mux.Handle("/", console.Pages())
 	p.add(p.httpPart("http", p.set.router.HTTP, mux, p.set.router.Bound))
@@ -421,12 +429,13 @@ func (p *process) buildHTTP() error {
 }
 
 // httpAPIs returns the HTTP APIs with all their routes. The options of the console include those of all APIs.
-func httpAPIs(b *router.Backend, config console.Options) []httpapi.API {
+func httpAPIs(b *router.Backend, jobs *batches.Service, config console.Options) []httpapi.API {
 	o := config.Options
 	fail := openai.Fail(o)
 	apis := []httpapi.API{
 		openai.Routes(b, o),
 		responses.Routes(b, responses.Options{Options: o, Fail: fail, Error: openai.ErrorObject}),
+		jobs.Routes(),
 		anthropic.Routes(b, o),
 		ollama.Routes(b, o),
 		vllm.Routes(b, vllm.Options{Options: o, Fail: fail}),

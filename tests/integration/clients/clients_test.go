@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -77,6 +79,28 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 			t.Errorf("chat.py printed %+v", got)
 		}
 	})
+	t.Run("OpenAIBatch", func(t *testing.T) {
+		python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
+		var got struct {
+			Status         string
+			Counts         []int
+			Text           string
+			Failed         map[string]int
+			Embedded       int
+			Wrong          []any
+			Cancelled      string
+			Batches, Files int
+			Errors         []int
+		}
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/openai_batch.py"), http+"/v1", prompt,
+			maxTokens), &got)
+		if got.Status != "completed" || !slices.Equal(got.Counts, []int{3, 2, 1}) || got.Text == "" ||
+			!maps.Equal(got.Failed, map[string]int{"c": 400}) || got.Embedded != 1 ||
+			!reflect.DeepEqual(got.Wrong, []any{"failed", []any{2.0, 3.0}}) || got.Cancelled != "cancelled" ||
+			got.Batches != 4 || got.Files != 0 || !slices.Equal(got.Errors, []int{404, 404, 400}) {
+			t.Errorf("openai_batch.py printed %+v", got)
+		}
+	})
 	t.Run("PythonExamples", func(t *testing.T) {
 		pythonExamples(t, root, work, grpc, http)
 	})
@@ -105,7 +129,7 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 func up(t *testing.T, root, model string) (grpc, http string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(root, "bin/lamina"), "up", "--grpc=127.0.0.1:0", "--http=127.0.0.1:0",
-		"--runs="+t.TempDir(), "--allow-path="+os.TempDir())
+		"--runs="+t.TempDir(), "--batch-dir="+t.TempDir(), "--allow-path="+os.TempDir())
 	if model != "" {
 		cmd.Args = append(cmd.Args, "--model="+model)
 	}
