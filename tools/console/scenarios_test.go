@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -355,6 +356,40 @@ func TestKeys_MadeShownOnceRotatedAndRevoked(t *testing.T) {
 		b.click("button", "Revoke laptop")
 		b.click("dialog button", "Revoke")
 		b.until("a revoked key", `[...document.querySelectorAll("tr")].some((r) => r.innerText.includes("laptop") && r.innerText.includes("revoked"))`)
+	})
+}
+
+// TestKeys_ASecretSurvivesACancelThatIsTooLate goes back, by the button or the keyboard, when the router has made the
+// key and its answer is still on the way. Another key puts no secret away.
+func TestKeys_ASecretSurvivesACancelThatIsTooLate(t *testing.T) {
+	each(t, two()[:1], func(t *testing.T, r *rig, b *tab) {
+		b.open(r.URL, "keys")
+		b.sees("website")
+		for i, back := range []func(){func() { b.click("dialog button", "Cancel") }, func() { b.press(kb.Escape) }} {
+			b.eval(`window.direct ??= fetch, window.answer = null, window.fetch = async (...a) => {
+				const response = await direct(...a);
+				if (a[1]?.method === "POST") await new Promise((go) => { window.answer = go; });
+				return response;
+			}, true`, nil)
+			b.click("button", "Make a key")
+			b.fill("dialog input[name=name]", fmt.Sprintf("late%d", i))
+			b.click("dialog button", "Make")
+			b.until("the answer", `window.answer !== null`)
+			back()
+			b.until("no dialog", `!document.querySelector("dialog")`)
+			b.eval(`window.fetch = direct, window.answer(), true`, nil)
+			b.until("the secret", fmt.Sprintf(`document.querySelectorAll(".secret").length === %d`, i+1))
+			var secret string
+			b.eval(`document.querySelector(".secret").textContent`, &secret)
+			if _, err := r.keys.Authenticate(secret); err != nil {
+				t.Errorf("the secret that is shown: %v", err)
+			}
+		}
+		b.click("button", "Put away")
+		b.until("one secret", `document.querySelectorAll(".secret").length === 1`)
+		b.click("button", "Make a key")
+		b.click("dialog button", "Cancel")
+		b.until("no dialog", `!document.querySelector("dialog")`)
 	})
 }
 

@@ -206,7 +206,7 @@ func (f *follower) stored(ctx context.Context) {
 		f.p.log.Warn("read the store of models", "error", err)
 	}
 	for _, m := range models {
-		if f.offered[m.Digest] || f.resting(m.Digest) || f.wanted != nil && !f.wanted.has(m.Name) {
+		if f.offered[m.Digest] || f.resting(m.Digest) || f.wanted != nil && !f.wanted.has(m.Name, m.Digest) {
 			continue
 		}
 		lease, err := f.store.Acquire(ctx, m.Name)

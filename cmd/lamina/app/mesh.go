@@ -188,7 +188,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		p.set.pipelines++
 	}
 	if c.Store.Dir != "" && len(c.Auto) > 0 {
-		p.wanted = &wanted{names: map[string]bool{}}
+		p.wanted = &wanted{digests: map[string]string{}}
 	}
 	for i, auto := range c.Auto {
 		p.set.shards = append(p.set.shards, shardSetting{

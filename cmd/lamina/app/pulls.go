@@ -28,26 +28,37 @@ const (
 	pullEnded  = "canceled"
 )
 
-// wanted is the set of models of the store that a mesh shall serve. A nil set is of a process without shards that take
-// their layers from the placer. It is safe for concurrent use.
+// wanted is the set of models of the store that a mesh shall serve, by name and digest: a model that was pulled again
+// is another one, which the tokenizer does not know. A nil set is of a process without shards that take their layers
+// from the placer. It is safe for concurrent use.
 type wanted struct {
-	mu    sync.Mutex
-	names map[string]bool
+	mu      sync.Mutex
+	digests map[string]string // by name
 }
 
-func (w *wanted) has(name string) bool {
+func (w *wanted) has(name, digest string) bool {
 	if w == nil {
 		return false
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.names[name]
+	return digest != "" && w.digests[name] == digest
 }
 
-func (w *wanted) add(name string) {
+func (w *wanted) add(name, digest string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.names[name] = true
+	w.digests[name] = digest
+}
+
+// remove forgets a model that has gone from the store.
+func (w *wanted) remove(name string) {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.digests, name)
 }
 
 // modelStore is the store of models as the console sees it. Each pull has a goroutine, which stop joins.
@@ -108,7 +119,7 @@ func (s *modelStore) Models() ([]console.StoredModel, error) {
 	for _, m := range models {
 		out = append(out, console.StoredModel{Name: m.Name, Digest: m.Digest, Bytes: m.Size(), Files: len(m.Files),
 			Source: m.Source, LastUsed: m.LastUsed, InUse: m.InUse,
-			Loadable: s.wanted != nil && !s.wanted.has(m.Name)})
+			Loadable: s.wanted != nil && !s.wanted.has(m.Name, m.Digest)})
 	}
 	return out, nil
 }
@@ -116,6 +127,9 @@ func (s *modelStore) Models() ([]console.StoredModel, error) {
 // Remove removes a model that is not in use.
 func (s *modelStore) Remove(ctx context.Context, name string) error {
 	_, err := s.store.Remove(ctx, name)
+	if err == nil {
+		s.wanted.remove(name)
+	}
 	return err
 }
 
@@ -138,7 +152,7 @@ func (s *modelStore) Load(name string) error {
 	if err = errors.Join(err, lease.Close()); err != nil {
 		return fault.Wrap(fault.CodeOf(err), err, "load model %s", name)
 	}
-	s.wanted.add(name)
+	s.wanted.add(name, lease.Digest)
 	return nil
 }
 

@@ -64,18 +64,20 @@ export const empty = (title, ...lines) =>
   h("div", { class: "empty" }, h("h2", {}, title), lines.map((line) => h("p", {}, line)));
 
 // ask shows a dialog with a form. submit gets the form's data; an error that it throws is shown, and the dialog stays.
-// The result is what submit has returned, or undefined if the user has gone back.
+// The result is what submit has returned, or undefined if the user has gone back. Whoever goes back while submit runs
+// still gets its result, since what it does may be done already: the secret of a new key must not be lost.
 export function ask(title, action, content, submit) {
   return new Promise((resolve) => {
     const problem = h("p", { class: "problem", role: "alert", hidden: true });
     const go = h("button", { class: "main", type: "submit" }, action);
-    let result;
+    let result, running = false, closed = false;
     // The close event comes with the next frame, and a page in the background has none: without it, a dialog that was
     // closed would stay in the document, with fields of the same names as the next one's.
     const end = () => {
+      closed = true;
       dialog.close();
       dialog.remove();
-      resolve(result);
+      if (!running) resolve(result);
     };
     const form = h("form", { method: "dialog" },
       h("h2", { id: "ask-title" }, title), content, problem,
@@ -83,16 +85,16 @@ export function ask(title, action, content, submit) {
     const dialog = h("dialog", { "aria-labelledby": "ask-title" }, form);
     form.addEventListener("submit", async (e) => {
       e.preventDefault();
-      go.disabled = true;
+      go.disabled = running = true;
+      let failed = false;
       try {
         result = (await submit(new FormData(form))) ?? true;
-        end();
       } catch (error) {
         problem.textContent = error.message;
-        problem.hidden = false;
-      } finally {
-        go.disabled = false;
+        problem.hidden = !(failed = true);
       }
+      go.disabled = running = false;
+      if (!failed || closed) end();
     });
     dialog.addEventListener("close", end); // by Esc
     document.body.append(dialog);

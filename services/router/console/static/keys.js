@@ -49,12 +49,15 @@ export function mount(root, { access }) {
     ])));
   });
 
-  // show shows a secret until the user has put it away or leaves the page.
+  // show shows a secret until the user has put it away or leaves the page, above those that were not put away.
   const show = (answer, what) => {
     if (!answer) return;
     const text = h("code", { class: "secret" }, answer.secret);
-    replace(secret, h("div", { class: "once" }, h("p", {}, h("b", {}, what), " Copy the secret now: it is not stored, and never shown again."), text,
-      h("div", { class: "buttons" }, button("Copy", (e) => copy(answer.secret, e.currentTarget), { class: "main" }), button("Put away", () => replace(secret)))));
+    const box = h("div", { class: "once" }, h("p", {}, h("b", {}, what), " Copy the secret now: it is not stored, and never shown again."), text,
+      h("div", { class: "buttons" }, button("Copy", (e) => copy(answer.secret, e.currentTarget), { class: "main" }), button("Put away", () => box.remove())));
+    [...secret.children].find((b) => b.dataset.key === answer.key.id)?.remove(); // the secret before a rotation
+    box.dataset.key = answer.key.id;
+    secret.prepend(box);
     load();
   };
 
