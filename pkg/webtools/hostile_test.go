@@ -87,7 +87,8 @@ func TestReadable_HostilePagesTakeLinearWork(t *testing.T) {
 func TestReadable_KeepsTheTextAfterTheBudget(t *testing.T) {
 	deep := strings.Repeat("<div>", 480) + strings.Repeat("<li>a", webtools.MaxSteps/480)
 	_, text, err := webtools.Readable(deep + "<p>one<p>two &lt;b&gt; <script>HIDDEN</script>" +
-		"<style>HIDDEN</style>&<!--HIDDEN--><i>x<svg>HIDDEN</svg>y</i><textarea>HIDDEN<p></textarea> <img alt=HIDDEN> end")
+		"<style>HIDDEN</style>&<!--HIDDEN--><i>x<svg>HIDDEN</svg>y</i>" +
+		"<textarea>HIDDEN<p></textarea> <img alt=HIDDEN> end")
 	if want := "one two <b> &xy end"; err != nil || !strings.HasSuffix(text, want) || strings.Contains(text, "HIDDEN") {
 		t.Errorf("got %q, %v, want %q", text[max(0, len(text)-100):], err, want)
 	}

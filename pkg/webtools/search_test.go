@@ -6,11 +6,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/webtools"
@@ -170,4 +172,40 @@ func TestNewSearch_NamesTheSetting(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
+}
+
+// FuzzResults reads what a provider may answer: results are few, short and on one line, and have addresses of the web.
+func FuzzResults(f *testing.F) {
+	for _, seed := range []string{
+		`{"results":[{"url":"http://a.test/","title":"A &amp; B","content":"one\n two"}]}`,
+		`{"web":{"results":[{"url":"http://a.test/","title":"A","description":"<strong>one</strong> two"}]}}`,
+		`{"results":[{"url":"javascript:x"},{"url":"http:"},{"url":"HTTP://a\u0000/"},{"url":"http://a/\ud800"}]}`,
+		`{"results":[{"url":"http://a/","title":"<<b>b &#0;&lt;p>","content":"` + strings.Repeat("é ", 2000) + `"}]}`,
+		`{"results":[{"url":"http://` + strings.Repeat("a", 5000) + `/","title":"` + strings.Repeat("a", 5000) + `"}]}`,
+		`{"results":{}}`, `{"results":null,"web":7}`, `[]`, `null`, ``,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, kind := range []string{webtools.SearXNG, webtools.Brave, webtools.Tavily} {
+			found, err := webtools.Results(kind, body)
+			if err != nil && len(found) > 0 {
+				t.Errorf("%q: got %q and %v", body, found, err)
+			}
+			seen := map[string]bool{}
+			for _, r := range found {
+				if u, err := url.Parse(r.URL); err != nil || u.Scheme != "http" && u.Scheme != "https" || seen[r.URL] ||
+					len(r.URL) > webtools.MaxURL {
+					t.Errorf("%q: got the address %q", body, r.URL)
+				}
+				seen[r.URL] = true
+				for text, most := range map[string]int{r.Title: webtools.MaxTitle, r.Text: webtools.MaxText} {
+					if !utf8.ValidString(text) || utf8.RuneCountInString(text) > most+1 ||
+						strings.ContainsAny(text, "\r\n\t") {
+						t.Errorf("%q: got the text %q", body, text)
+					}
+				}
+			}
+		}
+	})
 }

@@ -33,3 +33,30 @@ func (c MeshConfig) WithNetwork(n *memnet.Network) MeshConfig {
 	c.network = n
 	return c
 }
+
+// ParseTools reads the content of a file of tools, and returns its rounds and the bytes of its pages.
+func ParseTools(text []byte) (rounds int, pageBytes int64, err error) {
+	f, err := parseTools("tools.yaml", text)
+	if err != nil {
+		return 0, 0, err
+	}
+	if f.Page != nil {
+		pageBytes = f.Page.Bytes
+	}
+	return f.Rounds, pageBytes, nil
+}
+
+// Wanted is the set of models of the store that a mesh shall serve.
+type Wanted struct{ w wanted }
+
+// NewWanted returns an empty set.
+func NewWanted() *Wanted { return &Wanted{wanted{digests: map[string]string{}}} }
+
+// Add adds a model.
+func (w *Wanted) Add(name, digest string) { w.w.add(name, digest) }
+
+// Remove forgets a model.
+func (w *Wanted) Remove(name string) { w.w.remove(name) }
+
+// Has reports whether a model is in the set.
+func (w *Wanted) Has(name, digest string) bool { return w.w.has(name, digest) }

@@ -101,3 +101,44 @@ func TestStart_NamesWhatIsWrongWithTheTools(t *testing.T) {
 		t.Errorf("a file that is missing: got %v", err)
 	}
 }
+
+// FuzzParseTools reads files of tools. Numbers that are accepted are within their bounds; errors are about the file.
+func FuzzParseTools(f *testing.F) {
+	for _, seed := range []string{
+		"", "rounds: 3\ncalls: 4\nresult_bytes: 1\nbytes: 2\ncall_timeout: 1s\ntimeout: 2m\n",
+		"web_search: {results: 3, timeout: 5s, providers: [{kind: brave, key_file: /x}]}",
+		"read_page: {bytes: 7, allow: [x], any_address: true}",
+		"mcp: {a: {command: [x, y], env: {A: b}, dir: /, tools: [z]}, b: {url: 'http://x', token_file: y}}",
+		"read_page: {redirects: -1, ports: [0, 65536]}", "rounds: -1", "a: &a [*a]", "a: &a [1]\nb: [*a, *a]",
+		"\t", "---\n---\n",
+		"rounds: 1e99", "timeout: 99999999h", "? {}", "!!binary x",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		rounds, bytes, err := app.ParseTools(text)
+		if err != nil && fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("%q: got %v", text, err)
+		}
+		if rounds < 0 || rounds > 100 || bytes < 0 || bytes > 64<<20 {
+			t.Errorf("%q: got %d rounds and pages of %d bytes", text, rounds, bytes)
+		}
+	})
+}
+
+// TestWanted_AModelThatWasPulledAgainIsAnotherOne has a model replaced and removed.
+func TestWanted_AModelThatWasPulledAgainIsAnotherOne(t *testing.T) {
+	w := app.NewWanted()
+	w.Add("m", "one")
+	if !w.Has("m", "one") || w.Has("m", "two") || w.Has("other", "one") || w.Has("other", "") {
+		t.Error("a model is wanted that nobody has loaded, or not the one that was")
+	}
+	w.Add("m", "two")
+	if w.Has("m", "one") || !w.Has("m", "two") {
+		t.Error("the model from before is wanted, or not the new one")
+	}
+	w.Remove("m")
+	if w.Has("m", "two") || w.Has("m", "") {
+		t.Error("a model is wanted that was removed")
+	}
+}

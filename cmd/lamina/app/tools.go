@@ -69,6 +69,14 @@ func readTools(path string) (*toolsFile, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "read the file of tools")
 	}
+	return parseTools(path, text)
+}
+
+// parseTools reads the content of a file of tools.
+func parseTools(path string, text []byte) (*toolsFile, error) {
+	if len(text) > maxToolsFile {
+		return nil, fault.New(fault.Invalid, "read the file of tools %s: more than %d bytes", path, maxToolsFile)
+	}
 	out := &toolsFile{}
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	d.KnownFields(true)
@@ -83,6 +91,7 @@ const (
 	maxResultBytes = 1 << 20
 	maxToolTime    = time.Hour
 	maxPageBytes   = 64 << 20
+	maxToolsFile   = 1 << 20
 )
 
 // check checks the numbers of the file.
