@@ -21,6 +21,8 @@ type Parsing struct {
 	Single    bool   // at most one call is returned
 	// Loading is told, before the chat starts, how far the loading of its model is; nil is told nothing.
 	Loading func(*routerv1.ModelLoading) error
+	// Token gets each token before what was made of its text; nil gets none.
+	Token func(*routerv1.TokenEvent)
 	// CallID returns the id of a call; nil uses CallID of this package.
 	CallID func(request string, choice, index int) string
 }
@@ -147,6 +149,9 @@ func Run(
 		case out.Answer == nil:
 			return fault.New(fault.Internal, "run chat: its first event is not started")
 		case e.GetToken() != nil:
+			if g.Token != nil {
+				g.Token(e.GetToken())
+			}
 			return push(out.Answer.Push(e.GetToken().GetText()))
 		}
 		out.Finished = e.GetFinished()

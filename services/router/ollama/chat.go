@@ -72,6 +72,13 @@ type line struct {
 	PromptNS  int64       `json:"prompt_eval_duration,omitempty"`
 	Eval      uint32      `json:"eval_count,omitempty"`
 	EvalNS    int64       `json:"eval_duration,omitempty"`
+	Logprobs  []logprob   `json:"logprobs,omitempty"` // of the tokens since the last line
+}
+
+// logprob is a token with its log-probability, and the likeliest ones at its place.
+type logprob struct {
+	httpapi.Candidate
+	Top []httpapi.Candidate `json:"top_logprobs,omitempty"`
 }
 
 // finish fills in the end of an answer.
@@ -121,6 +128,7 @@ func (c *chatRequest) request() (out *routerv1.ChatRequest, shown bool, err erro
 	if out.Sampling, out.Stop, out.MaxTokens, err = c.sampling(); err != nil {
 		return nil, false, err
 	}
+	out.TopLogprobs = c.top()
 	if out.VariablesJson, shown, err = c.thinking(); err != nil {
 		return nil, false, err
 	}
@@ -232,10 +240,10 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 			Message: &outMessage{Role: "assistant"}})
 		return
 	}
-	out := s.newWriter(w, c.stream())
+	out := s.newWriter(w, &c.common)
 	var all outMessage
 	var made calls
-	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true}
+	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true, Token: out.token}
 	end, err := httpapi.Run(r.Context(), s.backend, req, parsing, func(st *routerv1.Started) error {
 		out.model = st.GetModel()
 		return nil

@@ -17,6 +17,9 @@
 // that is left out has the model's default. Options about loading (num_ctx, num_gpu, num_thread and others) have no
 // effect. Any other option, images, template and context are refused by name.
 //
+// With logprobs each line has the log-probabilities of the tokens since the line before, those of reasoning and of tool
+// calls too, and top_logprobs (0 to 20) the likeliest tokens at each place.
+//
 // An error is {"error": text}: as the whole response with a status, or as the last line of a stream, which then has
 // no line with done.
 package ollama

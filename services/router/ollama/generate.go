@@ -50,6 +50,7 @@ func (c *generateRequest) plain() (*routerv1.GenerateRequest, error) {
 	}
 	var err error
 	out.Sampling, out.Stop, out.MaxTokens, err = c.sampling()
+	out.TopLogprobs = c.top()
 	return out, err
 }
 
@@ -59,6 +60,7 @@ func (c *generateRequest) chat() (out *routerv1.ChatRequest, shown bool, err err
 	if out.Sampling, out.Stop, out.MaxTokens, err = c.sampling(); err != nil {
 		return nil, false, err
 	}
+	out.TopLogprobs = c.top()
 	if c.System != "" {
 		out.Messages = append(out.Messages, &tokenizerv1.Message{Role: "system", Content: c.System})
 	}
@@ -88,7 +90,7 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request) {
 			Response: &empty})
 		return
 	}
-	out := s.newWriter(w, c.stream())
+	out := s.newWriter(w, &c.common)
 	var finished *routerv1.Finished
 	if c.Raw || c.Suffix != "" || !m.GetChat() {
 		finished, err = s.continued(r, &c, out)
@@ -123,6 +125,7 @@ func (s *server) continued(r *http.Request, c *generateRequest, out *writer) (*r
 		case e.GetStarted() != nil:
 			out.model = e.GetStarted().GetModel()
 		case e.GetToken() != nil:
+			out.token(e.GetToken())
 			return out.generated(e.GetToken().GetText(), "")
 		case e.GetFinished() != nil:
 			finished = e.GetFinished()
@@ -142,7 +145,7 @@ func (s *server) answered(r *http.Request, c *generateRequest, out *writer) (*ro
 	if err != nil {
 		return nil, err
 	}
-	end, err := httpapi.Run(r.Context(), s.backend, req, httpapi.Parsing{Reasoning: true},
+	end, err := httpapi.Run(r.Context(), s.backend, req, httpapi.Parsing{Reasoning: true, Token: out.token},
 		func(st *routerv1.Started) error {
 			out.model = st.GetModel()
 			return nil

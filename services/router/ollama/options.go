@@ -21,6 +21,7 @@ type common struct {
 	Think    json.RawMessage            `json:"think"`
 	Options  map[string]json.RawMessage `json:"options"`
 	Logprobs bool                       `json:"logprobs"`
+	Top      int64                      `json:"top_logprobs"` // counts only with logprobs
 }
 
 // stream reports whether the answer is streamed, which is the default.
@@ -83,6 +84,14 @@ func (c *common) readOptions() (*options, error) {
 	return o, nil
 }
 
+// top returns how many candidates are reported with a token.
+func (c *common) top() uint32 {
+	if !c.Logprobs {
+		return 0
+	}
+	return uint32(c.Top) // sampling has checked it
+}
+
 // count reads a number of tokens; values below 0 mean as many as possible, which is 0 on the wire.
 func count(name string, v *int64) (uint32, error) {
 	if v == nil {
@@ -100,8 +109,8 @@ func (c *common) sampling() (out *routerv1.Sampling, stop []string, most uint32,
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	if c.Logprobs {
-		return nil, nil, 0, fault.Field("logprobs", "is not supported here; /v1/chat/completions has them")
+	if c.Top < 0 || c.Top > httpapi.MaxTop {
+		return nil, nil, 0, fault.Field("top_logprobs", "%d is not within 0..%d", c.Top, httpapi.MaxTop)
 	}
 	out = &routerv1.Sampling{
 		Temperature: o.Temperature, TopP: o.TopP, MinP: o.MinP, RepetitionPenalty: o.RepeatPenalty,

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -17,10 +18,28 @@ type writer struct {
 	model    string
 	text     strings.Builder // of an answer that is not streamed
 	thoughts strings.Builder
+	logprobs bool
+	tokens   httpapi.TokenLog // since the last line
 }
 
-func (s *server) newWriter(w http.ResponseWriter, streamed bool) *writer {
-	return &writer{s: s, w: w, streamed: streamed, lines: httpapi.NewStream(w, httpapi.JSONLines, s.WriteTimeout)}
+func (s *server) newWriter(w http.ResponseWriter, c *common) *writer {
+	return &writer{s: s, w: w, streamed: c.stream(), logprobs: c.Logprobs,
+		lines: httpapi.NewStream(w, httpapi.JSONLines, s.WriteTimeout)}
+}
+
+// token notes a token, whose log-probability the next line has.
+func (o *writer) token(t *routerv1.TokenEvent) {
+	if o.logprobs {
+		o.tokens.Add(t)
+	}
+}
+
+// complete fills in what every line has.
+func (o *writer) complete(l *line) {
+	l.Model, l.CreatedAt = o.model, time.Now().UTC()
+	for _, p := range httpapi.Logprobs(o.tokens.All()...) {
+		l.Logprobs = append(l.Logprobs, logprob(p))
+	}
 }
 
 // chat sends what was added to a message, or adds it to all.
@@ -53,14 +72,14 @@ func (o *writer) generated(text, thoughts string) error {
 }
 
 func (o *writer) line(l line) error {
-	l.Model, l.CreatedAt = o.model, time.Now().UTC()
+	o.complete(&l)
 	return o.lines.Line(l)
 }
 
 // end sends the last line, or the whole answer.
 func (o *writer) end(r *http.Request, l line) {
 	if !o.streamed {
-		l.Model, l.CreatedAt = o.model, time.Now().UTC()
+		o.complete(&l)
 		o.s.json(o.w, http.StatusOK, l)
 		return
 	}

@@ -178,8 +178,8 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 		return nil, fault.Field("ignore_end", "is supported for completions only")
 	}
 	if top := c.TopLogprobs; top != nil && *top != 0 {
-		if *top < 0 || *top > maxTop {
-			return nil, fault.Field("top_logprobs", "%d is not within 0..%d", *top, maxTop)
+		if *top < 0 || *top > httpapi.MaxTop {
+			return nil, fault.Field("top_logprobs", "%d is not within 0..%d", *top, httpapi.MaxTop)
 		}
 		if !c.Logprobs {
 			return nil, fault.Field("top_logprobs", "requires logprobs to be true")
@@ -264,39 +264,11 @@ func (c *chatRequest) state(p *httpapi.Parsing) *resumeState {
 	return s
 }
 
-// candidate is a token with its log-probability and UTF-8 bytes.
-type candidate struct {
-	Token   string  `json:"token"`
-	Logprob float32 `json:"logprob"`
-	Bytes   []int   `json:"bytes"`
-}
-
-// tokenLogprob is an entry of the logprobs of a chat choice.
-type tokenLogprob struct {
-	candidate
-	Top []candidate `json:"top_logprobs"`
-}
-
-func toCandidate(text string, logprob float32) candidate {
-	out := candidate{Token: text, Logprob: logprob, Bytes: make([]int, len(text))}
-	for i, b := range []byte(text) {
-		out.Bytes[i] = int(b)
-	}
-	return out
-}
-
 func (c *chatRequest) logprobs(tokens ...*routerv1.TokenEvent) any {
 	if !c.Logprobs {
 		return nil
 	}
-	content := make([]tokenLogprob, len(tokens))
-	for i, t := range tokens {
-		content[i] = tokenLogprob{toCandidate(t.GetText(), t.GetLogprob()), make([]candidate, len(t.GetTop()))}
-		for j, top := range t.GetTop() {
-			content[i].Top[j] = toCandidate(top.GetText(), top.GetLogprob())
-		}
-	}
-	return map[string]any{"content": content, "refusal": nil}
+	return map[string]any{"content": httpapi.Logprobs(tokens...), "refusal": nil}
 }
 
 func (s *server) chat(w http.ResponseWriter, r *http.Request) {

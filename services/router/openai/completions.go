@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 // defaultTokens is OpenAI's default of max_tokens for completions.
@@ -82,8 +83,8 @@ func (c *completionRequest) check() (n, run, top int, err error) {
 		top = *c.Logprobs
 	}
 	switch {
-	case top < 0 || top > maxTop:
-		return 0, 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, maxTop)
+	case top < 0 || top > httpapi.MaxTop:
+		return 0, 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, httpapi.MaxTop)
 	case c.Echo && c.Suffix != nil && *c.Suffix != "":
 		return 0, 0, 0, fault.Field("echo", "cannot be combined with suffix")
 	}

@@ -15,7 +15,6 @@ import (
 const (
 	maxChoices = 128 // limit of n and best_of; the backend also limits them by its memory
 	maxJobs    = 256 // prompts times choices
-	maxTop     = 20  // candidates reported with a token, as in the backend
 )
 
 // decode reads a body; an error names the field or the byte.

@@ -53,6 +53,9 @@ func (s *server) runChat(
 ) (*ended, error) {
 	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true,
 		Single: req.ParallelToolCalls != nil && !req.GetParallelToolCalls(), Loading: o.loading}
+	if o.c.logprobs() {
+		parsing.Token = o.tokens.Add
+	}
 	if o.set == nil {
 		end, err := httpapi.Run(ctx, s.backend, req, parsing, start, push)
 		if err != nil {

@@ -21,6 +21,9 @@
 // the least recently used ones are dropped first. A tenant sees its own only. A router that restarts, and other
 // routers, do not have them; clients that need more send the items again.
 //
-// Hints (user, metadata, include, service_tier, prompt_cache_key, safety_identifier, text.verbosity) do not change
-// the answer. background, conversation, prompt, top_logprobs and other built-in tools are refused by name.
+// With include "message.output_text.logprobs" a message has the log-probabilities of its tokens, and top_logprobs the
+// likeliest tokens at each place.
+//
+// Hints (user, metadata, other values of include, service_tier, prompt_cache_key, safety_identifier, text.verbosity) do
+// not change the answer. background, conversation, prompt and other built-in tools are refused by name.
 package responses

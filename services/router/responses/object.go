@@ -55,6 +55,9 @@ func (o *run) object(status string, u *routerv1.Usage) object {
 	if httpapi.Given(c.ToolChoice) {
 		out["tool_choice"] = c.ToolChoice
 	}
+	if c.TopLogprobs != nil {
+		out["top_logprobs"] = *c.TopLogprobs
+	}
 	if c.Truncation != nil {
 		out["truncation"] = *c.Truncation
 	}

@@ -36,8 +36,9 @@ type outItem struct {
 	status   string
 	finished bool
 
-	annotations []any        // of a message
-	ran         *httpapi.Ran // of a tool that the server has run
+	annotations []any             // of a message
+	logprobs    []httpapi.Logprob // of a message, if they are asked for
+	ran         *httpapi.Ran      // of a tool that the server has run
 }
 
 // object returns the item as it is now.
@@ -68,7 +69,12 @@ func (i *outItem) part() object {
 		return object{"type": "reasoning_text", "text": i.text.String()}
 	}
 	return object{"type": "output_text", "text": i.text.String(), "annotations": append([]any{}, i.annotations...),
-		"logprobs": []any{}}
+		"logprobs": shown(i.logprobs)}
+}
+
+// shown returns a list that is never null.
+func shown(logprobs []httpapi.Logprob) []httpapi.Logprob {
+	return append([]httpapi.Logprob{}, logprobs...)
 }
 
 // outEvent is an event of a stream, before it has a number.
@@ -84,13 +90,13 @@ type assembler struct {
 	call    int // index of the call in the last item
 }
 
-// push adds a delta and returns the events that say so.
-func (a *assembler) push(d toolcall.Delta) (out []outEvent) {
+// push adds a delta and returns the events that say so. logprobs are those of the content, if they are asked for.
+func (a *assembler) push(d toolcall.Delta, logprobs ...httpapi.Logprob) (out []outEvent) {
 	if d.Reasoning != "" {
-		out = append(out, a.grow(itemReasoning, d.Reasoning)...)
+		out = append(out, a.grow(itemReasoning, d.Reasoning, nil)...)
 	}
 	if d.Content != "" {
-		out = append(out, a.grow(itemMessage, d.Content)...)
+		out = append(out, a.grow(itemMessage, d.Content, logprobs)...)
 	}
 	for _, c := range d.Calls {
 		if c.Name != "" {
@@ -136,14 +142,15 @@ func (a *assembler) begin(i *outItem) []outEvent {
 }
 
 // grow adds text to an item of the given type, which it begins unless one is open.
-func (a *assembler) grow(kind, text string) (out []outEvent) {
+func (a *assembler) grow(kind, text string, logprobs []httpapi.Logprob) (out []outEvent) {
 	if last := a.open(); last == nil || last.kind != kind {
 		out = append(a.end(completed), a.begin(&outItem{kind: kind})...)
 	}
 	a.open().text.WriteString(text)
+	a.open().logprobs = append(a.open().logprobs, logprobs...)
 	name, fields := "response.reasoning_text.delta", object{"content_index": 0, "delta": text}
 	if kind == itemMessage {
-		name, fields["logprobs"] = "response.output_text.delta", []any{}
+		name, fields["logprobs"] = "response.output_text.delta", shown(logprobs)
 	}
 	return append(out, a.event(name, fields))
 }
@@ -169,7 +176,8 @@ func (a *assembler) end(status string) []outEvent {
 		}
 	}
 	return []outEvent{
-		a.event("response.output_text.done", object{"content_index": 0, "text": text, "logprobs": []any{}}),
+		a.event("response.output_text.done",
+			object{"content_index": 0, "text": text, "logprobs": shown(last.logprobs)}),
 		a.event("response.content_part.done", object{"content_index": 0, "part": last.part()}), done,
 	}
 }

@@ -32,6 +32,7 @@ type request struct {
 	Reasoning         *reasoningConfig  `json:"reasoning"`
 	Truncation        *string           `json:"truncation"`
 	TopLogprobs       *int64            `json:"top_logprobs"`
+	Include           []string          `json:"include"`
 	PresencePenalty   float32           `json:"presence_penalty"`
 	FrequencyPenalty  float32           `json:"frequency_penalty"`
 	Background        *bool             `json:"background"`
@@ -81,7 +82,8 @@ func (c *request) stores() bool { return c.Store == nil || *c.Store }
 // chat returns the request for the backend without its messages.
 func (c *request) chat() (*routerv1.ChatRequest, error) {
 	out := &routerv1.ChatRequest{Model: c.Model, KeepMarkers: true}
-	for _, step := range []func(*routerv1.ChatRequest) error{c.supported, c.limits, c.format, c.think, c.tools} {
+	for _, step := range []func(*routerv1.ChatRequest) error{c.supported, c.top, c.limits, c.format,
+		c.think, c.tools} {
 		if err := step(out); err != nil {
 			return nil, err
 		}
@@ -98,10 +100,28 @@ func (c *request) supported(*routerv1.ChatRequest) error {
 		return fault.Field("conversation", "is not supported: use previous_response_id")
 	case httpapi.Given(c.Prompt):
 		return fault.Field("prompt", "is not supported: use instructions and input")
-	case c.TopLogprobs != nil && *c.TopLogprobs != 0:
-		return fault.Field("top_logprobs", "is not supported here; /v1/chat/completions has them")
 	case c.MaxToolCalls != nil && (*c.MaxToolCalls < 1 || *c.MaxToolCalls > httpapi.MaxInteger):
 		return fault.Field("max_tool_calls", "%d is not within 1..%d", *c.MaxToolCalls, httpapi.MaxInteger)
+	}
+	return nil
+}
+
+// includeLogprobs is the entry of include that asks for log-probabilities.
+const includeLogprobs = "message.output_text.logprobs"
+
+// logprobs reports whether the answer has log-probabilities.
+func (c *request) logprobs() bool { return slices.Contains(c.Include, includeLogprobs) }
+
+// top reads how many candidates are reported with a token.
+func (c *request) top(out *routerv1.ChatRequest) error {
+	switch top := c.TopLogprobs; {
+	case top == nil || *top == 0:
+	case *top < 0 || *top > httpapi.MaxTop:
+		return fault.Field("top_logprobs", "%d is not within 0..%d", *top, httpapi.MaxTop)
+	case !c.logprobs():
+		return fault.Field("top_logprobs", "requires include to have %s", includeLogprobs)
+	default:
+		out.TopLogprobs = uint32(*top)
 	}
 	return nil
 }

@@ -104,6 +104,7 @@ type run struct {
 	client  string                             // the definitions of the client's tools, if set is not nil
 	loading func(*routerv1.ModelLoading) error // of a stream; nil for none
 	running func(names []string) error         // the same
+	tokens  httpapi.TokenLog                   // for log-probabilities
 }
 
 // prepare reads a request and finds the response that it continues.
@@ -165,7 +166,7 @@ func (s *server) chat(
 		if d.Reasoning != "" && d.Content == "" && len(d.Calls) == 0 {
 			o.thought++
 		}
-		return send(o.made.push(d)...)
+		return send(o.made.push(d, httpapi.Logprobs(o.tokens.Content(d.Content)...)...)...)
 	}, func(r httpapi.Ran) error { return send(o.made.ran(r)...) })
 	if err != nil {
 		return nil, rename(err)

@@ -51,6 +51,13 @@ func (b *Backend) Last() *routerv1.ChatRequest {
 
 // Chat sends the script.
 func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
+	return b.answer(ctx, r, r.GetTopLogprobs(), send)
+}
+
+// answer sends the script, with as many candidates for each token as top says.
+func (b *Backend) answer(
+	ctx context.Context, r *routerv1.ChatRequest, top uint32, send func(*routerv1.ChatResponse) error,
+) error {
 	b.mu.Lock()
 	pieces := b.Pieces
 	if len(b.Turns) > 0 {
@@ -75,7 +82,8 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 			return b.Fail
 		}
 		if err := send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Token{
-			Token: &routerv1.TokenEvent{Text: piece, Id: uint32(i), Index: uint32(i), Logprob: -1},
+			Token: &routerv1.TokenEvent{Text: piece, Id: uint32(i), Index: uint32(i), Logprob: -1,
+				Top: []*routerv1.TopCandidate{{Text: piece, Logprob: -1}, {Text: "z", Logprob: -2}}[:min(top, 2)]},
 		}}); err != nil {
 			return err
 		}
@@ -109,7 +117,7 @@ func (b *Backend) Generate(
 	b.mu.Lock()
 	b.generations = append(b.generations, r)
 	b.mu.Unlock()
-	return b.Chat(ctx, nil, func(e *routerv1.ChatResponse) error {
+	return b.answer(ctx, nil, r.GetTopLogprobs(), func(e *routerv1.ChatResponse) error {
 		switch {
 		case e.GetStarted() != nil:
 			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: e.GetStarted()}})
