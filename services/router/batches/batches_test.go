@@ -157,7 +157,8 @@ func TestBatch_GoesOnAfterARestart(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := f.WriteString(`{"id":"batch_req_x","custom_id":"d","resp`); err != nil {
+				half := `{"id":"batch_req_x","custom_id":"d","x":"` + strings.Repeat("x", 5000)
+				if _, err := f.WriteString(half); err != nil {
 					t.Fatal(err)
 				}
 				if err := f.Close(); err != nil {
