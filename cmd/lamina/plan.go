@@ -33,7 +33,7 @@ type planCmd struct {
 	KVLeast     int      `help:"Least number of positions in the KV cache."                                                     default:"2048"                           name:"kv-least"`
 	Prompt      int      `help:"Number of prompt tokens for which the time to the first token is predicted."                    default:"128"                            name:"prompt-tokens"`
 	Streams     int      `help:"Number of streams for which the total rate is predicted."                                       default:"8"`
-	RouterMS    float64  `help:"Time from the last stage over the sampler to the router, in milliseconds."                      default:"0"                              name:"router-ms"`
+	RouterMS    *float64 `help:"Time from the last stage over the sampler to the router, in milliseconds. Default: 0, and with --consul what the placer has learned." name:"router-ms"`
 }
 
 // planReport is what --format json prints.
@@ -97,13 +97,15 @@ func (c *planCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
-	hosts, err := c.hosts(e, &m)
-	if err != nil {
+	r := plan.Request{
+		Models: []plan.Model{m}, Goal: goal, Mix: c.MixClasses, Headroom: c.Headroom, Prompt: c.Prompt, Streams: c.Streams,
+	}
+	if err := c.hosts(e, &r); err != nil {
 		return err
 	}
-	r := plan.Request{
-		Hosts: hosts, Models: []plan.Model{m}, Goal: goal, Mix: c.MixClasses, Headroom: c.Headroom,
-		RouterMS: c.RouterMS, Prompt: c.Prompt, Streams: c.Streams,
+	m = r.Models[0]
+	if c.RouterMS != nil {
+		r.RouterMS = *c.RouterMS
 	}
 	if c.Headroom == 0 {
 		r.Headroom = 1e-9 // 0 stands for the default
@@ -134,25 +136,24 @@ func (c *planCmd) Run(e *verb.Env) error {
 	return err
 }
 
-// hosts returns the hosts of the file, or those that Consul lists.
-func (c *planCmd) hosts(e *verb.Env, m *plan.Model) ([]plan.Host, error) {
+// hosts makes the hosts of a request those of the file, or those that Consul lists.
+func (c *planCmd) hosts(e *verb.Env, r *plan.Request) error {
 	switch {
 	case c.Hosts != "" && c.Consul != "":
-		return nil, fault.Field("consul", "name either a file with the hosts or a Consul agent")
+		return fault.Field("consul", "name either a file with the hosts or a Consul agent")
 	case c.Consul != "":
-		return c.live(e, m)
+		return c.live(e, r)
 	case c.Hosts == "":
-		return nil, fault.Field("hosts", "name a file with the hosts, or a Consul agent by --consul")
+		return fault.Field("hosts", "name a file with the hosts, or a Consul agent by --consul")
 	}
 	text, err := c.read(e, c.Hosts)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	hosts, err := plan.ParseHosts(text)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", c.Hosts, err)
+	if r.Hosts, err = plan.ParseHosts(text); err != nil {
+		return fmt.Errorf("read %s: %w", c.Hosts, err)
 	}
-	return hosts, nil
+	return nil
 }
 
 func (c *planCmd) read(e *verb.Env, path string) ([]byte, error) {

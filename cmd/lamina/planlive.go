@@ -21,35 +21,37 @@ type consulLive struct {
 	connectFlags
 }
 
-// live returns the hosts of a running fleet. The model need not be one that they have: the times of another model are
-// scaled by the bytes of a layer.
-func (c *consulLive) live(e *verb.Env, m *plan.Model) ([]plan.Host, error) {
+// live makes the hosts of a request those of a running fleet, and takes what their placer has learned. The model need
+// not be one that they have: the times of another model are scaled by the bytes of a layer.
+func (c *consulLive) live(e *verb.Env, r *plan.Request) error {
 	dialer, err := c.dialer()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer dialer.Close()
 	ctx, cancel := context.WithTimeout(e.Ctx, askTimeout)
 	defer cancel()
-	shards, err := app.LiveInventory(ctx, c.Consul, c.ConsulToken, dialer)
+	live, err := app.LiveInventory(ctx, c.Consul, c.ConsulToken, dialer)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r, left := inventory.Request(shards, inventory.Options{Goal: plan.Latency})
-	if len(r.Hosts) == 0 {
+	fleet, left := inventory.Request(live.Shards, inventory.Options{Goal: plan.Latency, Hop: live.Calibration.Hop})
+	if len(fleet.Hosts) == 0 {
 		var reasons []string
 		for _, l := range left {
 			reasons = append(reasons, l.ID+": "+l.Reason)
 		}
-		return nil, fault.New(fault.FailedPrecondition, "plan over the shards of consul at %s: none can be a host: %s",
+		return fault.New(fault.FailedPrecondition, "plan over the shards of consul at %s: none can be a host: %s",
 			c.Consul, strings.Join(reasons, "; "))
 	}
-	for i := range r.Models { // the shards know the size of their KV caches
-		if r.Models[i].Name == m.Name && len(r.Models[i].Layers) == len(m.Layers) {
-			m.KVBytes = r.Models[i].KVBytes
+	m := &r.Models[0]
+	for _, known := range fleet.Models { // the shards know the size of their KV caches
+		if known.Name == m.Name && len(known.Layers) == len(m.Layers) {
+			m.KVBytes = known.KVBytes
 		}
 	}
-	return r.Hosts, nil
+	r.Hosts, r.RouterMS, r.FirstMS = fleet.Hosts, live.Calibration.RouterMS, live.Calibration.FirstMS
+	return nil
 }
 
 // printPlacement shows what was predicted of each stage beside what was measured.

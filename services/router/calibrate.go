@@ -1,11 +1,8 @@
 package router
 
 import (
-	"context"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/lamina-mesh/lamina/pkg/plan"
 )
@@ -18,7 +15,6 @@ const (
 	keptFirsts   = 32               // first tokens of a pipeline
 	correctMore  = 0.1              // by which an expectation has changed before it is written
 	correctEvery = 10 * time.Second // default of Placement.Correct
-	samplerPings = 4
 )
 
 // firstTokens keeps the latest first tokens of lone prompts on a pipeline.
@@ -124,34 +120,4 @@ func (l *leader) routerMS() float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.samplerMS
-}
-
-// measureSampler measures the way to a sampler and back.
-func (p *placer) measureSampler(ctx context.Context) {
-	p.s.mu.Lock()
-	samplers := p.s.instances["sampler"]
-	p.s.mu.Unlock()
-	if len(samplers) == 0 {
-		return
-	}
-	conn, err := p.s.cfg.Dialer.Dial(samplers[0].Addr)
-	if err != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, describeLimit)
-	defer cancel()
-	client := grpc_health_v1.NewHealthClient(conn)
-	best := time.Duration(0)
-	for i := range samplerPings {
-		start := time.Now()
-		if _, err := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil {
-			return
-		}
-		if took := time.Since(start); i == 1 || i > 1 && took < best { // the first one may have to connect
-			best = took
-		}
-	}
-	p.mu.Lock()
-	p.samplerMS = best.Seconds() * 1000
-	p.mu.Unlock()
 }

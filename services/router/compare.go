@@ -11,7 +11,6 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/plan"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 // What the plan has predicted is compared with what is measured: the time of a row in each stage, which shards count,
@@ -66,7 +65,7 @@ func (h *hopTimes) refresh(ctx context.Context, s *Service, chains []plan.Chain)
 	var wg sync.WaitGroup
 	for _, pair := range old {
 		wg.Go(func() {
-			t, err := s.ping(ctx, pair[0], pair[1])
+			t, err := ping(ctx, s.cfg.Dialer, pair[0], pair[1])
 			if err != nil {
 				return
 			}
@@ -78,113 +77,6 @@ func (h *hopTimes) refresh(ctx context.Context, s *Service, chains []plan.Chain)
 		})
 	}
 	wg.Wait()
-}
-
-// ping measures a hop: from a shard to another, or from this router if there is no sender.
-func (s *Service) ping(ctx context.Context, from, to string) (hopTime, error) {
-	if from != "" {
-		conn, err := s.cfg.Dialer.Dial(from)
-		if err != nil {
-			return hopTime{}, err
-		}
-		resp, err := shardv1.NewShardServiceClient(conn).Ping(ctx, &shardv1.PingRequest{Addresses: []string{to}})
-		if err != nil {
-			return hopTime{}, rpc.FromStatus(err)
-		}
-		for _, t := range resp.GetTimes() {
-			if t.GetError() == "" && t.GetRoundTripMs() > 0 {
-				return hopTime{ms: t.GetRoundTripMs() / 2, mbps: t.GetBandwidthMbps(), at: time.Now()}, nil
-			}
-		}
-		return hopTime{}, errNoPing
-	}
-	conn, err := s.cfg.Dialer.Dial(to)
-	if err != nil {
-		return hopTime{}, err
-	}
-	client := shardv1.NewShardServiceClient(conn)
-	best := time.Duration(0)
-	for i := range pings {
-		start := time.Now()
-		if _, err := client.Ping(ctx, &shardv1.PingRequest{}); err != nil {
-			return hopTime{}, rpc.FromStatus(err)
-		}
-		if took := time.Since(start); i == 1 || i > 1 && took < best { // the first one may have to connect
-			best = took
-		}
-	}
-	start := time.Now()
-	large := hopTime{ms: best.Seconds() * 1000 / 2, at: time.Now()}
-	if _, err := client.Ping(ctx, &shardv1.PingRequest{Payload: make([]byte, pingBytes)}); err != nil {
-		return hopTime{}, rpc.FromStatus(err)
-	}
-	if more := time.Since(start) - best; more > leastBandwidth {
-		large.mbps = pingBytes * 8 / more.Seconds() / 1e6
-	}
-	return large, nil
-}
-
-const (
-	pings          = 4
-	pingBytes      = 128 << 10
-	leastBandwidth = 50 * time.Microsecond // of a large ping; what takes less time says nothing of the bandwidth
-)
-
-var errNoPing = fmt.Errorf("the shard could not ping its neighbour")
-
-// measureHop measures the way to a host: the mean of that from this router and from some other hosts, up to pairs of
-// them. A plan does not know yet which host will be the one before.
-func (p *placer) measureHop(ctx context.Context, h *placed) {
-	ctx, cancel := context.WithTimeout(ctx, describeLimit)
-	defer cancel()
-	own, err := p.s.ping(ctx, "", h.addr)
-	hops := []hopTime{own}
-	if err == nil {
-		for _, from := range p.others(h) {
-			if other, err := p.s.ping(ctx, from, h.addr); err == nil {
-				hops = append(hops, other)
-			}
-		}
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h.hop.measuring = false
-	if err == nil {
-		h.hop = meanHop(hops)
-	}
-	h.hop.at = time.Now()
-}
-
-// meanHop returns the mean of some hops. Bandwidths that were too high to measure, which are 0, do not count.
-func meanHop(hops []hopTime) hopTime {
-	var out hopTime
-	known := 0.0
-	for _, h := range hops {
-		out.ms += h.ms / float64(len(hops))
-		if h.mbps > 0 {
-			out.mbps, known = out.mbps+h.mbps, known+1
-		}
-	}
-	if known > 0 {
-		out.mbps /= known
-	}
-	return out
-}
-
-// pairs is the number of other hosts that measure the way to a host.
-const pairs = 3
-
-// others returns the addresses of some hosts that answer.
-func (p *placer) others(h *placed) []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var out []string
-	for _, other := range p.hosts {
-		if other != h && other.alive() && len(out) < pairs {
-			out = append(out, other.addr)
-		}
-	}
-	return out
 }
 
 // describe returns the state of the plan, or nil if there is none.

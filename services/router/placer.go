@@ -46,6 +46,15 @@ type PlacementRegistry interface {
 	Lock(ctx context.Context, key, holder string) (discovery.Lease, error)
 }
 
+// ReadPlan returns the plan that a registry has; nil if it has none.
+func ReadPlan(ctx context.Context, registry discovery.KV) (*plan.Document, error) {
+	e, err := registry.Get(ctx, planKey)
+	if err != nil || e.Version == 0 {
+		return nil, err
+	}
+	return plan.ParseDocument(e.Value)
+}
+
 const (
 	placerLock = "placer"
 	planKey    = "plan"

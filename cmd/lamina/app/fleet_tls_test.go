@@ -209,8 +209,8 @@ func TestFleet_ServesAndTrainsOverMutualTLS(t *testing.T) {
 		t.Errorf("an operator reads the inventory: %v", err)
 	}
 	live, err := app.LiveInventory(ctx, registry.Addr(), "", dialer("router"))
-	if err != nil || len(live) != len(shards) {
-		t.Errorf("a router reads an inventory of %d shards: %v", len(live), err)
+	if err != nil || len(live.Shards) != len(shards) {
+		t.Errorf("a router reads an inventory of %v: %v", live, err)
 	}
 
 	// Metrics are served over TLS and not to everyone. The router has found all members.
