@@ -300,14 +300,13 @@ func (p *parser) reference() (operand, error) {
 	return operand{kind: operandLabel, name: name}, nil
 }
 
-// offset reads +n, -n or +-n after the base of an address.
+// offset reads +n or +-n after the base of an address. The assembler of CUDA takes no -n.
 func (p *parser) offset() (int64, error) {
-	plus, err := p.eat("+")
-	if err != nil {
+	if plus, err := p.eat("+"); err != nil || !plus {
 		return 0, err
 	}
 	minus, err := p.eat("-")
-	if err != nil || !plus && !minus {
+	if err != nil {
 		return 0, err
 	}
 	n, err := p.integer()

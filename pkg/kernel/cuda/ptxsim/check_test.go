@@ -118,7 +118,7 @@ func TestLaunch_Accesses(t *testing.T) {
 		{name: "after the end", text: kernel("ld.global.b32 %r4, [%rd0+4096];"), check: ptxsim.CheckBounds,
 			words: []string{"byte 4096 of the allocation of 4096 bytes", "line 19", "ld.global.b32 %r4, [%rd0+4096]"}},
 		{name: "across the end", text: kernel("st.global.v2.b64 [%rd0+4096], {%rd0, %rd0};"), check: ptxsim.CheckBounds},
-		{name: "before the start", text: kernel("st.global.b32 [%rd0-4], %r0;"), check: ptxsim.CheckBounds},
+		{name: "before the start", text: kernel("st.global.b32 [%rd0+-4], %r0;"), check: ptxsim.CheckBounds},
 		{name: "no address", text: kernel("mov.u64 %rd2, 16; ld.b32 %r4, [%rd2];"), check: ptxsim.CheckBounds,
 			words: []string{"in no allocation"}},
 		{name: "word at an odd address", text: kernel("ld.global.b32 %r4, [%rd0+2];"), check: ptxsim.CheckAlign},
@@ -126,7 +126,7 @@ func TestLaunch_Accesses(t *testing.T) {
 			words: []string{"not a multiple of 16"}},
 		{name: "after shared memory", text: shared("ld.shared.b32 %r10, [%r4+1024];"), check: ptxsim.CheckBounds,
 			words: []string{"at 1024 of 1024 bytes of shared memory"}},
-		{name: "before shared memory", text: shared("ld.shared.b32 %r10, [%r4-4];"), check: ptxsim.CheckBounds},
+		{name: "before shared memory", text: shared("ld.shared.b32 %r10, [%r4+-4];"), check: ptxsim.CheckBounds},
 		{name: "shared memory by a generic address", text: shared("mov.u64 %rd3, s; cvta.shared.u64 %rd3, %rd3; ld.b32 %r10, [%rd3];")},
 		{name: "after shared memory by a generic address", text: shared(`mov.u64 %rd3, s; cvta.shared.u64 %rd3, %rd3;
 			ld.b32 %r10, [%rd3+1024];`), check: ptxsim.CheckBounds},
@@ -175,7 +175,8 @@ func TestLaunch_Barriers(t *testing.T) {
 		{name: "barrier of one warp", text: kernel("setp.ge.u32 %p0, %r0, 32; @%p0 bra E; bar.sync 1, 32; E:")},
 		{name: "counts differ", text: kernel("setp.ge.u32 %p0, %r0, 32; @%p0 bra L; bar.sync 1, 64; bra E; L: bar.sync 1, 32; E:"),
 			check: ptxsim.CheckBarrier, words: []string{"elsewhere"}},
-		{name: "count of part of a warp", text: kernel("bar.sync 1, 40;"), check: ptxsim.CheckBarrier},
+		{name: "count of part of a warp", text: kernel("mov.u32 %r4, 40; bar.sync 1, %r4;"),
+			check: ptxsim.CheckBarrier},
 		{name: "no such barrier", text: kernel("mov.u32 %r4, 16; bar.sync %r4;"), check: ptxsim.CheckBarrier},
 		{name: "block of part of a warp", block: 40, text: kernel("bar.sync 0; bar.sync 0;")},
 		// Warp 0 produces and does not wait; warp 1 waits.

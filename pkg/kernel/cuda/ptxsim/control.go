@@ -88,6 +88,9 @@ func (c *compiler) barrier(args []operand, wait bool) error {
 			return err
 		}
 	}
+	if o := args[len(args)-1]; len(args) > 1 && o.kind == operandInt && o.int%warpSize != 0 {
+		return c.errorf("a barrier of %d threads is not whole warps", o.int)
+	}
 	c.in.kind = kindBarrier
 	c.in.run = func(w *warp, m uint32) {
 		l := first(m)

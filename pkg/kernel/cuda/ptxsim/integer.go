@@ -22,29 +22,30 @@ func opAdd(c *compiler) error {
 	if c.isFloat() {
 		return floatBinary(c, "add")
 	}
-	return c.addSub(func(a, b int64) int64 { return a + b })
+	return c.addSub(1)
 }
 
 func opSub(c *compiler) error {
 	if c.isFloat() {
 		return floatBinary(c, "sub")
 	}
-	return c.addSub(func(a, b int64) int64 { return a - b })
+	return c.addSub(-1)
 }
 
-func (c *compiler) addSub(f func(a, b int64) int64) error {
+// addSub compiles a + sign·b.
+func (c *compiler) addSub(sign int64) error {
 	sat := c.has("sat")
 	t, err := c.typ(integers...)
 	if err != nil {
 		return err
 	}
-	if !sat {
-		return c.binaryOp(t, wrap2(t, f))
+	if mask := t.mask(); !sat {
+		return c.binaryOp(t, func(a, b uint64) uint64 { return (a + uint64(sign)*b) & mask })
 	}
 	if t != S32 {
 		return c.errorf(".sat is for .s32")
 	}
-	return c.binaryOp(t, wrap2(t, func(a, b int64) int64 { return clamp32(f(a, b)) }))
+	return c.binaryOp(t, wrap2(t, func(a, b int64) int64 { return clamp32(a + sign*b) }))
 }
 
 // high returns the high 64 bits of a product.
@@ -73,7 +74,8 @@ func opMul(c *compiler) error {
 	}
 	switch part {
 	case "lo":
-		return c.binaryOp(t, wrap2(t, func(a, b int64) int64 { return a * b }))
+		mask := t.mask()
+		return c.binaryOp(t, func(a, b uint64) uint64 { return a * b & mask })
 	case "hi":
 		return c.binaryOp(t, wrap2(t, func(a, b int64) int64 { return high(t, a, b) }))
 	case "wide":

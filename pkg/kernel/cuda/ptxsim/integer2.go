@@ -1,8 +1,6 @@
 package ptxsim
 
-import (
-	"math/bits"
-)
+import "math/bits"
 
 // opFindBit is bfind: the highest bit that differs from the sign.
 func opFindBit(c *compiler) error {
@@ -69,10 +67,7 @@ func opInsert(c *compiler) error {
 			}
 			a, b := w.r[r[1]][l], w.r[r[2]][l]
 			pos, length := w.r[r[3]][l]&0xff, w.r[r[4]][l]&0xff
-			field := (uint64(1)<<length - 1) << pos // a shift by 64 or more gives 0
-			if length >= 64 {
-				field = ^uint64(0) << pos
-			}
+			field := (uint64(1)<<length - 1) << pos // all ones if length is 64 or more
 			w.r[r[0]][l] = (b&^field | a<<pos&field) & t.mask()
 		}
 	}

@@ -211,7 +211,7 @@ func opLoad(c *compiler) error {
 		return err
 	}
 	masks := c.masks(&c.s.args[0], t)
-	size := t.bytes()
+	size, signed := t.bytes(), t.signed()
 	c.in.run = func(w *warp, m uint32) {
 		for l := 0; l < warpSize; l++ {
 			if m>>l&1 == 0 {
@@ -222,6 +222,10 @@ func opLoad(c *compiler) error {
 				return
 			}
 			for i, d := range dst {
+				if !signed {
+					w.r[d][l] = get(data[i*size:], size)
+					continue
+				}
 				w.r[d][l] = uint64(t.extend(get(data[i*size:], size))) & masks[i]
 			}
 		}

@@ -33,11 +33,12 @@ func (c *compiler) compare(cmp string, t Type, ftz bool) (comparison, error) {
 		t.class() == classBits && cmp != "eq" && cmp != "ne" {
 		return nil, c.errorf("comparison .%s is not for type .%s", cmp, t)
 	}
-	if t == U64 {
+	if !t.signed() {
 		return func(a, b uint64) bool { return f(three(a < b, a > b)) }, nil
 	}
+	shift := 64 - t.bits()
 	return func(a, b uint64) bool {
-		x, y := t.extend(a), t.extend(b)
+		x, y := int64(a<<shift), int64(b<<shift)
 		return f(three(x < y, x > y))
 	}, nil
 }

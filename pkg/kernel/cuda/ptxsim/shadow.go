@@ -45,8 +45,20 @@ var accessNames = [...]string{accessRead: "read", accessConstant: "read", access
 // touch records an access of a lane to cells. It reports whether the access is in order, and fails the warp if not.
 func (w *warp) touch(cells []cell, lane int, kind accessKind, what string, addr uint64) bool {
 	b := w.b
+	now, seen, read := w.clock.time, &w.clock.seen, kind == accessRead || kind == accessConstant
 	for i := range cells {
 		c := &cells[i]
+		// Most accesses are reads after another lane of the warp has read the same cell since the last barrier.
+		if read && c.gen == b.gen && c.first.lanes != 0 && c.first.time == now && int(c.first.warp) == w.id &&
+			c.flags&(cellPending|cellAtomic) == 0 &&
+			(c.flags&cellWritten == 0 || kind == accessRead && c.writer.time < seen[c.writer.warp]) {
+			if kind == accessConstant {
+				c.flags |= cellConstant
+			}
+			c.first.lanes |= 1 << lane
+			c.rpc = w.pc
+			continue
+		}
 		if c.gen != b.gen {
 			*c = cell{gen: b.gen}
 		}
