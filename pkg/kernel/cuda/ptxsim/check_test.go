@@ -152,6 +152,10 @@ func TestLaunch_Accesses(t *testing.T) {
 			check: ptxsim.CheckUnset},
 		{name: "division by zero", text: kernel("sub.u32 %r4, %r0, 9; div.u32 %r4, 1, %r4;"), check: ptxsim.CheckUndefined,
 			words: []string{"thread [9 0 0]"}},
+		{name: "local memory without a value", text: kernel(".local .b32 l[4]; st.local.b32 [l+4], %r0; ld.local.b32 %r4, [l+8];"),
+			check: ptxsim.CheckUnset, words: []string{"local memory at 8"}},
+		{name: "uniform branch that diverges", text: kernel("setp.lt.u32 %p0, %r0, 7; @%p0 bra.uni E; E:"),
+			check: ptxsim.CheckUndefined, words: []string{"by lanes 0x7f and not"}},
 		{name: "trap", text: kernel("trap;"), check: ptxsim.CheckUndefined},
 		{name: "endless loop", text: kernel("L: add.u32 %r0, %r0, 1; bra L;"), check: ptxsim.CheckSteps, words: []string{"20000"}},
 		{name: "endless wait for another lane", text: shared(`setp.eq.u32 %p0, %r0, 0; @%p0 bra L; bra E;

@@ -23,6 +23,7 @@ type inst struct {
 	pred   int32 // predicate register, or -1
 	target int32 // of a branch
 	join   int32 // where the two sides of a branch meet again
+	uni    bool  // the branch is promised not to diverge
 	line   int
 	text   string
 	run    func(w *warp, m uint32) // m is not 0
@@ -273,6 +274,9 @@ func (c *compiler) source(o *operand, t Type, ok func(t, r Type) bool) (int32, e
 	case operandSymbol:
 		if t.bits() < 32 || t.class() == classFloat {
 			return 0, c.errorf("address of %s for type .%s", o.name, t)
+		}
+		if o.v.space == spaceGlobal && t.bits() < 64 {
+			return 0, c.errorf("address of global variable %s for type .%s", o.name, t)
 		}
 		return c.constant((o.v.addr + uint64(o.off)) & t.mask()), nil
 	}

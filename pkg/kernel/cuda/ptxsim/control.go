@@ -21,7 +21,7 @@ var opcodes = map[string]func(*compiler) error{
 }
 
 func opBranch(c *compiler) error {
-	c.has("uni")
+	c.in.uni = c.has("uni")
 	if err := c.count(1); err != nil {
 		return err
 	}

@@ -155,7 +155,12 @@ func (d *Device) borrow() *block {
 	return &block{}
 }
 
+// giveBack keeps a block for a later launch, without the memory of the device that it refers to.
 func (d *Device) giveBack(b *block) {
+	b.table, b.m, b.k = nil, nil, nil
+	for _, w := range b.warps {
+		w.last = nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.idle) < d.opt.Workers {

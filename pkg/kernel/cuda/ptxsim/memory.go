@@ -35,7 +35,17 @@ func (w *warp) at(s space, lane int, addr uint64, n int, kind accessKind) []byte
 			w.failf(CheckBounds, lane, "%d bytes at %d of %d bytes of local memory", n, int64(addr), size)
 			return nil
 		}
-		return w.local[uint64(lane)*size+addr:][:n]
+		addr += uint64(lane) * size
+		for i, set := range w.localSet[addr:][:n] {
+			if kind == accessWrite {
+				w.localSet[addr:][i] = true
+			} else if !set {
+				w.failf(CheckUnset, lane, "%s of local memory at %d, which nothing wrote", accessNames[kind],
+					addr+uint64(i)-uint64(lane)*size)
+				return nil
+			}
+		}
+		return w.local[addr:][:n]
 	default:
 		data := w.b.m.consts
 		if addr > uint64(len(data)) || n > len(data)-int(addr) {

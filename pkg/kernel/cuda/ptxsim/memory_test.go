@@ -310,6 +310,7 @@ func TestLoad_Refuses(t *testing.T) {
 		{kernel("bra NOWHERE;"), "label NOWHERE is not in the kernel"},
 		{kernel("ld.global.b32 %r4, [%rd0-4];"), "ld.global.b32 %r4, [%rd0-: found"},
 		{kernel("bar.sync 1, 40;"), "not whole warps"},
+		{".global .b32 g;\n" + kernel("mov.u32 %r4, g;"), "address of global variable g"},
 		{kernel("L: L: ret;"), "label L is declared twice"},
 		{kernel("mov.u32 %r40, 1;"), "register %r40 is not declared"},
 		{kernel("mov.u32 %r4, %clock;"), "register %clock is not declared"},

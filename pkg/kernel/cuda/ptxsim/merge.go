@@ -29,7 +29,7 @@ func (l *ledger) enter(b *block) *Fault {
 			lp = &ledgerPage{read: make([]entry, n)}
 			l.pages[p.base] = lp
 		}
-		for i := range p.cells {
+		for i := p.lo; i < p.hi; i++ {
 			c := &p.cells[i]
 			if c.gen != b.gen {
 				continue

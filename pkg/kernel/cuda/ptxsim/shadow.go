@@ -86,14 +86,14 @@ func (w *warp) touch(cells []cell, lane int, kind accessKind, what string, addr 
 					return false
 				}
 			}
-			b.add(c, me, w)
+			b.add(c, me, w, lane)
 		case accessAtomic:
 			if !w.conflicts(c, lane, kind, what, addr) {
 				return false
 			}
 			c.flags |= cellAtomic
 			c.apc = w.pc
-			b.add(c, me, w)
+			b.add(c, me, w, lane)
 		default:
 			if !w.conflicts(c, lane, kind, what, addr) {
 				return false
@@ -162,44 +162,29 @@ func (w *warp) race(c *cell, a *access, other, lane int, kind accessKind, was, w
 
 // add puts an access on the list of a cell. Accesses that happened before it leave the list: what happens after the
 // new one happens after them.
-func (b *block) add(c *cell, me access, w *warp) {
-	same := func(a *access) bool { return a.time == me.time && a.warp == me.warp && a.atomic == me.atomic }
-	lane := 0
-	for me.lanes>>lane&1 == 0 {
-		lane++
-	}
+func (b *block) add(c *cell, me access, w *warp, lane int) {
 	if c.first.lanes == 0 {
 		c.first = me
 		return
 	}
-	if same(&c.first) {
-		c.first.lanes |= me.lanes
+	if c.first.joins(&me) {
 		return
 	}
 	for n := c.more; n != 0; n = b.nodes[n-1].next {
-		if a := &b.nodes[n-1].access; same(a) {
-			a.lanes |= me.lanes
+		if b.nodes[n-1].joins(&me) {
 			return
 		}
 	}
-	old := func(a *access) bool {
-		if a.atomic != me.atomic {
-			return false
-		}
-		ok, _ := w.clock.before(a, w.id, lane)
-		return ok
-	}
 	for link := &c.more; *link != 0; {
 		n := *link
-		if old(&b.nodes[n-1].access) {
-			*link = b.nodes[n-1].next
-			b.nodes[n-1].next = b.free
-			b.free = n
+		if o := &b.nodes[n-1]; w.replaces(&o.access, &me, lane) {
+			*link = o.next
+			o.next, b.free = b.free, n
 		} else {
-			link = &b.nodes[n-1].next
+			link = &o.next
 		}
 	}
-	if old(&c.first) {
+	if w.replaces(&c.first, &me, lane) {
 		c.first = me
 		return
 	}
@@ -212,6 +197,24 @@ func (b *block) add(c *cell, me access, w *warp) {
 	}
 	b.nodes[n-1] = node{access: me, next: c.more}
 	c.more = n
+}
+
+// joins adds the lanes of an access of the same warp, time and kind, and reports whether it was one.
+func (a *access) joins(me *access) bool {
+	if a.time != me.time || a.warp != me.warp || a.atomic != me.atomic {
+		return false
+	}
+	a.lanes |= me.lanes
+	return true
+}
+
+// replaces reports whether an access of a lane of the warp makes an earlier one of its kind superfluous.
+func (w *warp) replaces(a, me *access, lane int) bool {
+	if a.atomic != me.atomic {
+		return false
+	}
+	ok, _ := w.clock.before(a, w.id, lane)
+	return ok
 }
 
 // forget empties the list of a cell.
@@ -252,8 +255,9 @@ const pageBytes = 2048
 
 // page has the cells of a page of global memory.
 type page struct {
-	base  uint64
-	cells []cell
+	base   uint64
+	cells  []cell
+	lo, hi int // the cells that the block accessed are among cells[lo:hi]
 }
 
 // page returns the cells of the page of an address.
@@ -274,7 +278,7 @@ func (b *block) page(addr uint64) *page {
 		if n := pageBytes >> b.k.granule; len(p.cells) < n {
 			p.cells = make([]cell, n)
 		}
-		p.base = base
+		p.base, p.lo, p.hi = base, len(p.cells), 0
 		b.pages[base] = p
 		b.order = append(b.order, p)
 	}
@@ -285,8 +289,11 @@ func (b *block) page(addr uint64) *page {
 // globalCells and sharedCells return the cells of n bytes at an address. The bytes are aligned to n, so that they do
 // not cross a page.
 func (b *block) globalCells(addr uint64, n int) []cell {
-	off := addr & (pageBytes - 1)
-	return b.page(addr).cells[off>>b.k.granule:][:(n+1<<b.k.granule-1)>>b.k.granule]
+	off := int(addr & (pageBytes - 1))
+	p := b.page(addr)
+	from, to := off>>b.k.granule, (off+n+1<<b.k.granule-1)>>b.k.granule
+	p.lo, p.hi = min(p.lo, from), max(p.hi, to)
+	return p.cells[from:to]
 }
 
 func (b *block) sharedCells(addr uint64, n int) []cell {
@@ -299,7 +306,7 @@ func (b *block) endPages() {
 	clear(b.recent[:])
 	b.spare = append(b.spare, b.order...)
 	b.order = b.order[:0]
-	if limit := 4096; len(b.spare) > limit {
+	if limit := 1024; len(b.spare) > limit {
 		clear(b.spare[limit:])
 		b.spare = b.spare[:limit]
 	}

@@ -36,7 +36,9 @@ type warp struct {
 	wait    *barrier // at which the warp waits, or nil
 	request barrierRequest
 	local   []byte // local memory, lane after lane
-	last    *allocation
+	// localSet says which bytes of local memory have a value.
+	localSet []bool
+	last     *allocation
 
 	clock clock
 	async asyncQueue
@@ -58,7 +60,9 @@ func (w *warp) reset(b *block, id int) {
 	clear(w.pset)
 	if len(w.local) < k.local*warpSize {
 		w.local = make([]byte, k.local*warpSize)
+		w.localSet = make([]bool, k.local*warpSize)
 	}
+	clear(w.localSet[:k.local*warpSize])
 	w.all = allLanes
 	if n := b.threads - id*warpSize; n < warpSize {
 		w.all = 1<<n - 1
@@ -72,6 +76,12 @@ func (w *warp) reset(b *block, id int) {
 		f := &k.fixed[i]
 		r := &w.r[f.slot]
 		w.set[f.slot] = allLanes
+		if f.special == "" {
+			for l, v := 0, w.fixedValue(f, 0); l < warpSize; l++ {
+				r[l] = v
+			}
+			continue
+		}
 		for l := range r {
 			r[l] = w.fixedValue(f, l)
 		}
@@ -138,7 +148,9 @@ func (w *warp) run(n int) int {
 				w.pset[d] |= m
 			}
 		case kindBranch:
-			w.branch(top, in, m)
+			if w.branch(top, in, m); w.fault != nil {
+				return i
+			}
 		case kindExit:
 			top.pc++
 			w.live &^= m
@@ -194,6 +206,10 @@ func (w *warp) branch(top *side, in *inst, m uint32) {
 		return
 	case rest == 0:
 		top.pc = in.target
+		return
+	}
+	if in.uni {
+		w.failf(CheckUndefined, first(m), "bra.uni is taken by lanes %#x and not by lanes %#x", m, rest)
 		return
 	}
 	next, join := top.pc+1, in.join
