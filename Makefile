@@ -103,12 +103,21 @@ checkgenerate: generate ## Fail if pkg/gen is not what proto/ generates.
 	@git diff --exit-code -- pkg/gen && test -z "$$(git status --porcelain -- pkg/gen)"
 
 .PHONY: kernels
-kernels: ## Generate the assembly of pkg/kernel/cpu.
+kernels: ## Generate the assembly of pkg/kernel/cpu and the PTX of pkg/kernel/cuda.
 	$(GO) -C pkg/kernel/cpu/gen run . -out ..
+	$(GO) -C pkg/kernel/cuda/gen run . -out ..
 
 .PHONY: checkkernels
 checkkernels: ## Fail if the assembly of pkg/kernel/cpu is not what its generator writes.
 	@bash deploy/checkkernels.sh
+
+.PHONY: ptxcheck
+ptxcheck: ## Assemble every CUDA kernel for six targets; fail if one needs more registers or memory than its table says.
+	@bash tools/ptx/check.sh "$(CACHE)"
+
+.PHONY: ptxtable
+ptxtable: ## Write the table of ptxcheck, bench/results/ptx.csv.
+	@bash tools/ptx/check.sh "$(CACHE)" update
 
 .PHONY: bench
 bench: build ## Measure decode, prefill and training on this machine.

@@ -1,0 +1,3 @@
+// Package cuda computes on NVIDIA cards. Its kernels are PTX text (*.ptx) that pkg/kernel/cuda/gen writes; Kernels
+// lists them with their parameters.
+package cuda

@@ -1,0 +1,44 @@
+package cuda
+
+import "embed"
+
+// The kernels are PTX text, written by pkg/kernel/cuda/gen (`make kernels`). A driver compiles them for its card.
+//
+//go:embed *.ptx
+var texts embed.FS
+
+// ParamType is the type of a kernel's parameter.
+type ParamType uint8
+
+// The types of parameters.
+const (
+	Pointer ParamType = iota + 1 // an address in the device's memory, 64 bits
+	Uint32
+	Float32
+)
+
+// Param is a parameter of a kernel.
+type Param struct {
+	Name string
+	Type ParamType
+}
+
+// Kernel describes a kernel. The comment before its text in the module's file says what it computes and how the grid is
+// laid out.
+type Kernel struct {
+	Name    string
+	Module  string // the file is Module + ".ptx"
+	Params  []Param
+	Threads int  // of a block, all in x
+	Shared  int  // bytes of static shared memory
+	Dynamic bool // the launch says how much more shared memory a block needs
+}
+
+// Kernels lists the kernels, those of a module one after the other.
+func Kernels() []Kernel { return kernels }
+
+// Text returns the PTX of a module.
+func Text(module string) (string, error) {
+	b, err := texts.ReadFile(module + ".ptx")
+	return string(b), err
+}
