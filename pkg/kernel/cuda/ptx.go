@@ -29,9 +29,8 @@ type Kernel struct {
 	Name    string
 	Module  string // the file is Module + ".ptx"
 	Params  []Param
-	Threads int  // of a block, all in x
-	Shared  int  // bytes of static shared memory
-	Dynamic bool // the launch says how much more shared memory a block needs
+	Threads int // of a block, all in x
+	Shared  int // bytes of static shared memory
 }
 
 // Kernels lists the kernels, those of a module one after the other.

@@ -19,7 +19,8 @@ func TestKernels_AreInTheirModules(t *testing.T) {
 		for _, p := range k.Params {
 			want = append(want, fmt.Sprintf("\t.param .%s %s", types[p.Type], p.Name))
 		}
-		head := fmt.Sprintf(".visible .entry %s(\n%s\n)\n.maxntid %d, 1, 1\n", k.Name, strings.Join(want, ",\n"), k.Threads)
+		head := fmt.Sprintf(".visible .entry %s(\n%s\n)\n.maxntid %d, 1, 1\n", k.Name, strings.Join(want, ",\n"),
+			k.Threads)
 		if !strings.Contains(text, head) {
 			t.Errorf("%s.ptx has no kernel with the head\n%s", k.Module, head)
 		}

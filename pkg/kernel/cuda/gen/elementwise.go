@@ -134,8 +134,8 @@ func bfloat16(m *Module) {
 	})
 }
 
-// RoundBF16 returns the bits of the nearest bfloat16 in the low half of a word. A NaN keeps its sign and the high bits of
-// its fraction and becomes quiet, as in package tensor.
+// RoundBF16 returns the bits of the nearest bfloat16 in the low half of a word. A NaN keeps its sign and the high
+// bits of its fraction and becomes quiet, as in package tensor.
 func (k *Kernel) RoundBF16(x F32) U32 {
 	bits := k.Bits(x)
 	odd := k.And(k.Shr(bits, 16), N(1))

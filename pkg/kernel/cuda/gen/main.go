@@ -27,7 +27,7 @@ func main() {
 
 // generate returns the files by name.
 func generate() (map[string][]byte, error) {
-	modules := []*Module{elementwise(), norms(), embeds()}
+	modules := append([]*Module{elementwise(), norms(), embeds(), attention()}, matmuls()...)
 	files := map[string][]byte{}
 	for _, m := range modules {
 		files[m.Name+".ptx"] = []byte(m.Text())
@@ -47,8 +47,8 @@ func table(modules []*Module) []byte {
 	types := map[string]string{"u64": "Pointer", "u32": "Uint32", "f32": "Float32"}
 	for _, m := range modules {
 		for _, k := range m.Kernels {
-			fmt.Fprintf(&b, "{Name: %q, Module: %q, Threads: %d, Shared: %d, Dynamic: %v, Params: []Param{\n", k.Name,
-				m.Name, k.Threads, k.Shared, k.Dynamic)
+			fmt.Fprintf(&b, "{Name: %q, Module: %q, Threads: %d, Shared: %d, Params: []Param{\n", k.Name,
+				m.Name, k.Threads, k.Shared)
 			for _, p := range k.Params {
 				fmt.Fprintf(&b, "{%q, %s},\n", p.Name, types[p.Type])
 			}

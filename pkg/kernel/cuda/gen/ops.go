@@ -90,7 +90,6 @@ func (k *Kernel) FMin(a, b F32) F32     { return k.f32("min.f32", a, b) }
 func (k *Kernel) FNeg(a F32) F32        { return k.f32("neg.f32", a) }
 func (k *Kernel) FAbs(a F32) F32        { return k.f32("abs.f32", a) }
 func (k *Kernel) FSet(dst, v F32)       { k.Op("mov.f32", dst, v) }
-func (k *Kernel) Set(dst, v U32)        { k.Op("mov.u32", dst, v) }
 func (k *Kernel) FMAInto(acc, a, b F32) { k.Op("fma.rn.f32", acc, a, b, acc) }
 
 // NewF returns a register with a value.
@@ -105,11 +104,8 @@ func (k *Kernel) FromBits(a U32) F32 { return k.f32("mov.b32", a) }
 
 // Float64 arithmetic.
 func (k *Kernel) DAdd(a, b F64) F64    { return k.f64("add.rn.f64", a, b) }
-func (k *Kernel) DSub(a, b F64) F64    { return k.f64("sub.rn.f64", a, b) }
-func (k *Kernel) DMul(a, b F64) F64    { return k.f64("mul.rn.f64", a, b) }
 func (k *Kernel) DFMA(a, b, c F64) F64 { return k.f64("fma.rn.f64", a, b, c) }
 func (k *Kernel) Wide(a F32) F64       { return k.f64("cvt.f64.f32", a) }
-func (k *Kernel) Narrow(a F64) F32     { return k.f32("cvt.rn.f32.f64", a) }
 
 // Conversions between integers and floats.
 func (k *Kernel) FromU(a U32) F32 { return k.f32("cvt.rn.f32.u32", a) }
@@ -140,9 +136,6 @@ func (k *Kernel) split(w U32, low bool) H16 {
 
 // Comparisons: the name is eq, ne, lt, le, gt or ge. A comparison of floats is false for NaN.
 func (k *Kernel) Cmp(name string, a, b U32) Pred { return k.pred("setp."+name+".u32", a, b) }
-
-// CmpS compares signed integers.
-func (k *Kernel) CmpS(name string, a, b U32) Pred { return k.pred("setp."+name+".s32", a, b) }
 
 // CmpF compares floats.
 func (k *Kernel) CmpF(name string, a, b F32) Pred { return k.pred("setp."+name+".f32", a, b) }
@@ -182,13 +175,6 @@ func (k *Kernel) Plus(base U64, bytes U32) U64 {
 	wide, r := k.U64(), k.U64()
 	k.Op("cvt.u64.u32", wide, bytes)
 	k.Op("add.u64", r, base, wide)
-	return r
-}
-
-// Shift adds a constant to an address.
-func (k *Kernel) Shift(base U64, bytes int) U64 {
-	r := k.U64()
-	k.Op("add.u64", r, base, bytes)
 	return r
 }
 
@@ -250,11 +236,6 @@ func (k *Kernel) WarpMax(a F32) F32 {
 		a = k.FMax(a, k.Swap(a, mask))
 	}
 	return a
-}
-
-// AsyncCopy starts a copy of 16 bytes from global to shared memory. The copies since the last AsyncCommit are a group.
-func (k *Kernel) AsyncCopy(shared U32, sharedOff int, global U64, off int) {
-	k.Op("cp.async.cg.shared.global", place(shared, sharedOff), place(global, off), 16)
 }
 
 // AsyncCommit ends a group of copies.

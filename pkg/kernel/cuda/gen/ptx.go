@@ -55,7 +55,6 @@ type Kernel struct {
 	Params  []Param
 	Threads int // of a block
 	Shared  int // bytes of static shared memory
-	Dynamic bool
 
 	counts map[string]int
 	labels int
@@ -101,9 +100,6 @@ func (k *Kernel) write(b *strings.Builder) {
 	b.WriteByte('\n')
 	for _, line := range wrap(k.Name+" "+k.Doc, 110) {
 		fmt.Fprintf(b, "// %s\n", line)
-	}
-	if k.Dynamic {
-		fmt.Fprintf(b, ".extern .shared .align 16 .b8 %s_dynamic[];\n", k.Name)
 	}
 	fmt.Fprintf(b, ".visible .entry %s(\n", k.Name)
 	for i, p := range k.Params {
@@ -166,13 +162,6 @@ func (k *Kernel) Op(name string, operands ...any) {
 		fmt.Fprintf(&k.body, " %v", o)
 	}
 	k.body.WriteString(";\n")
-}
-
-// Note writes a comment.
-func (k *Kernel) Note(format string, args ...any) {
-	for _, line := range wrap(fmt.Sprintf(format, args...), 106) {
-		k.body.WriteString("\t" + strings.Repeat("  ", k.indent) + "// " + line + "\n")
-	}
 }
 
 // group returns registers in braces, as vectors of operands are written.
@@ -249,12 +238,4 @@ func (k *Kernel) SharedAt(bytes int) U32 {
 		return r
 	}
 	return k.Add(r, N(at))
-}
-
-// DynamicShared returns the address of the shared memory whose size the launch gives.
-func (k *Kernel) DynamicShared() U32 {
-	k.Dynamic = true
-	r := k.U32()
-	k.Op("mov.u32", r, k.Name+"_dynamic")
-	return r
 }
