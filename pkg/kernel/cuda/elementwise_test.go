@@ -14,6 +14,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
+var acts = map[string]kernel.Act{"silu": kernel.SiLU, "gelu_tanh": kernel.GELUTanh, "gelu": kernel.GELU}
+
 // sweep returns values of all sizes and of both signs, and the special ones.
 func sweep() []float32 {
 	x := []float32{0, float32(math.Copysign(0, -1)), 1e-40, -1e-40, 87, 88, -86, -87, -104, 40, -40}
@@ -27,7 +29,6 @@ func TestFunctions_AreAccurate(t *testing.T) {
 	r, set := newRig(t), ref.New[float32]()
 	x := sweep()
 	up := normal(2, len(x))
-	acts := map[string]kernel.Act{"silu": kernel.SiLU, "gelu_tanh": kernel.GELUTanh, "gelu": kernel.GELU}
 	for name, act := range acts {
 		want, y := make([]float32, len(x)), r.alloc(4*len(x))
 		check := func(kind string, want []float32) {
