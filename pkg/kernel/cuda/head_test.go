@@ -48,6 +48,7 @@ func TestCandidates_LargestFirstAndOfEqualOnesTheFirst(t *testing.T) {
 	}
 	x[3], x[n+2099], x[n+1] = 9, 9, 9
 	values, ids, at, in := uint64(0), uint64(0), r.floats(x), n
+	at0 := at
 	for {
 		blocks := (in + 1023) / 1024
 		v, i := r.alloc(4*rows*blocks*count), r.alloc(4*rows*blocks*count)
@@ -77,6 +78,14 @@ func TestCandidates_LargestFirstAndOfEqualOnesTheFirst(t *testing.T) {
 			if id != order[i] || v != x[row*n+id] {
 				t.Fatalf("row %d: candidate %d is %d with %v, want %d with %v", row, i, id, v, order[i], x[row*n+order[i]])
 			}
+		}
+	}
+	ties := r.alloc(16)
+	r.launch("fill", over(1000), 0, at0, float32(1), uint32(1000))
+	r.launch("candidates", [3]int{1, 1, 1}, 0, r.alloc(16), ties, at0, uint64(0), uint32(1000), uint32(3))
+	for i := range 3 {
+		if id := binary.LittleEndian.Uint32(r.bytes(ties+uint64(4*i), 4)); id != uint32(i) {
+			t.Errorf("of equal values number %d is element %d", i, id)
 		}
 	}
 	few := r.alloc(16)

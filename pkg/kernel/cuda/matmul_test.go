@@ -108,6 +108,24 @@ func TestMatmul_SameBitsForAnyKernelAndNumberOfRows(t *testing.T) {
 	}
 }
 
+func TestMatmul_ManySegments(t *testing.T) {
+	set := cpu.New(1)
+	defer set.Close()
+	for _, name := range []string{"q8_0", "bf16"} { // six segments, or eleven
+		r, d := newRig(t), files[name]
+		const n, rows, k = 2, 2, 5*1024 + 512
+		m := kernel.Matrix[float32]{Rows: n, Cols: k, DType: d, Raw: weightsOf(d, n, k)}
+		w, x, want := r.raw(m.Raw), normal(1, rows*k), make([]float32, rows*n)
+		whole := r.product(name, w, d.RowBytes(k), x, nil, n, k, shapes[2])
+		set.Pack(&m)
+		set.MatMul(want, x, &m, nil, rows)
+		near(t, name, whole, want, 2e-6)
+		for _, shape := range shapes[:2] {
+			equal(t, fmt.Sprintf("%s, %v", name, shape), r.product(name, w, d.RowBytes(k), x, nil, n, k, shape), whole)
+		}
+	}
+}
+
 func TestGemm_ProductAndGradients(t *testing.T) {
 	r := newRig(t)
 	for _, s := range [][3]int{{1, 5, 7}, {17, 70, 33}, {70, 40, 64}} {
