@@ -36,8 +36,8 @@ type reference struct {
 // referenceLimit is the relative difference that is allowed.
 const referenceLimit = 1e-3
 
-// partings are the steps from which on a comparison makes no sense: a router chooses between experts by a
-// margin of 1e-6 there, or rounding grows tenfold a step (pkg/model has the figures).
+// partings are the steps from which on a comparison of float32 with float32 makes no sense: a router chooses between
+// experts by a margin of 1e-6 there, or rounding grows tenfold a step. pkg/model follows these to the twelfth step.
 func partings() map[string]int { return map[string]int{"gpt-oss": 6, "gpt-oss-mxfp4": 5} }
 
 // tinyModel returns the folder of a tiny model, or of all of them.
