@@ -32,6 +32,7 @@ func TestPlanted_PromisesAreSeenToBreak(t *testing.T) {
 		{"t4-digests-unread", checkpoints, "TestStore_FlippedBitsAreDetected", "is torn"},
 		{"t5-ledger-not-cut", app, "TestTrain_EverySampleCountsOnce", "the ledger has"},
 		{"t6-unchecked", shards, "TestTrain_BadGradientsAreRejectedAndNeverApplied", "the gradient is used"},
+		{"t8-nobody-joins", app, "TestTrain_LostReplicasCostLittleSpeed", "attempts repeated,"},
 		{"t8-not-repeated", app, "TestTrain_ALostReplicaCostsOneStep", "the run went back"},
 		{"t9-claim-stays", checkpoints, "TestStore_ADeposedHolderChangesNothing", "suspended at operation"},
 	} {
