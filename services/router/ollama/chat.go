@@ -10,6 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
+	"github.com/lamina-mesh/lamina/services/router/agent"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -17,6 +18,10 @@ type chatRequest struct {
 	common
 	Messages []inMessage       `json:"messages"`
 	Tools    []json.RawMessage `json:"tools"`
+
+	// What tools reads of Tools: the entries that the server runs, and the names of the client's functions.
+	entries []agent.Entry
+	names   []string
 }
 
 // inMessage is a message of a request.
@@ -44,6 +49,9 @@ type outMessage struct {
 	Content   string    `json:"content"`
 	Thinking  string    `json:"thinking,omitempty"`
 	ToolCalls []outCall `json:"tool_calls,omitempty"`
+	// Executed are calls that the server has run, and Annotations citations. Ollama has neither.
+	Executed    []any `json:"executed_tools,omitempty"`
+	Annotations []any `json:"annotations,omitempty"`
 }
 
 type outCall struct {
@@ -94,7 +102,7 @@ func (l *line) finish(f *routerv1.Finished) {
 	l.Prompt, l.Eval = f.GetUsage().GetPromptTokens(), f.GetUsage().GetCompletionTokens()
 }
 
-// tools checks the tools.
+// tools checks the tools. It returns the client's own, as JSON, and keeps the entries that the server runs.
 func (c *chatRequest) tools() (string, error) {
 	var tools []httpapi.Tool
 	for i, raw := range c.Tools {
@@ -110,11 +118,15 @@ func (c *chatRequest) tools() (string, error) {
 		switch {
 		case json.Unmarshal(raw, &t) != nil:
 			return "", fault.Field(field(""), "want a tool with type and function")
+		case agent.Kind(t.Type) != "":
+			c.entries = append(c.entries, agent.Entry{Field: field(""), Raw: raw})
+			continue
 		case t.Type != "" && t.Type != "function":
 			return "", fault.Field(field(".type"), "%q is not supported, only function is", t.Type)
 		case t.Function.Name == "":
 			return "", fault.Field(field(".function.name"), "is missing")
 		}
+		c.names = append(c.names, t.Function.Name)
 		tools = append(tools, httpapi.Tool{
 			Name: t.Function.Name, Description: t.Function.Description, Parameters: t.Function.Parameters,
 		})
@@ -243,11 +255,7 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 	out := s.newWriter(w, &c.common)
 	var all outMessage
 	var made calls
-	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true, Token: out.token}
-	end, err := httpapi.Run(r.Context(), s.backend, req, parsing, func(st *routerv1.Started) error {
-		out.model = st.GetModel()
-		return nil
-	}, func(d toolcall.Delta) error {
+	end, err := s.runChat(r.Context(), &c, req, out, &all, func(d toolcall.Delta) error {
 		if !shown {
 			d.Reasoning = ""
 		}
@@ -265,7 +273,8 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		last = all
 		last.Role = "assistant"
 	}
+	last.Annotations = httpapi.Annotations(end.citations)
 	l := line{Message: &last}
-	l.finish(end.Finished)
+	l.finish(end.finished)
 	out.end(r, l)
 }

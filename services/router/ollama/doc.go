@@ -12,6 +12,10 @@
 // of a tool is sent whole, once its arguments are complete. Results of tools find their call by tool_call_id,
 // tool_name or else their order.
 //
+// tools may name tools that the server runs (package agent) by a type other than function. The answer then has the text
+// of all turns. The calls are in executed_tools of the message, in a stream as they end, and citations in annotations
+// of the last line's message, both in the form that they have in OpenAI's chats. num_predict bounds all turns together.
+//
 // options has Ollama's names. num_predict, temperature, top_k, top_p, min_p, typical_p, seed, stop, repeat_penalty,
 // repeat_last_n, presence_penalty, frequency_penalty, mirostat, mirostat_tau and mirostat_eta are applied; an option
 // that is left out has the model's default. Options about loading (num_ctx, num_gpu, num_thread and others) have no

@@ -44,7 +44,7 @@ func (o *writer) complete(l *line) {
 
 // chat sends what was added to a message, or adds it to all.
 func (o *writer) chat(all *outMessage, m outMessage) error {
-	if m.Content == "" && m.Thinking == "" && len(m.ToolCalls) == 0 {
+	if m.Content == "" && m.Thinking == "" && len(m.ToolCalls) == 0 && len(m.Executed) == 0 {
 		return nil
 	}
 	if o.streamed {
@@ -53,7 +53,7 @@ func (o *writer) chat(all *outMessage, m outMessage) error {
 	}
 	o.text.WriteString(m.Content)
 	o.thoughts.WriteString(m.Thinking)
-	all.ToolCalls = append(all.ToolCalls, m.ToolCalls...)
+	all.ToolCalls, all.Executed = append(all.ToolCalls, m.ToolCalls...), append(all.Executed, m.Executed...)
 	all.Content, all.Thinking = o.text.String(), o.thoughts.String()
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
-	"github.com/lamina-mesh/lamina/pkg/toolloop"
 	"github.com/lamina-mesh/lamina/services/router/agent"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
@@ -132,7 +131,7 @@ func (s *server) agentChat(w http.ResponseWriter, r *http.Request, c *chatReques
 		},
 		Ran: func(ran httpapi.Ran) error {
 			out.ran++
-			return out.delta(map[string]any{"executed_tools": []any{executed(out.ran-1, ran)}})
+			return out.delta(map[string]any{"executed_tools": []any{httpapi.Executed(out.ran-1, ran)}})
 		},
 		Running: out.Running,
 	})
@@ -200,40 +199,12 @@ func agentMessage(end *httpapi.AgentOutcome) map[string]any {
 			out["content"] = nil
 		}
 	}
-	out["annotations"] = annotations(end.Citations)
+	out["annotations"] = httpapi.Annotations(end.Citations)
 	ran := make([]any, len(end.Ran))
 	for i, r := range end.Ran {
-		ran[i] = executed(i, r)
+		ran[i] = httpapi.Executed(i, r)
 	}
 	out["executed_tools"] = ran
-	return out
-}
-
-// annotations returns citations as OpenAI's objects.
-func annotations(citations []toolloop.Citation) []any {
-	out := make([]any, len(citations))
-	for i, c := range citations {
-		out[i] = map[string]any{"type": "url_citation", "url_citation": map[string]any{
-			"start_index": c.Start, "end_index": c.End, "url": c.Source.URL, "title": c.Source.Title,
-		}}
-	}
-	return out
-}
-
-// executed returns a call that the server has run as an object, in the spelling of Groq's API.
-func executed(index int, r httpapi.Ran) map[string]any {
-	out := map[string]any{"index": index, "type": r.Tool.Kind, "name": r.Tool.Name, "arguments": r.Call.Arguments,
-		"failed": r.Result.Failed, "output": r.Result.Text}
-	if r.Tool.Kind == agent.KindMCP {
-		out["server_label"], out["name"] = r.Tool.Server, r.Tool.Remote
-	}
-	if len(r.Result.Sources) > 0 {
-		found := make([]any, len(r.Result.Sources))
-		for i, s := range r.Result.Sources {
-			found[i] = map[string]string{"title": s.Title, "url": s.URL}
-		}
-		out["search_results"] = map[string]any{"results": found}
-	}
 	return out
 }
 
@@ -265,7 +236,7 @@ func (s *agentStream) delta(delta map[string]any) error {
 func (s *agentStream) finish(end *httpapi.AgentOutcome) error {
 	delta := map[string]any{}
 	if len(end.Citations) > 0 {
-		delta["annotations"] = annotations(end.Citations)
+		delta["annotations"] = httpapi.Annotations(end.Citations)
 	}
 	if err := s.choice(endOf(map[string]any{"delta": delta, "logprobs": nil}, end)); err != nil {
 		return err
