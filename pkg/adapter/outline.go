@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -193,7 +194,8 @@ func (o *Outline) Shapes() *Adapter {
 
 // replaces reports an adapter that replaces a tensor of the base.
 func replaces(name string) error {
-	return &UnsupportedError{ConfigFile, "modules_to_save", name, "none beside other adapters; merge it with the base"}
+	return fault.New(fault.Unimplemented, "serve the adapter: modules_to_save %s replaces a tensor of the base, which "+
+		"other requests need; merge the adapter with its base (lamina merge -m MODEL --adapter DIR OUT) and serve OUT", name)
 }
 
 // CheckServed reports why an adapter cannot be served beside others on one base: rows of other adapters need the

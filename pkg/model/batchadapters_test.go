@@ -270,7 +270,7 @@ func TestServeAdapter_RefusesWhatItCannotServe(t *testing.T) {
 		code   fault.Code
 		change func(*adapter.Adapter)
 	}{
-		{"modules_to_save lm_head.weight", fault.Unimplemented, func(a *adapter.Adapter) {
+		{"modules_to_save lm_head.weight replaces a tensor of the base", fault.Unimplemented, func(a *adapter.Adapter) {
 			a.Saved = []adapter.Saved{{Name: "lm_head.weight", Shape: []int{1}, Data: []float32{1}}}
 		}},
 		{"q_proj.lora_A.weight: want a rank of at most 512", fault.DataLoss, func(a *adapter.Adapter) {

@@ -277,6 +277,10 @@ func TestMesh_AdaptersAreLoadedLive(t *testing.T) {
 	if status.Code(err) != codes.DataLoss || !strings.Contains(err.Error(), "model.layers.0.mlp.down_proj: want 172 inputs") {
 		t.Errorf("an adapter of another base: %v", err)
 	}
+	_, err = load(&routerv1.LoadAdapterOpen{Name: "x"}, savesNorm(t, adapters[0].Dir))
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), mergeIt) {
+		t.Errorf("an adapter with modules_to_save: %v", err)
+	}
 	if _, err := router.UnloadAdapter(ctx, &routerv1.UnloadAdapterRequest{Name: "x"}); err != nil {
 		t.Fatal(err)
 	}
@@ -286,6 +290,25 @@ func TestMesh_AdaptersAreLoadedLive(t *testing.T) {
 	if got := models(); !slices.Equal(got, []string{"stories"}) {
 		t.Errorf("after the unload the models are %v", got)
 	}
+}
+
+// mergeIt is what errors say that refuse an adapter with modules_to_save.
+const mergeIt = "merge the adapter with its base (lamina merge -m MODEL --adapter DIR OUT)"
+
+// savesNorm writes an adapter with a norm that is saved with it, and returns its folder.
+func savesNorm(t *testing.T, from string) string {
+	t.Helper()
+	a, err := adapter.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "saved")
+	a.Save = []string{"model.norm"}
+	a.Saved = []adapter.Saved{{Name: "model.norm.weight", Shape: []int{2}, Data: []float32{1, 2}}}
+	if err := adapter.Write(dir, a); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // TestStart_RefusesAdaptersThatDoNotFit names the adapter and what is wrong before anything is served.
@@ -303,6 +326,7 @@ func TestStart_RefusesAdaptersThatDoNotFit(t *testing.T) {
 		{app.Adapter{Name: "a b", Dir: good.Dir}, 0, fault.Invalid, "name: want 1 to 64 letters"},
 		{app.Adapter{Name: "x", Dir: t.TempDir()}, 0, fault.Unspecified, "adapter_config.json"},
 		{app.Adapter{Name: "x", Dir: other.Dir}, 0, fault.DataLoss, "model.layers.0.mlp.down_proj: want 172 inputs"},
+		{app.Adapter{Name: "x", Dir: savesNorm(t, good.Dir)}, 0, fault.Unimplemented, mergeIt},
 		{app.Adapter{Name: "x", Dir: good.Dir}, 1000, fault.Exhausted, "bytes, and adapters have 0 of 1000 already"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
