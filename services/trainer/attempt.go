@@ -32,6 +32,7 @@ func (e *rejectedError) FaultCode() fault.Code { return fault.Aborted }
 func (t *training) gradients(f *fleet, step uint64, data *batch, idle *bubble, sent *traffic) (
 	[]float64, []*shardv1.Norm, error) {
 	t.doubts.begin(step)
+	f.expect(t.spec.StepFlops(t.work(data)))
 	for f.attempt = 0; ; f.attempt++ {
 		begin := time.Now()
 		f.assign()
@@ -45,6 +46,14 @@ func (t *training) gradients(f *fleet, step uint64, data *batch, idle *bubble, s
 			return nil, nil, err
 		}
 		data.forget()
+	}
+}
+
+// expect estimates the usual time of a step of so many operations until one has been measured. Without it the first step
+// of a large model, on machines that have other work, too, would look like one that does not get on.
+func (f *fleet) expect(flops float64) {
+	if peak := f.peak(); f.stepTime.n == 0 && peak > 0 {
+		f.usual.Store(int64(flops / peak * float64(time.Second)))
 	}
 }
 
