@@ -79,6 +79,7 @@ type gemmCall struct {
 	pairs   *pairMatrix // the packed right operand, in place of b
 	panels  []float32   // the right operand in panels of the whole reduction, in place of b; see packWhole
 	near    bool        // a is in the cache and read in place
+	padded  bool        // b, if its columns run along the reduction, can be read to the end of its last panel
 	m, n, k int
 	then    *gemmCall // a product of other operands that is added to the same c
 	sum     []float32 // unless nil, the finished c is added to it; it has the shape of c
@@ -248,7 +249,7 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 			w.panels = append(w.panels, p)
 			continue
 		}
-		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 &&
+		if b.rs == 1 && n > 0 && o.fromRow == nil && ((s.to-s.from)%o.wide == 0 || s.call.padded) &&
 			(4*b.cs%gemmAlias != 0 || work.hi-work.lo < gemmReuse) {
 			p.whole = b
 		} else {

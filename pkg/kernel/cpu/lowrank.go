@@ -10,7 +10,7 @@ import "github.com/lamina-mesh/lamina/pkg/kernel"
 // lowFactor is a packed factor of a low-rank product.
 type lowFactor struct {
 	ops  *gemmOps  // for which it is packed
-	data []float32 // Aᵀ[I,r], or B in panels
+	data []float32 // Aᵀ[I,r] with room for a panel after it, or B in panels
 }
 
 // Rows and columns of a block of a low-rank product. Its results stay in the second-level cache until they are added.
@@ -27,7 +27,9 @@ func (s *Set) PackLowRank(a, b *kernel.Matrix[float32]) {
 	}
 	o := s.dense
 	if a.Packed == nil {
-		t := make([]float32, len(a.Dense))
+		// A row of a panel is often wider than the rank. Read in place it goes on into the next row, whose products
+		// are not used, and after the last row into the room.
+		t := make([]float32, len(a.Dense)+o.wide)
 		for i := range a.Rows {
 			for j, v := range a.Dense[i*a.Cols : (i+1)*a.Cols] {
 				t[j*a.Rows+i] = v
@@ -47,7 +49,7 @@ func (s *Set) lowCalls(p *kernel.LowRank[float32]) (up, down gemmCall) {
 	down = gemmCall{c: p.V, ldc: out, a: rowsOf(p.U, rank), b: rowsOf(p.B.Dense, rank), m: t, n: out, k: rank,
 		sum: p.Y}
 	if f := s.factor(p.A); f != nil {
-		up.b = columnsOf(f.data, rank)
+		up.b, up.padded = columnsOf(f.data, rank), true
 	}
 	if f := s.factor(p.B); f != nil {
 		down.panels = f.data
