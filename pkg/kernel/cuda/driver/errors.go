@@ -1,0 +1,79 @@
+package driver
+
+import "fmt"
+
+// NoDriverError says that the driver's library cannot be opened.
+type NoDriverError struct {
+	Library string
+	Err     error
+}
+
+func (e *NoDriverError) Error() string {
+	return fmt.Sprintf("no NVIDIA driver: open %s: %v", e.Library, e.Err)
+}
+
+func (e *NoDriverError) Unwrap() error { return e.Err }
+
+// TooOldError says that the driver supports only an older CUDA.
+type TooOldError struct{ Have, Want int }
+
+func (e *TooOldError) Error() string {
+	return fmt.Sprintf("the NVIDIA driver is too old: it supports CUDA %s, want %s or newer", version(e.Have),
+		version(e.Want))
+}
+
+// version writes a version as people do.
+func version(v int) string { return fmt.Sprintf("%d.%d", v/1000, v%1000/10) }
+
+// NoDeviceError says that there is no device of a number.
+type NoDeviceError struct{ Number, Count int }
+
+func (e *NoDeviceError) Error() string {
+	switch e.Count {
+	case 0:
+		return fmt.Sprintf("no device cuda:%d: the NVIDIA driver finds no device", e.Number)
+	case 1:
+		return fmt.Sprintf("no device cuda:%d: the only one is cuda:0", e.Number)
+	}
+	return fmt.Sprintf("no device cuda:%d: there are cuda:0 to cuda:%d", e.Number, e.Count-1)
+}
+
+// OutOfMemoryError says that memory is short. Kind is "device" or "pinned host"; for pinned memory Free and Total are 0.
+type OutOfMemoryError struct {
+	Kind                string
+	Wanted, Free, Total int64
+}
+
+func (e *OutOfMemoryError) Error() string {
+	if e.Total == 0 {
+		return fmt.Sprintf("out of %s memory: want %d bytes", e.Kind, e.Wanted)
+	}
+	return fmt.Sprintf("out of %s memory: want %d bytes, %d of %d are free", e.Kind, e.Wanted, e.Free, e.Total)
+}
+
+// CallError is a failure that a call of the driver returned. Failures of kernels come with a later call, and no
+// call succeeds after them.
+type CallError struct {
+	Call string
+	Code int
+	Name string // such as CUDA_ERROR_ILLEGAL_ADDRESS
+	Text string
+}
+
+func (e *CallError) Error() string {
+	if e.Text == "" {
+		return fmt.Sprintf("%s: %s (%d)", e.Call, e.Name, e.Code)
+	}
+	return fmt.Sprintf("%s: %s (%d): %s", e.Call, e.Name, e.Code, e.Text)
+}
+
+// Check returns an error unless a driver is new enough and has a device.
+func Check(d Driver, number int) error {
+	if v := d.Version(); v < Oldest {
+		return &TooOldError{Have: v, Want: Oldest}
+	}
+	if n := d.Count(); number < 0 || number >= n {
+		return &NoDeviceError{Number: number, Count: n}
+	}
+	return nil
+}

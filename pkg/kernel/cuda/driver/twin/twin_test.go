@@ -1,0 +1,211 @@
+package twin_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/internal/leak"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/drivertest"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
+)
+
+// memory is a machine with the kernel of drivertest, in Go.
+type memory map[uint64][]byte
+
+func newMemory() twin.Machine { return memory{} }
+
+func (m memory) Alloc(n int64) (uint64, error) {
+	b := make([]byte, n)
+	a := uint64(uintptr(unsafe.Pointer(&b[0])))
+	m[a] = b
+	return a, nil
+}
+
+func (m memory) Free(a uint64) error {
+	delete(m, a)
+	return nil
+}
+
+func (m memory) Bytes(a uint64, n int64) ([]byte, error) {
+	for from, b := range m {
+		if a >= from && a+uint64(n) <= from+uint64(len(b)) {
+			return b[a-from:][:n], nil
+		}
+	}
+	return nil, fmt.Errorf("no memory at %#x", a)
+}
+
+func (m memory) Load(text string) (twin.Program, error) {
+	if !strings.Contains(text, ".entry scale") {
+		return nil, errors.New("no kernel")
+	}
+	return scale{m}, nil
+}
+
+type scale struct{ memory }
+
+func (scale) Has(name string) bool { return name == "scale" }
+
+func (s scale) Launch(_ string, l driver.Launch, args []any) error {
+	n := min(args[2].(uint32), l.Grid.X*l.Block.X)
+	b, err := s.Bytes(uint64(args[0].(driver.Address)), int64(n)*4)
+	if err != nil {
+		return err
+	}
+	x := unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), n)
+	for i := range x {
+		x[i] *= args[1].(float32)
+	}
+	return nil
+}
+
+func TestDriver_KeepsTheContract(t *testing.T) {
+	defer leak.Check(t)
+	drivertest.Run(t, twin.New(twin.Config{Devices: 1, Machine: newMemory}))
+}
+
+func TestStart_SaysWhatIsMissing(t *testing.T) {
+	defer leak.Check(t)
+	for _, c := range []struct {
+		cfg    twin.Config
+		number int
+		want   string
+	}{
+		{twin.Config{Version: 11080, Devices: 1}, 0,
+			"the NVIDIA driver is too old: it supports CUDA 11.8, want 12.0 or newer"},
+		{twin.Config{Version: 12020}, 0, "no device cuda:0: the NVIDIA driver finds no device"},
+		{twin.Config{Devices: 1}, 3, "no device cuda:3: the only one is cuda:0"},
+		{twin.Config{Devices: 2}, 2, "no device cuda:2: there are cuda:0 to cuda:1"},
+	} {
+		c.cfg.Machine = newMemory
+		_, err := driver.Start(twin.New(c.cfg), c.number)
+		if err == nil || err.Error() != c.want {
+			t.Errorf("device %d of %+v: %v, want %s", c.number, c.cfg, err, c.want)
+		}
+	}
+}
+
+// Work that nobody has waited for is not done, so that a wait that is missing shows.
+func TestDevice_WorkRunsLater(t *testing.T) {
+	run(t, func(d driver.Device, s driver.Stream, e driver.Event) error {
+		a, err := d.Alloc(8)
+		if err != nil {
+			return err
+		}
+		p, err := d.AllocPinned(8)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(d.Fill(a, 7, 8, s), d.Download(p, a, s)); err != nil {
+			return err
+		}
+		if p[0] != 0 {
+			t.Error("a copy is done before anybody waits for it")
+		}
+		if err := driver.Wait(d, s, e); err != nil {
+			return err
+		}
+		if p[0] != 7 || p[7] != 7 {
+			t.Errorf("after the wait the memory is %v", p)
+		}
+		return nil
+	})
+}
+
+func TestDevice_Misuse(t *testing.T) {
+	run(t, func(d driver.Device, s driver.Stream, e driver.Event) error {
+		a, err := d.Alloc(8)
+		if err != nil {
+			return err
+		}
+		refused := func(what string, err error) {
+			t.Helper()
+			if call := (*driver.CallError)(nil); !errors.As(err, &call) || call.Code == 0 || call.Name == "" {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		refused("an upload of Go memory", d.Upload(a, make([]byte, 8), s))
+		refused("a download to Go memory", d.Download(make([]byte, 8), a, s))
+		refused("a copy onto itself", d.Copy(a, a+4, 8, s))
+		refused("freeing what is no allocation", d.Free(a+4))
+		refused("an unknown stream", d.Fill(a, 0, 8, s+100))
+		_, err = d.Load([]byte("\x7fELF"))
+		refused("machine code", err)
+		if err := d.BeginCapture(s); err != nil {
+			return err
+		}
+		_, err = d.Alloc(8)
+		refused("memory while a stream is captured", err)
+		refused("a wait within a capture", d.Record(e, s))
+		g, err := d.EndCapture(s)
+		if err != nil {
+			return err
+		}
+		return errors.Join(d.FreeGraph(g), d.Free(a))
+	})
+}
+
+// A failure of work comes with the call that waits for it, and stays.
+func TestContext_FailureStays(t *testing.T) {
+	defer leak.Check(t)
+	c, err := driver.Start(twin.New(twin.Config{Devices: 1, Machine: newMemory}), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s driver.Stream
+	var e driver.Event
+	err = c.Do(func(d driver.Device) (err error) {
+		s, err = d.NewStream()
+		if err == nil {
+			e, err = d.NewEvent()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Send(func(d driver.Device) error { return d.Fill(4096, 0, 8, s) })
+	err = c.Do(func(d driver.Device) error { return driver.Wait(d, s, e) })
+	if err == nil {
+		t.Error("writing to an address without memory is no failure")
+	}
+	c.Send(func(driver.Device) error { return errors.New("the second failure") })
+	c.Send(func(driver.Device) error { return errors.New("the third failure") })
+	if err := c.Do(func(driver.Device) error { return nil }); err == nil || err.Error() != "the second failure" {
+		t.Errorf("the first failure of work that was sent does not stay: %v", err)
+	}
+	if err := c.Close(); err == nil {
+		t.Error("the device closes as if nothing had failed")
+	}
+	if err := c.Do(func(driver.Device) error { return nil }); !errors.Is(err, driver.ErrClosed) {
+		t.Errorf("work for a closed device: %v", err)
+	}
+}
+
+// run runs f on the goroutine of a device of the twin.
+func run(t *testing.T, f func(d driver.Device, s driver.Stream, e driver.Event) error) {
+	t.Helper()
+	defer leak.Check(t)
+	c, err := driver.Start(twin.New(twin.Config{Devices: 1, Machine: newMemory}), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Do(func(d driver.Device) error {
+		s, err := d.NewStream()
+		if err != nil {
+			return err
+		}
+		e, err := d.NewEvent()
+		if err != nil {
+			return err
+		}
+		return f(d, s, e)
+	})
+	if err := errors.Join(err, c.Close()); err != nil {
+		t.Error(err)
+	}
+}
