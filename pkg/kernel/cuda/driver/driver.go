@@ -11,8 +11,8 @@ package driver
 
 import "fmt"
 
-// Oldest is the oldest version of CUDA that a driver must support: 12.0, which compiles PTX 8.0.
-const Oldest = 12000
+// Oldest is the oldest version of CUDA that a driver must support: 11.8, which compiles PTX 7.8.
+const Oldest = 11080
 
 // Address is a place in a device's memory.
 type Address uint64

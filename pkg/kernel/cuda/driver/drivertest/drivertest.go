@@ -13,7 +13,7 @@ import (
 )
 
 // Scale is the module of the tests. Its kernel "scale" multiplies n floats by a number.
-const Scale = `.version 8.0
+const Scale = `.version 7.8
 .target sm_80
 .address_size 64
 .visible .entry scale(
