@@ -7,12 +7,19 @@ import "github.com/lamina-mesh/lamina/pkg/tensor"
 // with len, and passed to the set's operations, but the host must not read or write its elements.
 // Code that has to run on every set moves elements with Upload, Download and Host alone.
 //
+// The garbage collector does not see a device's memory, so a buffer does not keep itself alive there. It lives as long as
+// the Memory that handed it out is reachable: whoever keeps a buffer keeps its Memory too. What lives shorter than a
+// kernel set comes from a Scope of it.
+//
 // Lists that steer an operation (ids, positions, spans, row numbers) are short and stay on the host.
 type Buffer[F tensor.Float] []F
 
 // Memory hands out and moves buffers of one device.
 type Memory[F tensor.Float] interface {
-	// Alloc returns a buffer of n zeros. It lives until nothing refers to it.
+	// Scope returns the same memory with a lifetime of its own: its buffers live as long as the Scope is reachable,
+	// and what was put into the set's operations before it became unreachable is still computed.
+	Scope() Memory[F]
+	// Alloc returns a buffer of n zeros.
 	Alloc(n int) Buffer[F]
 	// AllocBF16 returns n zeros of bfloat16, for RoundBF16.
 	AllocBF16(n int) []uint16

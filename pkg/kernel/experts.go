@@ -25,9 +25,10 @@ type Routing[F tensor.Float] struct {
 // Route turns the router's logits[T,E] into probabilities in place and chooses the topK experts of
 // each row; of equal ones the first. Weights are the probabilities, divided by their sum over the
 // chosen ones if normalize is set.
-func (HostOps[F]) Route(logits Buffer[F], t, e, topK int, normalize bool) Routing[F] {
+func (HostOps[F]) Route(weight, logits Buffer[F], t, e, topK int, normalize bool) Routing[F] {
 	sameLength("route", len(logits), t*e)
-	r := Routing[F]{Probs: logits, Bounds: make([]int, e+1)}
+	sameLength("route", len(weight), t*topK)
+	r := Routing[F]{Probs: logits, Weight: weight[:0], Bounds: make([]int, e+1)}
 	chosen, weights := make([]bool, t*e), make([]F, t*e)
 	for row := range t {
 		p, w, in := logits[row*e:(row+1)*e], weights[row*e:], chosen[row*e:]

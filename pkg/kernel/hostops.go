@@ -11,6 +11,9 @@ import (
 // memory. Such a set embeds it and replaces what it does faster.
 type HostOps[F tensor.Float] struct{}
 
+// Scope returns the same memory: buffers live as long as anything refers to them.
+func (h HostOps[F]) Scope() Memory[F] { return h }
+
 // Alloc returns a buffer of n zeros.
 func (HostOps[F]) Alloc(n int) Buffer[F] { return make(Buffer[F], n) }
 

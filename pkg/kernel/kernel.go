@@ -1,6 +1,10 @@
 package kernel
 
-import "github.com/lamina-mesh/lamina/pkg/tensor"
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
 
 // Matrix is a weight W[N,I]: row n holds the I inputs of output n. Exactly one
 // of Dense and Raw is set.
@@ -84,6 +88,19 @@ type Heads struct {
 // and p = Keep·p - Size·m/(sqrt(Root·v)+Epsilon).
 type AdamW struct {
 	Scale, Beta1, Beta2, Size, Root, Epsilon, Keep float64
+}
+
+// ForwardOnly is implemented by sets that have no operations of training. A shard refuses to train on them.
+type ForwardOnly interface {
+	// ForwardOnly returns the name of the device, such as "cuda:0".
+	ForwardOnly() (device string)
+}
+
+// MissingError says that a set has no kernel for an operation. The operation panics with it.
+type MissingError struct{ Device, Operation string }
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s: %s has no kernel for it yet", e.Operation, e.Device)
 }
 
 // Set is a complete implementation of the operations over element type F.
@@ -197,8 +214,9 @@ type Set[F tensor.Float] interface {
 
 	// Route turns a router's logits[T,E] into probabilities in place and chooses the topK experts of
 	// each row; of equal ones the first. A row's weights are the probabilities of its experts,
-	// divided by their sum if normalize is set.
-	Route(logits Buffer[F], t, e, topK int, normalize bool) Routing[F]
+	// divided by their sum if normalize is set. They are written to weight[T*TopK], which the result keeps,
+	// as it keeps logits.
+	Route(weight, logits Buffer[F], t, e, topK int, normalize bool) Routing[F]
 	// RouteGrad overwrites dlogits[T,E] with the gradient of Route's logits, from r.DWeight.
 	RouteGrad(dlogits Buffer[F], r *Routing[F], t, e int, normalize bool)
 	// Dispatch copies rows of x[T,C] to dst[T*TopK,C] in grouped order.

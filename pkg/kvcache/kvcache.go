@@ -38,7 +38,10 @@ type Config struct {
 }
 
 // page holds the keys and values of PageLen positions in every layer.
-type page[F tensor.Float] struct{ layers []kernel.KVPage[F] }
+type page[F tensor.Float] struct {
+	layers []kernel.KVPage[F]
+	memory kernel.Memory[F] // of the layers: a page that nothing refers to is given back
+}
 
 // Cache is a bounded pool of pages.
 type Cache[F tensor.Float] struct {
@@ -110,7 +113,8 @@ func (c *Cache[F]) takeLocked(n int) ([]*page[F], error) {
 
 func (c *Cache[F]) newPage() *page[F] {
 	size := c.cfg.PageLen * c.cfg.KVHeads * c.cfg.HeadDim
-	return &page[F]{c.memory.NewKVPages(c.cfg.Layers, c.cfg.Type, size, c.cfg.HeadDim)}
+	memory := c.memory.Scope()
+	return &page[F]{memory.NewKVPages(c.cfg.Layers, c.cfg.Type, size, c.cfg.HeadDim), memory}
 }
 
 func (c *Cache[F]) give(pages []*page[F]) {

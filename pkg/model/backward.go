@@ -164,7 +164,7 @@ func (s *Stage[F]) orUnused(d kernel.Buffer[F], n int) kernel.Buffer[F] {
 		return d
 	}
 	if len(s.unused) < n {
-		s.unused = s.set.Alloc(n)
+		s.unused = s.memory.Alloc(n)
 	}
 	return s.unused[:n]
 }

@@ -20,8 +20,8 @@ func buildBeside[F tensor.Float](
 	if r.Lo < 0 || r.Hi > len(spec.Layers) || r.Lo >= r.Hi {
 		return nil, fault.Field("layers", "build stage: range %v is not within the %d layers", r, len(spec.Layers))
 	}
-	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(), scratch: newArena(set.Alloc),
-		block: newArena(set.Alloc), low: newArena(set.Alloc)}
+	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(),
+		memory: set.Scope(), scratch: newScratch(set), block: newScratch(set), low: newScratch(set)}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)
@@ -169,7 +169,7 @@ func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 		out.bias, out.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: n})
 	}
 	if m.OnePlus && b.err == nil { // allocate nothing for a width that no tensor has
-		out.fromOne = b.stage.set.Alloc(n)
+		out.fromOne = b.stage.memory.Alloc(n)
 	}
 	return out
 }

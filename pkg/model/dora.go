@@ -51,7 +51,7 @@ func (s *Stage[F]) measure(p *lora[F]) {
 		gains[i] = F(float64(m[i]) / p.lengths[i])
 	}
 	if p.gain == nil {
-		p.gain = s.set.Alloc(n)
+		p.gain = p.memory.Alloc(n)
 	}
 	s.set.Upload(p.gain, gains)
 }

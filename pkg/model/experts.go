@@ -20,6 +20,7 @@ type experts[F tensor.Float] struct {
 type routed[F tensor.Float] struct {
 	kernel.Routing[F]
 	gate, up kernel.Buffer[F] // [T*TopK, F] by grouped index
+	memory   kernel.Memory[F] // of the buffers, in training
 	split    *routedSplit[F]  // between the two halves of a backward pass
 }
 
@@ -43,9 +44,9 @@ func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	bothBias, downBias := 0, 0
 	if spec.Bias {
 		bothBias = b.add(Param[F]{Name: spec.Stack + ".gate_up_proj_bias", Shape: []int{spec.Count, 2 * f},
-			Data: b.stage.set.Alloc(spec.Count * 2 * f)})
+			Data: b.stage.memory.Alloc(spec.Count * 2 * f)})
 		downBias = b.add(Param[F]{Name: spec.Stack + ".down_proj_bias", Shape: []int{spec.Count, width},
-			Data: b.stage.set.Alloc(spec.Count * width)})
+			Data: b.stage.memory.Alloc(spec.Count * width)})
 	}
 	piece := func(e int, p expertPart, rows, cols int, weight, bias slot) linear[F] {
 		l := b.expert(spec, e, p, rows, cols, weight)
@@ -82,7 +83,7 @@ func (b *builder[F]) expert(x *Experts, e int, p expertPart, rows, cols int, at 
 	} else {
 		stack := &b.stage.params.Tensors[at.index]
 		if stack.Data == nil {
-			stack.Data = b.stage.set.Alloc(stack.Shape[0] * stack.Shape[1] * stack.Shape[2])
+			stack.Data = b.stage.memory.Alloc(stack.Shape[0] * stack.Shape[1] * stack.Shape[2])
 		}
 		piece := stack.Data[at.from : at.from+len(m.Dense)]
 		b.stage.set.Upload(piece, m.Dense)
@@ -107,44 +108,47 @@ func (b *builder[F]) expertBias(l *linear[F], x *Experts, e int, p expertPart, a
 // gated computes the activation of experts. GPT-OSS's is g·sigmoid(alpha·g)·(up+1) with
 // clamped g and up. As SiLU(x) = x·sigmoid(x), that is SiLU(alpha·g)·(up+1)/alpha: the gated
 // SiLU of alpha·g and (up+1)/alpha.
-func (s *Stage[F]) gated(f *FeedForward, y, gate, up kernel.Buffer[F]) {
+func (s *Stage[F]) gated(f *FeedForward, y, gate, up kernel.Buffer[F], a allocate[F]) {
 	if f.Experts.Alpha == 0 {
 		s.set.GLU(y, gate, up, f.Act)
 		return
 	}
-	g, u := s.clamped(f.Experts, gate, up)
+	g, u := s.clamped(f.Experts, gate, up, a)
 	s.set.GLU(y, g, u, kernel.SiLU)
 }
 
 // clamped returns the arguments of the gated SiLU that computes GPT-OSS's activation.
-func (s *Stage[F]) clamped(x *Experts, gate, up kernel.Buffer[F]) (g, u kernel.Buffer[F]) {
-	g, u = s.set.Alloc(len(gate)), s.set.Alloc(len(up))
+func (s *Stage[F]) clamped(x *Experts, gate, up kernel.Buffer[F], a allocate[F]) (g, u kernel.Buffer[F]) {
+	g, u = a(len(gate)), a(len(up))
 	s.set.ClampedGate(g, u, gate, up, x.Alpha, x.Limit)
 	return g, u
 }
 
 // gatedGrad overwrites dgate and dup with the gradients of gate and up. dup may be dy.
-func (s *Stage[F]) gatedGrad(f *FeedForward, dgate, dup, dy, gate, up kernel.Buffer[F]) {
+func (s *Stage[F]) gatedGrad(f *FeedForward, dgate, dup, dy, gate, up kernel.Buffer[F], a allocate[F]) {
 	x := f.Experts
 	if x.Alpha == 0 {
 		s.set.GLUGrad(dgate, dup, nil, dy, gate, up, f.Act)
 		return
 	}
-	g, u := s.clamped(x, gate, up)
+	g, u := s.clamped(x, gate, up, a)
 	s.set.GLUGrad(dgate, dup, nil, dy, g, u, kernel.SiLU)
 	s.set.ClampedGateGrad(dgate, dup, gate, up, x.Alpha, x.Limit)
 }
 
-// expertsForward overwrites y[T,C] with the output of the experts for h[T,C].
-func (s *Stage[F]) expertsForward(blk *block[F], y, h kernel.Buffer[F], t int) routed[F] {
+// allocate returns a buffer of n values that live as long as what a pass computes with them.
+type allocate[F tensor.Float] func(n int) kernel.Buffer[F]
+
+// expertsForward overwrites y[T,C] with the output of the experts for h[T,C]. The result is in buffers of alloc.
+func (s *Stage[F]) expertsForward(blk *block[F], y, h kernel.Buffer[F], t int, alloc allocate[F]) routed[F] {
 	x, spec, width := blk.experts, blk.FFN.Experts, s.Spec.Width
 	ff := spec.Width
-	logits := s.set.Alloc(t * spec.Count)
+	logits, weight := alloc(t*spec.Count), alloc(t*spec.TopK)
 	s.set.MatMul(logits, h, &x.router.Matrix, x.router.bias, t)
-	k := routed[F]{Routing: s.set.Route(logits, t, spec.Count, spec.TopK, spec.Normalize)}
+	k := routed[F]{Routing: s.set.Route(weight, logits, t, spec.Count, spec.TopK, spec.Normalize)}
 	n := len(k.Rows)
-	k.gate, k.up = s.set.Alloc(n*ff), s.set.Alloc(n*ff)
-	in, act, out := s.set.Alloc(n*width), s.set.Alloc(n*ff), s.set.Alloc(n*width)
+	k.gate, k.up = alloc(n*ff), alloc(n*ff)
+	in, act, out := alloc(n*width), alloc(n*ff), alloc(n*width)
 	s.set.Dispatch(in, h, &k.Routing, width)
 	s.set.Clear(y)
 	for e := range x.gate {
@@ -154,7 +158,7 @@ func (s *Stage[F]) expertsForward(blk *block[F], y, h kernel.Buffer[F], t int) r
 		}
 		g, u, a := k.gate[lo*ff:hi*ff], k.up[lo*ff:hi*ff], act[lo*ff:hi*ff]
 		s.set.MatMuls(in[lo*width:hi*width], hi-lo, x.gate[e].product(g), x.up[e].product(u))
-		s.gated(&blk.FFN, a, g, u)
+		s.gated(&blk.FFN, a, g, u, alloc)
 		o := out[lo*width : hi*width]
 		s.set.MatMul(o, a, &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		s.set.Combine(y, o, &k.Routing, lo, hi, width)
@@ -169,9 +173,10 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel
 	split bool) {
 	x, spec, width := blk.experts, blk.FFN.Experts, s.Spec.Width
 	ff, n := spec.Width, len(k.Rows)
-	in, dout, out := s.set.Alloc(n*width), s.set.Alloc(n*width), s.set.Alloc(n*width)
-	act, dact := s.set.Alloc(n*ff), s.set.Alloc(n*ff)
-	dgate, din := s.set.Alloc(n*ff), s.set.Alloc(n*width)
+	memory := s.set.Scope()
+	in, dout, out := memory.Alloc(n*width), memory.Alloc(n*width), memory.Alloc(n*width)
+	act, dact := memory.Alloc(n*ff), memory.Alloc(n*ff)
+	dgate, din := memory.Alloc(n*ff), memory.Alloc(n*width)
 	s.set.Dispatch(in, h, &k.Routing, width)
 	for e := range x.gate {
 		lo, hi := k.Bounds[e], k.Bounds[e+1]
@@ -180,25 +185,26 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel
 		}
 		wide := func(b kernel.Buffer[F]) kernel.Buffer[F] { return b[lo*ff : hi*ff] }
 		rows := func(b kernel.Buffer[F]) kernel.Buffer[F] { return b[lo*width : hi*width] }
-		s.gated(&blk.FFN, wide(act), wide(k.gate), wide(k.up))
+		s.gated(&blk.FFN, wide(act), wide(k.gate), wide(k.up), memory.Alloc)
 		s.set.MatMul(rows(out), wide(act), &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		s.set.CombineGrad(rows(dout), dy, rows(out), &k.Routing, lo, hi, width)
 		s.linearGrad(wide(dact), wide(act), hi-lo, g, branch[F]{rows(dout), &x.down[e]})
 		dup := wide(dact) // in the place of the gradient of act
-		s.gatedGrad(&blk.FFN, wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up))
+		s.gatedGrad(&blk.FFN, wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up), memory.Alloc)
 		s.linearGrad(rows(din), rows(in), hi-lo, g, branch[F]{wide(dgate), &x.gate[e]}, branch[F]{dup, &x.up[e]})
 	}
-	dlogits := s.set.Alloc(t * spec.Count)
+	dlogits := memory.Alloc(t * spec.Count)
 	s.set.RouteGrad(dlogits, &k.Routing, t, spec.Count, spec.Normalize)
 	s.linearGrad(dh, h, t, g, branch[F]{dlogits, x.router})
 	s.set.DispatchGrad(dh, din, &k.Routing, width)
 	if split {
-		k.split = &routedSplit[F]{in: in, act: act, dout: dout, dgate: dgate, dup: dact, dlogits: dlogits}
+		k.split = &routedSplit[F]{memory: memory, in: in, act: act, dout: dout, dgate: dgate, dup: dact, dlogits: dlogits}
 	}
 }
 
 // routedSplit is what expertsBackward keeps for expertsWeights.
 type routedSplit[F tensor.Float] struct {
+	memory                             kernel.Memory[F] // of the others
 	in, act, dout, dgate, dup, dlogits kernel.Buffer[F]
 }
 

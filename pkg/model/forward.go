@@ -317,7 +317,7 @@ func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *work
 	h := s.input(w.h, x, &blk.norm2, t)
 	if blk.experts != nil {
 		y := w.act[:t*s.Spec.Width]
-		s.expertsForward(blk, y, h, t)
+		s.expertsForward(blk, y, h, t, s.scratch.take)
 		s.addBranch(x, y, &blk.post2, t)
 		s.normalizeSum(x, &blk.add2, t)
 		return
@@ -371,21 +371,29 @@ func (s *Stage[F]) Trim() bool { return s.scratch.trim() }
 
 // arena hands out scratch memory. reset takes all of it back.
 type arena[S ~[]E, E any] struct {
-	alloc  func(n int) S
+	scope  func() func(n int) S // returns the allocations of a new Scope
+	alloc  func(n int) S        // those of the Scope that store is in; nil before the first
 	store  S
 	used   int
 	spill  int  // elements that did not fit store since the last reset
 	active bool // used since the last trim
 }
 
-func newArena[S ~[]E, E any](alloc func(n int) S) arena[S, E] { return arena[S, E]{alloc: alloc} }
+func newArena[S ~[]E, E any](scope func() func(n int) S) arena[S, E] {
+	return arena[S, E]{scope: scope}
+}
 
-// trim releases the memory if it has not been used since the last trim. Slices that were
-// taken stay valid.
+// newScratch returns an arena of a kernel set's buffers.
+func newScratch[F tensor.Float](set kernel.Set[F]) scratch[F] {
+	return newArena(func() func(n int) kernel.Buffer[F] { return set.Scope().Alloc })
+}
+
+// trim releases the memory if it has not been used since the last trim. What was taken must not be
+// used after it.
 func (a *arena[S, E]) trim() bool {
 	released := !a.active && len(a.store) > 0
 	if released {
-		a.store, a.used, a.spill = nil, 0, 0
+		a.alloc, a.store, a.used, a.spill = nil, nil, 0, 0
 	}
 	a.active = false
 	return released
@@ -398,6 +406,7 @@ func (a *arena[S, E]) size() int { return max(len(a.store), a.used+a.spill) }
 func (a *arena[S, E]) reset() {
 	a.active = true
 	if a.spill > 0 {
+		a.alloc = a.scope()
 		a.store = a.alloc(a.used + a.spill)
 	}
 	a.used, a.spill = 0, 0
@@ -407,6 +416,9 @@ func (a *arena[S, E]) reset() {
 func (a *arena[S, E]) take(n int) S {
 	if a.used+n > len(a.store) {
 		a.spill += n
+		if a.alloc == nil {
+			a.alloc = a.scope()
+		}
 		return a.alloc(n)
 	}
 	out := a.store[a.used : a.used+n : a.used+n]

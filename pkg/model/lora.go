@@ -22,9 +22,10 @@ import (
 
 // Adapter is an adapter on a stage: the parts that belong to the stage's matrices.
 type Adapter[F tensor.Float] struct {
-	stage *Stage[F]
-	sites []*lora[F] // by linear.site; nil where a matrix has none
-	embed *lora[F]   // of the embedding; A is [V,r]
+	stage  *Stage[F]
+	memory kernel.Memory[F] // of its tensors
+	sites  []*lora[F]       // by linear.site; nil where a matrix has none
+	embed  *lora[F]         // of the embedding; A is [V,r]
 
 	params []Param[F] // its tensors, by module
 	scales map[string]float64
@@ -33,6 +34,7 @@ type Adapter[F tensor.Float] struct {
 // lora is the adapter of a matrix, or of some rows of it.
 type lora[F tensor.Float] struct {
 	module   string
+	memory   kernel.Memory[F] // of gain
 	a, b     kernel.Matrix[F] // [r,I], [N,r]
 	atA, atB slot             // in the stage's parameters, if the adapter is trained
 	scale    float64
@@ -73,14 +75,14 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 		return nil, err
 	}
 	linears := s.linears()
-	ad := &Adapter[F]{stage: s, sites: make([]*lora[F], len(linears)), scales: map[string]float64{}}
+	ad := &Adapter[F]{stage: s, memory: s.set.Scope(), sites: make([]*lora[F], len(linears)), scales: map[string]float64{}}
 	if s.First() {
 		name := s.Spec.Embedding.Tokens.Param
 		if m, ok := a.Module(name); ok {
 			at := transpose(convert[F](m.A), m.Rank, m.In)
 			p := &lora[F]{module: name, scale: m.Scale}
-			p.a = kernel.Matrix[F]{Rows: m.In, Cols: m.Rank, Dense: s.set.FromHost(at)}
-			p.b = kernel.Matrix[F]{Rows: m.Out, Cols: m.Rank, Dense: s.set.FromHost(convert[F](m.B))}
+			p.a = kernel.Matrix[F]{Rows: m.In, Cols: m.Rank, Dense: ad.memory.FromHost(at)}
+			p.b = kernel.Matrix[F]{Rows: m.Out, Cols: m.Rank, Dense: ad.memory.FromHost(convert[F](m.B))}
 			ad.embed = p
 			ad.add(m, p, p.a.Dense, p.b.Dense)
 		}
@@ -102,12 +104,12 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 				b = pair(b, m.Rank, d)
 				magnitude = pair(magnitude, 1, d)
 			}
-			h = held{a: s.set.FromHost(convert[F](m.A)), b: s.set.FromHost(b)}
+			h = held{a: ad.memory.FromHost(convert[F](m.A)), b: ad.memory.FromHost(b)}
 			switch {
 			case m.Magnitude != nil:
-				h.m = s.set.FromHost(magnitude)
+				h.m = ad.memory.FromHost(magnitude)
 			case a.DoRA:
-				h.m = s.set.Alloc(m.Out)
+				h.m = ad.memory.Alloc(m.Out)
 			}
 			made[module] = h
 		}
@@ -115,7 +117,7 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 		if a.DoRA && m.Magnitude == nil { // a new adapter: the model starts as its base
 			s.set.Upload(h.m[lo:lo+l.Rows], s.magnitudes(l))
 		}
-		p := &lora[F]{module: module, scale: m.Scale, base: l}
+		p := &lora[F]{module: module, scale: m.Scale, base: l, memory: ad.memory}
 		p.a = kernel.Matrix[F]{Rows: m.Rank, Cols: m.In, Dense: h.a}
 		p.b = kernel.Matrix[F]{Rows: l.Rows, Cols: m.Rank, Dense: h.b[lo*m.Rank : (lo+l.Rows)*m.Rank]}
 		if h.m != nil {

@@ -64,7 +64,8 @@ func (s *Stage[F]) NewGrads() *Params[F] {
 		for _, d := range t.Shape {
 			n *= d
 		}
-		g.Tensors = append(g.Tensors, Param[F]{Name: t.Name, Shape: t.Shape, Data: s.set.Alloc(n), TiedTo: t.TiedTo})
+		g.Tensors = append(g.Tensors, Param[F]{Name: t.Name, Shape: t.Shape, Data: s.memory.Alloc(n),
+			TiedTo: t.TiedTo})
 	}
 	return g
 }
@@ -191,6 +192,7 @@ func (s *Spec) Parameters() ([]Param[float32], error) {
 // nowhere is a kernel set without memory, for stages that are only described.
 type nowhere struct{ kernel.Set[float32] }
 
+func (n nowhere) Scope() kernel.Memory[float32]          { return n }
 func (nowhere) Alloc(int) kernel.Buffer[float32]         { return nil }
 func (nowhere) AllocBF16(int) []uint16                   { return nil }
 func (nowhere) Pack(*kernel.Matrix[float32])             {}

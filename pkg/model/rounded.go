@@ -29,14 +29,14 @@ type stored[F tensor.Float] struct {
 // the masters. Whoever changes them calls RoundWeights before the next pass. The stage is for training only
 // from now on, and without adapters.
 func (s *Stage[F]) StoreBF16() {
-	s.rounded = &rounded[F]{wide: newArena(s.set.Alloc)}
+	s.rounded = &rounded[F]{wide: newScratch(s.set)}
 	for i := range s.blocks {
 		var of []stored[F]
 		for _, l := range s.blocks[i].linears() {
 			if l.Dense == nil { // quantised, and never stepped
 				continue
 			}
-			of = append(of, stored[F]{at: l, master: l.Dense, bits: s.set.AllocBF16(len(l.Dense))})
+			of = append(of, stored[F]{at: l, master: l.Dense, bits: s.memory.AllocBF16(len(l.Dense))})
 		}
 		s.rounded.matrices = append(s.rounded.matrices, of)
 	}

@@ -1,6 +1,8 @@
 package model
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -112,6 +114,15 @@ func (b *block[F]) packable() []*kernel.Matrix[F] {
 	return out
 }
 
+// keep keeps what another stage's matrices are in, since either may be dropped first.
+func (s *Stage[F]) keep(other *Stage[F]) {
+	for _, m := range append(other.owners, other.memory) {
+		if !slices.Contains(s.owners, m) {
+			s.owners = append(s.owners, m)
+		}
+	}
+}
+
 // share takes over the packed matrices of a layer, or of the head if layer is that behind the last one. It returns
 // false if no stage holds it.
 func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
@@ -119,6 +130,7 @@ func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
 		if layer == len(s.Spec.Layers) {
 			if other.head != nil && s.head != nil {
 				s.head.Matrix = other.head.Matrix
+				s.keep(other)
 				return true
 			}
 			continue
@@ -135,6 +147,7 @@ func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
 		for i := range want {
 			*want[i] = *have[i]
 		}
+		s.keep(other)
 		return true
 	}
 	return false

@@ -13,6 +13,8 @@ type Stage[F tensor.Float] struct {
 	Range Range
 
 	set         kernel.Set[F]
+	memory      kernel.Memory[F]                  // what the stage has for as long as it lives
+	owners      []kernel.Memory[F]                // of matrices that are shared with other stages
 	farRotaries map[*kernel.Rotary]*kernel.Rotary // for long sequences in training; see rotary
 
 	embed    *linear[F] // [V,C]; first stage
@@ -131,7 +133,7 @@ func (s *Stage[F]) fromHost(x []F) kernel.Buffer[F] {
 	if x == nil {
 		return nil
 	}
-	return s.set.FromHost(x)
+	return s.memory.FromHost(x)
 }
 
 // ErrNotDense reports training on weights that were loaded without Dense.

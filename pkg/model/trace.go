@@ -84,7 +84,8 @@ func (s *Stage[F]) trace() *Trace[F] {
 		s.micro = s.micro[:n-1]
 		return tr
 	}
-	return &Trace[F]{mem: newArena(s.set.Alloc), bf16: newArena(s.set.AllocBF16)}
+	return &Trace[F]{mem: newScratch(s.set),
+		bf16: newArena(func() func(n int) []uint16 { return s.set.Scope().AllocBF16 })}
 }
 
 // Drop takes a trace back without a backward pass.

@@ -193,7 +193,9 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	s.normalize(w.h, x, &blk.norm2, n)
 	if blk.experts != nil {
 		y := w.act[:n*s.Spec.Width]
-		k.experts = s.expertsForward(blk, y, w.h, n)
+		memory := s.set.Scope()
+		k.experts = s.expertsForward(blk, y, w.h, n, memory.Alloc)
+		k.experts.memory = memory
 		if blk.FFN.PostNorm.Kind != NoNorm {
 			k.post2 = keep(y)
 		}

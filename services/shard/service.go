@@ -204,6 +204,12 @@ func New(c Config) *Service {
 	return s
 }
 
+// trains reports whether the shard takes part in training runs.
+func (s *Service) trains() bool {
+	_, forward := s.cfg.Kernels.(kernel.ForwardOnly)
+	return s.cfg.Bus != nil && !forward
+}
+
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, s) }
 
@@ -334,7 +340,7 @@ func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := &shardv1.DescribeResponse{
-		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil,
+		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.trains(),
 		Instance: s.cfg.ID, Inventory: s.inventory(),
 	}
 	for _, h := range s.held {

@@ -128,6 +128,10 @@ func (s *Service) Train(stream trainServer) error {
 	if s.cfg.Bus == nil {
 		return fault.New(fault.FailedPrecondition, "train: this shard was started without training")
 	}
+	if set, ok := s.cfg.Kernels.(kernel.ForwardOnly); ok {
+		return fault.New(fault.Unimplemented, "train: %s has no kernels of training yet: train on processors",
+			set.ForwardOnly())
+	}
 	first, err := stream.Recv()
 	if err != nil {
 		return err

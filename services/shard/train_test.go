@@ -533,3 +533,27 @@ func TestTrain_WrongOpeningsNameTheField(t *testing.T) {
 		}
 	}
 }
+
+// forwardOnly is a set without operations of training.
+type forwardOnly struct{ kernel.Set[float32] }
+
+func (forwardOnly) ForwardOnly() string { return "cuda:0" }
+
+// A device without kernels of training refuses a run when it is opened, and says before that it does not train.
+func TestTrain_OnADeviceThatOnlyServes(t *testing.T) {
+	r := newRig(t, gradbus.NewMemory(busLimit), nil, forwardOnly{ref.New[float32]()})
+	stream, err := r.client.Train(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &conversation{r, stream}
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}})
+	const want = "train: cuda:0 has no kernels of training yet: train on processors"
+	if err := c.fails(); fault.CodeOf(err) != fault.Unimplemented || !strings.Contains(err.Error(), want) {
+		t.Errorf("a run on a device without kernels of training: %v", err)
+	}
+	d, err := r.client.Describe(r.ctx, &shardv1.DescribeRequest{})
+	if err != nil || d.GetTrains() {
+		t.Errorf("the shard says that it trains: %v, %v", d.GetTrains(), err)
+	}
+}

@@ -256,6 +256,9 @@ type counting struct {
 	bytes int64
 }
 
+// Scope returns the set itself, which counts what is allocated for any time.
+func (c *counting) Scope() kernel.Memory[float32] { return c }
+
 // Alloc allocates floats.
 func (c *counting) Alloc(n int) kernel.Buffer[float32] {
 	c.bytes += 4 * int64(n)
