@@ -7,9 +7,9 @@ import "github.com/lamina-mesh/lamina/pkg/tensor"
 // with len, and passed to the set's operations, but the host must not read or write its elements.
 // Code that has to run on every set moves elements with Upload, Download and Host alone.
 //
-// The garbage collector does not see a device's memory, so a buffer does not keep itself alive there. It lives as long as
-// the Memory that handed it out is reachable: whoever keeps a buffer keeps its Memory too. What lives shorter than a
-// kernel set comes from a Scope of it.
+// The garbage collector does not see a device's memory, so a buffer does not keep itself alive there. It lives as long
+// as the Memory that handed it out is reachable: whoever keeps a buffer keeps its Memory too. What lives shorter than
+// a kernel set comes from a Scope of it.
 //
 // Lists that steer an operation (ids, positions, spans, row numbers) are short and stay on the host.
 type Buffer[F tensor.Float] []F

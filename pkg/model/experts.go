@@ -198,7 +198,8 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel
 	s.linearGrad(dh, h, t, g, branch[F]{dlogits, x.router})
 	s.set.DispatchGrad(dh, din, &k.Routing, width)
 	if split {
-		k.split = &routedSplit[F]{memory: memory, in: in, act: act, dout: dout, dgate: dgate, dup: dact, dlogits: dlogits}
+		k.split = &routedSplit[F]{memory: memory, in: in, act: act, dout: dout, dgate: dgate, dup: dact,
+			dlogits: dlogits}
 	}
 }
 

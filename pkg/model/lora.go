@@ -75,7 +75,8 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 		return nil, err
 	}
 	linears := s.linears()
-	ad := &Adapter[F]{stage: s, memory: s.set.Scope(), sites: make([]*lora[F], len(linears)), scales: map[string]float64{}}
+	ad := &Adapter[F]{stage: s, memory: s.set.Scope(), sites: make([]*lora[F], len(linears)),
+		scales: map[string]float64{}}
 	if s.First() {
 		name := s.Spec.Embedding.Tokens.Param
 		if m, ok := a.Module(name); ok {
