@@ -5,7 +5,6 @@ import (
 	"net/http"
 
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
-	"github.com/lamina-mesh/lamina/pkg/toolcall"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -53,6 +52,8 @@ type usage struct {
 	CacheRead   uint32 `json:"cache_read_input_tokens"`
 	CacheCreate uint32 `json:"cache_creation_input_tokens"`
 	Output      uint32 `json:"output_tokens"`
+
+	Server *serverUsage `json:"server_tool_use,omitempty"`
 }
 
 func toUsage(u *routerv1.Usage) usage {
@@ -70,12 +71,12 @@ func begin(s *routerv1.Started) message {
 }
 
 // stop returns the stop reason and the stop sequence of an answer.
-func stop(o *httpapi.Outcome) (reason string, sequence *string) {
-	text := o.Finished.GetStopString()
+func stop(e *ended) (reason string, sequence *string) {
+	text := e.finished.GetStopString()
 	switch {
-	case httpapi.Truncated(o.Finished):
+	case httpapi.Truncated(e.finished):
 		return "max_tokens", nil
-	case len(o.Answer.Calls) > 0:
+	case len(e.calls) > 0:
 		return "tool_use", nil
 	case text != "":
 		return "stop_sequence", &text
@@ -95,28 +96,25 @@ func (s *server) messages(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if c.Stream {
-		s.stream(w, r, req, parsing, c.thinks())
+		s.stream(w, r, &c, req, parsing)
 		return
 	}
 	a := assembler{thinking: c.thinks()}
-	out, err := httpapi.Run(r.Context(), s.backend, req, parsing, nil, func(d toolcall.Delta) error {
-		a.push(d)
-		return nil
-	})
+	out, err := s.run(r.Context(), &c, req, parsing, &a, nil, func([]event) error { return nil }, nil)
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
 	a.end()
-	m := begin(out.Started)
+	m := begin(out.started)
 	reason, sequence := stop(out)
-	m.Content, m.StopReason, m.StopSequence, m.Usage = a.content(), &reason, sequence, toUsage(out.Finished.GetUsage())
+	m.Content, m.StopReason, m.StopSequence, m.Usage = a.content(), &reason, sequence, out.usage()
 	s.json(w, http.StatusOK, m)
 }
 
 // stream sends the answer as it arrives.
 func (s *server) stream(
-	w http.ResponseWriter, r *http.Request, req *routerv1.ChatRequest, parsing httpapi.Parsing, thinking bool,
+	w http.ResponseWriter, r *http.Request, c *request, req *routerv1.ChatRequest, parsing httpapi.Parsing,
 ) {
 	sse := httpapi.NewStream(w, httpapi.EventStream, s.WriteTimeout)
 	send := func(events []event) error {
@@ -127,15 +125,15 @@ func (s *server) stream(
 		}
 		return nil
 	}
-	a := assembler{thinking: thinking}
+	a := assembler{thinking: c.thinks()}
 	parsing.Loading = sse.Loading
-	out, err := httpapi.Run(r.Context(), s.backend, req, parsing, func(started *routerv1.Started) error {
+	out, err := s.run(r.Context(), c, req, parsing, &a, func(started *routerv1.Started) error {
 		m := begin(started)
 		return send([]event{{Type: "message_start", Message: &m}, {Type: "ping"}})
-	}, func(d toolcall.Delta) error { return send(a.push(d)) })
+	}, send, func([]string) error { return send([]event{{Type: "ping"}}) })
 	if err == nil {
 		reason, sequence := stop(out)
-		u := toUsage(out.Finished.GetUsage())
+		u := out.usage()
 		err = send(append(a.end(),
 			event{Type: "message_delta", Delta: &messageEnd{reason, sequence}, Usage: &u},
 			event{Type: "message_stop"}))
@@ -163,6 +161,9 @@ func (s *server) count(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	req, _, err := c.chat(false)
+	if err == nil {
+		_, _, err = s.chooseTools(r.Context(), &c, req)
+	}
 	if err != nil {
 		s.fail(w, err)
 		return

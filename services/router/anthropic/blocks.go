@@ -17,6 +17,13 @@ type block struct {
 	ID        string          `json:"id,omitempty"`
 	Name      string          `json:"name,omitempty"`
 	Input     json.RawMessage `json:"input,omitempty"`
+	Citations []any           `json:"citations,omitempty"`
+
+	// Of tools that the server has run.
+	Server    string `json:"server_name,omitempty"`
+	ToolUseID string `json:"tool_use_id,omitempty"`
+	Content   any    `json:"content,omitempty"`
+	IsError   *bool  `json:"is_error,omitempty"`
 }
 
 // The types of blocks.
@@ -24,6 +31,8 @@ const (
 	textBlock     = "text"
 	thinkingBlock = "thinking"
 	toolBlock     = "tool_use"
+	serverBlock   = "server_tool_use" // a call that the server has run
+	mcpBlock      = "mcp_tool_use"    // the same, of an MCP server
 )
 
 // event is one event of a stream.
@@ -45,6 +54,7 @@ type delta struct {
 	Thinking  *string `json:"thinking,omitempty"`
 	Signature *string `json:"signature,omitempty"`
 	JSON      *string `json:"partial_json,omitempty"`
+	Citation  any     `json:"citation,omitempty"`
 }
 
 // messageEnd is the delta of message_delta.
@@ -68,6 +78,10 @@ type part struct {
 	kind     string
 	id, name string
 	text     []byte
+
+	server    string // of a call of an MCP server
+	citations []any
+	whole     *block // a block that does not grow
 }
 
 // push adds a delta and returns the events that say so.
@@ -147,14 +161,17 @@ func signature(text []byte) *string {
 
 // block returns the block as it is now. The input of a call that was cut off is an empty object.
 func (p *part) block() block {
+	if p.whole != nil {
+		return *p.whole
+	}
 	b, text := block{Type: p.kind}, string(p.text)
 	switch p.kind {
 	case textBlock:
-		b.Text = &text
+		b.Text, b.Citations = &text, p.citations
 	case thinkingBlock:
 		b.Thinking, b.Signature = &text, signature(p.text)
-	case toolBlock:
-		b.ID, b.Name, b.Input = p.id, p.name, json.RawMessage("{}")
+	case toolBlock, serverBlock, mcpBlock:
+		b.ID, b.Name, b.Server, b.Input = p.id, p.name, p.server, json.RawMessage("{}")
 		if json.Valid(p.text) {
 			b.Input = p.text
 		}

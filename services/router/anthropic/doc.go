@@ -7,6 +7,11 @@
 // blocks: text, document with a text source, tool_use, tool_result, thinking and redacted_thinking (whose contents
 // the model does not see). A last message of the assistant is continued.
 //
+// tools may have tools that the server runs (package agent): web_search_20250305 and web_fetch_20250910 with max_uses,
+// or the entries that OpenAI's chats have. Their calls and results are blocks (server_tool_use, web_search_tool_result,
+// web_fetch_tool_result, mcp_tool_use, mcp_tool_result), which are accepted in messages and skipped. Citations are
+// those of the last block of text, if no call follows it.
+//
 // tool_choice is auto, any, tool or none; disable_parallel_tool_use allows one call at most. The input of a call
 // follows the tool's schema as far as the schema is supported, and always for a tool with strict.
 // output_config.format with a json_schema constrains the answer.

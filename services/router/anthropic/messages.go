@@ -211,6 +211,8 @@ func assistantTurn(
 		case thinkingBlock:
 			thoughts = append(thoughts, b.Thinking)
 		case "redacted_thinking":
+		case serverBlock, mcpBlock, searchName + "_tool_result", fetchName + "_tool_result", "mcp_tool_result":
+			// What the server has run is not run again, and the model does not see it again.
 		case toolBlock:
 			input := strings.TrimSpace(string(b.Input))
 			switch {

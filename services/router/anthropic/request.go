@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/agent"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -32,6 +33,14 @@ type request struct {
 	Container  json.RawMessage `json:"container"`
 	Servers    json.RawMessage `json:"mcp_servers"`
 	Management json.RawMessage `json:"context_management"`
+
+	// What tools reads of Tools: the entries that the server runs with their kinds, how many calls they allow, and the
+	// names of the client's own.
+	entries   []agent.Entry
+	kinds     map[string]bool
+	uses      int
+	unlimited bool // an entry has no limit of its own
+	names     map[string]bool
 }
 
 type toolChoice struct {
@@ -168,6 +177,7 @@ func (c *request) think(out *routerv1.ChatRequest) error {
 func (c *request) tools(out *routerv1.ChatRequest) error {
 	var tools []httpapi.Tool
 	names := map[string]bool{}
+	c.names, c.kinds = names, map[string]bool{}
 	for i, raw := range c.Tools {
 		field := func(rest string) string { return fmt.Sprintf("tools[%d]%s", i, rest) }
 		var t struct {
@@ -180,6 +190,11 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 		switch {
 		case json.Unmarshal(raw, &t) != nil:
 			return fault.Field(field(""), "want a tool with name and input_schema")
+		case kindOf(t.Type) != "":
+			if err := c.hosted(field(""), kindOf(t.Type), raw); err != nil {
+				return err
+			}
+			continue
 		case t.Type != "" && t.Type != "custom":
 			return fault.Field(field(".type"), "%q is not supported, only custom is", t.Type)
 		case t.Name == "":
@@ -206,7 +221,12 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 		choice.Mode = routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED
 	case "tool":
 		choice.Mode, choice.Function = routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, c.ToolChoice.Name
-		if !names[c.ToolChoice.Name] {
+		switch name := c.ToolChoice.Name; {
+		case names[name]:
+		case name == searchName && c.kinds[agent.KindSearch]:
+		case name == fetchName && c.kinds[agent.KindPage]:
+			choice.Function = agent.KindPage
+		default:
 			return fault.Field("tool_choice.name", "no tool is named %q", c.ToolChoice.Name)
 		}
 	case "none":
@@ -215,7 +235,7 @@ func (c *request) tools(out *routerv1.ChatRequest) error {
 	default:
 		return fault.Field("tool_choice.type", "%q is not supported: want auto, any, tool or none", c.ToolChoice.Type)
 	}
-	if len(tools) == 0 {
+	if len(tools) == 0 && len(c.entries) == 0 {
 		return fault.Field("tool_choice", "requires tools")
 	}
 	if c.ToolChoice.DisableParallel {
