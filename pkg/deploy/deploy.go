@@ -71,12 +71,18 @@ type Version struct {
 	Digest string
 	Model  string // its name on the shards
 	Canary bool   `json:",omitempty"` // it is open and takes its share of the requests
+	// Began is when it has begun to take them, in Unix milliseconds by the clock of the placer at that time; 0 if it
+	// has not, or that is not known.
+	Began int64 `json:",omitempty"`
 	// Try tells apart how often the version was deployed: it is State.Version at that time.
 	Try uint64 `json:",omitempty"`
 }
 
 // Failed says why a version was rolled back.
-type Failed struct{ Digest, Reason string }
+type Failed struct {
+	Digest, Reason string
+	Try            uint64 `json:",omitempty"` // as in Version
+}
 
 // Rest says whether the live version is loaded.
 type Rest string
@@ -192,7 +198,7 @@ func (s *State) Deploy(name string, spec Spec, v Version, current *Version) erro
 		d.Off, d.Rest = false, Awake
 	}
 	d.Spec = spec
-	v.Canary, v.Try = false, s.Version
+	v.Canary, v.Began, v.Try = false, 0, s.Version
 	switch {
 	case d.Live != nil && d.Live.Digest == v.Digest:
 		d.dropNext()
@@ -230,7 +236,7 @@ func (d *Deployment) dropNext() {
 
 // retire lets a version end its requests.
 func (d *Deployment) retire(v Version) {
-	v.Canary = false
+	v.Canary, v.Began = false, 0
 	d.keep(v.Digest)
 	d.Retiring = append(d.Retiring, v)
 }
@@ -280,7 +286,7 @@ func (s *State) RollBack(name, digest string, try uint64, reason string) bool {
 }
 
 func (d *Deployment) rollBack(reason string) {
-	d.Failed, d.Last = &Failed{d.Next.Digest, reason}, "rolled back: "+reason
+	d.Failed, d.Last = &Failed{d.Next.Digest, reason, d.Next.Try}, "rolled back: "+reason
 	d.dropNext()
 }
 

@@ -217,6 +217,19 @@ func TestKeeper_RandomLives(t *testing.T) {
 	}
 }
 
+func TestRestOfLoad_Bounds(t *testing.T) {
+	const waited = 50 * time.Second
+	for _, c := range []struct {
+		done, total uint64
+		want        time.Duration
+	}{{80, 100, waited / 4}, {0, 100, time.Second}, {100, 100, time.Second}, {99, 100, time.Second},
+		{1, 1 << 62, time.Minute}, {0, 0, time.Second}} {
+		if got := deploy.RestOfLoad(c.done, c.total, waited); got.Round(time.Millisecond) != c.want {
+			t.Errorf("%d of %d bytes: %v, want %v", c.done, c.total, got, c.want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	s := &deploy.State{}
 	_ = s.Deploy("chat", deploy.Spec{Replicas: 2, Canary: 0.05}, deploy.Version{Digest: "b"}, &deploy.Version{Digest: "a"})

@@ -24,5 +24,6 @@
 // loading or canary to retiring, and the live one takes all requests as before.
 //
 // All functions are pure: no clock, no I/O. A Keeper remembers only times, so a router that takes over begins to count
-// anew, which makes a canary last longer and unloads later, never earlier.
+// anew, which unloads later, never earlier. Only when a canary has begun is in the State, so that it does not last
+// longer for a router that takes over.
 package deploy

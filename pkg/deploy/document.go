@@ -7,8 +7,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// maxDocument is the most bytes of a document; what Consul takes as a value.
-const maxDocument = 512 << 10
+const (
+	maxDocument = 512 << 10 // bytes of a document; what Consul takes as a value
+	maxClock    = 1 << 43   // milliseconds; their difference is no time that is too long
+)
 
 // Encode returns the state as JSON.
 func (s *State) Encode() ([]byte, error) {
@@ -72,6 +74,9 @@ func (d *Deployment) check() error {
 	for _, v := range versions {
 		if v.Digest == "" || len(v.Digest) > maxName || len(v.Model) > maxName {
 			return fault.Field("digest", "want digests of 1 to %d bytes, got %d", maxName, len(v.Digest))
+		}
+		if v.Began < 0 || v.Began > maxClock {
+			return fault.Field("began", "want 0 to %d, got %d", int64(maxClock), v.Began)
 		}
 	}
 	return nil

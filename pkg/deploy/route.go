@@ -3,10 +3,12 @@ package deploy
 import (
 	"fmt"
 	"hash/fnv"
+	"time"
 )
 
-// Route returns the digest of the version that a request goes to; empty if there is none. The request's key decides
-// whether it goes to a canary, so that all routers decide the same way and choices of one request stay together. open
+// Route returns the digest of the version that a request goes to; empty if there is none. The key of the request or of
+// its session decides whether it goes to a canary, so that all routers decide the same way and what belongs together
+// stays together. open
 // reports whether this router has a pipeline of a digest open.
 func (d *Deployment) Route(key string, open func(digest string) bool) string {
 	if d.Next != nil && d.Next.Canary && open(d.Next.Digest) {
@@ -30,6 +32,22 @@ func drawn(key string, share float64) bool {
 	v ^= v >> 32
 	v *= 0x9e3779b97f4a7c15
 	return float64(v>>11)/(1<<53) < share
+}
+
+// Bounds of RestOfLoad.
+const (
+	retryLeast = time.Second
+	retryMost  = time.Minute
+)
+
+// RestOfLoad returns after which time to ask again for a model of which some bytes were loaded in the time waited: when
+// the others are, if that goes on as before, but within a second and a minute.
+func RestOfLoad(done, total uint64, waited time.Duration) time.Duration {
+	if done == 0 || done >= total {
+		return retryLeast
+	}
+	rest := float64(total-done) / float64(done) * float64(waited)
+	return max(retryLeast, time.Duration(min(rest, float64(retryMost))))
 }
 
 // Bounds of what a Judge calls a failure.

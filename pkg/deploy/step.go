@@ -28,6 +28,9 @@ const (
 
 // View is what the placer sees of the fleet.
 type View struct {
+	// Clock is the time of day, in Unix milliseconds; 0 if it is not known. Another placer goes on by it where this one
+	// has stopped, so the clocks of routers should be right within seconds.
+	Clock int64
 	// Models has what is known of each model that is wanted or loaded, by digest.
 	Models map[string]Sight
 	// Fits reports whether the hosts have room for all of these models at once; nil if that is not known.
@@ -215,13 +218,15 @@ func (t *turn) bringUp(d *Deployment) {
 	}
 	v := *d.Next
 	m := t.view.Models[v.Digest]
+	t.goOn(d, m.Losses)
 	began := t.since(t.states, d.Name, v.state(), m.Losses)
 	waited := t.now - began.since
 	reason := ""
 	switch {
 	case !v.Canary && m.Open:
 		if d.Live != nil {
-			d.Next.Canary, d.Last = true, fmt.Sprintf("a new version takes %.3g %% of the requests", 100*d.Share())
+			d.Next.Canary, d.Next.Began = true, t.view.Clock
+			d.Last = fmt.Sprintf("a new version takes %.3g %% of the requests", 100*d.Share())
 			t.since(t.states, d.Name, d.Next.state(), m.Losses)
 			t.do(StartCanary, d, v.Digest, fmt.Sprintf("it takes %.3g %% of the requests for %v", 100*d.Share(),
 				d.ObserveTime()))
@@ -250,13 +255,24 @@ func (t *turn) bringUp(d *Deployment) {
 	}
 }
 
+// goOn takes over a canary that another placer has watched: what it has seen of the time counts. A clock that is wrong
+// makes the rest of the time as long as the whole, or none of it, and no longer.
+func (t *turn) goOn(d *Deployment, losses int) {
+	v := d.Next
+	if m, seen := t.states[d.Name]; seen && m.what == v.state() || v.Began == 0 || t.view.Clock == 0 {
+		return
+	}
+	watched := time.Duration(t.view.Clock-v.Began) * time.Millisecond
+	t.states[d.Name] = mark{v.state(), t.now - min(max(0, watched), d.ObserveTime()), losses}
+}
+
 // state names the state of a next version.
 func (v *Version) state() string { return fmt.Sprintf("%s %d canary=%v", v.Digest, v.Try, v.Canary) }
 
 // promote makes the next version the live one.
 func (t *turn) promote(d *Deployment) {
 	v := *d.Next
-	v.Canary = false
+	v.Canary, v.Began = false, 0
 	if d.Live != nil {
 		d.retire(*d.Live)
 	}

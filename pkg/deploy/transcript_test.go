@@ -19,6 +19,7 @@ import (
 //	see DIGEST [open] [requests=N] [rows=N] [failures=N] [losses=N] [noroom] [absent] | unsee DIGEST
 //	room N           the hosts have room for N models
 //	after D          time passes, with a step in each second
+//	takeover [D]     another placer goes on, whose clock is ahead by D
 //	places MODEL DIGEST [all]
 //
 // Each prints what it changes. Expected output follows the line, behind "> ".
@@ -26,6 +27,7 @@ type script struct {
 	keeper *deploy.Keeper
 	state  *deploy.State
 	now    time.Duration
+	before time.Duration // until the last takeover
 	view   deploy.View
 	room   int
 	out    strings.Builder
@@ -33,9 +35,10 @@ type script struct {
 
 func newScript() *script {
 	s := &script{keeper: deploy.NewKeeper(deploy.Config{}), state: &deploy.State{}, room: -1}
-	s.view = deploy.View{Models: map[string]deploy.Sight{}, Fits: func(digests []string) bool {
+	s.view = deploy.View{Clock: 1_700_000_000_000, Models: map[string]deploy.Sight{}}
+	s.view.Fits = func(digests []string) bool {
 		return s.room < 0 || len(digests) <= s.room
-	}}
+	}
 	return s
 }
 
@@ -132,7 +135,8 @@ func (s *script) run(t *testing.T, line string) {
 	case "after":
 		for end := s.now + duration(t, words[1]); s.now < end; {
 			s.now += time.Second
-			next, did := s.keeper.Step(s.now, s.view, s.state)
+			s.view.Clock += time.Second.Milliseconds()
+			next, did := s.keeper.Step(s.now-s.before, s.view, s.state)
 			for _, c := range did {
 				fmt.Fprintf(&s.out, "%v: %v\n", s.now, c)
 			}
@@ -142,6 +146,11 @@ func (s *script) run(t *testing.T, line string) {
 			s.state = next
 		}
 		s.show()
+	case "takeover":
+		s.keeper, s.before = deploy.NewKeeper(deploy.Config{}), s.now
+		if len(words) > 1 {
+			s.view.Clock += duration(t, words[1]).Milliseconds()
+		}
 	case "places":
 		w, ok := s.state.Places(words[1], words[2], len(words) > 3)
 		fmt.Fprintf(&s.out, "%v replicas=%d yield=%v\n", ok, w.Replicas, w.Yield)

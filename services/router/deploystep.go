@@ -42,7 +42,7 @@ func (l *leader) stepDeployments(ctx context.Context) error {
 
 // view collects what this router sees of the models of deployments.
 func (l *leader) view(state *deploy.State) deploy.View {
-	out := deploy.View{Models: map[string]deploy.Sight{}, Fits: l.fits(state)}
+	out := deploy.View{Clock: time.Now().UnixMilli(), Models: map[string]deploy.Sight{}, Fits: l.fits(state)}
 	for i := range state.Deployments {
 		d := &state.Deployments[i]
 		for _, v := range d.Retiring {
