@@ -81,18 +81,28 @@ func (c *pullCmd) Run(e *verb.Env) error {
 
 // source finds out what kind of source was named.
 func (c *pullCmd) source() (pull.Source, func(), error) {
-	token := ""
-	if c.TokenFile != "" {
-		text, err := os.ReadFile(c.TokenFile)
-		if err != nil {
-			return nil, nil, fault.Wrap(fault.CodeOf(err), err, "read the token")
-		}
-		if token = strings.TrimSpace(string(text)); token == "" || strings.ContainsAny(token, " \r\n\t") {
-			return nil, nil, fault.Field("token-file", "%s: want one token", c.TokenFile)
-		}
+	token, err := readToken("token-file", c.TokenFile)
+	if err != nil {
+		return nil, nil, err
 	}
 	return sourceOf(c.Source,
 		sourceOptions{token: token, endpoint: c.Endpoint, revision: c.Revision, include: c.Include})
+}
+
+// readToken reads the token of a file that a flag names; none if it names none.
+func readToken(flag, path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fault.Wrap(fault.CodeOf(err), err, "read the token of --%s", flag)
+	}
+	token := strings.TrimSpace(string(text))
+	if token == "" || strings.ContainsAny(token, " \r\n\t") {
+		return "", fault.Field(flag, "%s: want one token", path)
+	}
+	return token, nil
 }
 
 // sourceOptions are the settings of a source of models.

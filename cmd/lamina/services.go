@@ -112,10 +112,10 @@ type shardCmd struct {
 	serviceFlags
 	verb.KernelFlags
 	autoFlags
-	Auto        bool          `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
-	ModelDir    string        `help:"Folder of GGUF files and model folders, for --auto; models that come into it later are found as well. Default: the store (lamina pull)."`
-	Fetch       bool          `help:"With --auto: take models that other shards have, too. Layers that are assigned are fetched from them into the store."`
-	Source      []string      `help:"With --auto: where a model comes from that no shard has: an address (https://...) of a .gguf file or folder, OWNER/NAME of a repository, or a path. Can be repeated. Implies --fetch." sep:"none"`
+	Auto     bool   `help:"Wait for layers: the router that holds the placer's lock assigns them, of models of --model-dir."`
+	ModelDir string `help:"Folder of GGUF files and model folders, for --auto; models that come into it later are found as well. Default: the store (lamina pull)."`
+	Fetch    bool   `help:"With --auto: take models that other shards have, too. Layers that are assigned are fetched from them into the store."`
+	sourceFlags
 	StoreLimit  string        `help:"Size of the store, such as 200GB. Default: no limit." env:"LAMINA_STORE_LIMIT"`
 	Listen      string        `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
 	Model       string        `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m" type:"model"`
@@ -221,7 +221,7 @@ func (c *shardCmd) Run(e *verb.Env) error {
 func (c *shardCmd) automatic(e *verb.Env) (auto *app.AutoShard, done func(), err error) {
 	done = func() {}
 	switch {
-	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || len(c.Source) > 0):
+	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || c.sourceFlags.given()):
 		return nil, done, fault.Field("auto", "--model-dir, --memory-limit, --zone, --fetch and --source are for a shard "+
 			"with --auto")
 	case !c.Auto:
@@ -245,20 +245,8 @@ func (c *shardCmd) automatic(e *verb.Env) (auto *app.AutoShard, done func(), err
 			return nil, done, err
 		}
 	}
-	for _, text := range c.Source {
-		source, end, err := sourceOf(text, sourceOptions{})
-		if err != nil {
-			done()
-			return nil, func() {}, err
-		}
-		before := done
-		done = func() {
-			end()
-			before()
-		}
-		settings.Sources = append(settings.Sources, app.OutsideSource{Name: text, Source: source})
-	}
-	return &settings, done, nil
+	settings.Sources, done, err = c.sources()
+	return &settings, done, err
 }
 
 // maxDrain is the longest time that a router or shard may take to stop.
