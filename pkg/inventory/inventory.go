@@ -34,6 +34,11 @@ type Options struct {
 	KVLeast, KVMost int
 }
 
+const (
+	encoderRows = 256 // of a batch of texts, as routers send it
+	mostContext = 1 << 20
+)
+
 // unlimited is the memory of a host that does not know its own.
 const unlimited = 1 << 44
 
@@ -118,6 +123,10 @@ func modelOf(e *shardv1.Offer, o Options) *plan.Model {
 		Name: e.GetModel(), Digest: e.GetDigest(), Embedding: int64(e.GetEmbeddingBytes()),
 		Head: int64(e.GetHeadBytes()), Tied: e.GetTied(), KVBytes: int64(e.GetKvBytes()),
 		HiddenBytes: int64(e.GetHiddenBytes()), Replicas: o.Replicas, KVPositions: o.KVLeast, MaxKVPositions: o.KVMost,
+	}
+	if e.GetEncoder() { // nothing stays in the cache: it has the texts of one batch
+		m.KVPositions = max(int(min(e.GetContext(), mostContext)), encoderRows)
+		m.MaxKVPositions = m.KVPositions
 	}
 	for l, n := range e.GetLayerBytes() {
 		m.Layers = append(m.Layers, int64(n))

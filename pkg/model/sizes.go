@@ -72,6 +72,9 @@ func (f *Files) Sizes() Sizes {
 func (s *Spec) KVBytes(t kernel.KVType) int64 {
 	a := &s.Layers[0].Attention // all have the same
 	n := int64(2 * a.KVHeads)
+	if s.Encoder() && t == kernel.KVAuto { // as in Stage.CacheConfig
+		t = kernel.KVFull
+	}
 	switch t.For(s.Width) {
 	case kernel.KVF16:
 		return n * int64(a.HeadDim) * 2
@@ -96,13 +99,14 @@ const (
 func placeOf(name string) (layer int, kind tensorPlace) {
 	for again := true; again; {
 		again = false
-		for _, prefix := range []string{"model.", "transformer.", "language_model.", "text_model."} {
+		for _, prefix := range []string{"model.", "transformer.", "language_model.", "text_model.", "bert.", "roberta.",
+			"encoder."} {
 			if rest, ok := strings.CutPrefix(name, prefix); ok {
 				name, again = rest, true
 			}
 		}
 	}
-	for _, prefix := range []string{"blk.", "layers.", "h."} {
+	for _, prefix := range []string{"blk.", "layers.", "h.", "layer."} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
 			number, _, _ := strings.Cut(rest, ".")
 			if layer, err := strconv.Atoi(number); err == nil && layer >= 0 {
@@ -112,7 +116,8 @@ func placeOf(name string) (layer int, kind tensorPlace) {
 	}
 	first, _, _ := strings.Cut(name, ".")
 	switch first {
-	case "token_embd", "embed_tokens", "wte", "position_embd", "wpe", "token_types", "rope_freqs":
+	case "token_embd", "token_embd_norm", "embed_tokens", "embeddings", "wte", "position_embd", "wpe", "token_types",
+		"rope_freqs":
 		return 0, embeddingTensor
 	case "output", "output_norm", "lm_head", "norm", "ln_f":
 		return 0, headTensor

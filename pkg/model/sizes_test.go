@@ -12,17 +12,23 @@ import (
 // The sizes of all parts add up to those of all tensors, in both formats of every tiny model.
 func TestFiles_SizesAddUp(t *testing.T) {
 	dir := fixtures.Path(t, "models/tiny")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
+	var folders []string
+	for _, dir := range []string{dir, "testdata/encoders"} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			folders = append(folders, filepath.Join(dir, e.Name()))
+		}
 	}
-	for _, e := range entries {
+	for _, folder := range folders {
 		for _, file := range []string{"", "model-bf16.gguf"} {
-			path := filepath.Join(dir, e.Name(), file)
+			path := filepath.Join(folder, file)
 			if _, err := os.Stat(path); err != nil {
 				continue
 			}
-			t.Run(filepath.Join(e.Name(), file), func(t *testing.T) {
+			t.Run(filepath.Join(filepath.Base(folder), file), func(t *testing.T) {
 				f, err := model.OpenHeader(path)
 				if err != nil {
 					t.Fatal(err)

@@ -89,7 +89,7 @@ func (f *Files) SpanFiles(r Range) []string {
 // LoadBeside builds a stage like Load, and shares the packed matrices of layers that stages of the same model and
 // kernel set hold already. Both stages may compute at the same time, and either may be dropped first.
 func LoadBeside[F tensor.Float](f *Files, r Range, set kernel.Set[F], held []*Stage[F]) (*Stage[F], error) {
-	return load(f, r, set, LoadOptions{}, held)
+	return load(f, r, set, LoadOptions{Encoder: f.Spec.Encoder()}, held)
 }
 
 // heldBy returns the block of a layer, and whether the stage has it.

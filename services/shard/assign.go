@@ -105,8 +105,7 @@ func (s *Service) fenced(fence uint64) error {
 	}
 	if fence < s.fence {
 		return fault.New(fault.Aborted,
-			"check the placer: fence %d is older than %d: another router is the placer, or the "+
-				"registry was restored from an older snapshot: in that case restart this shard", fence, s.fence).
+			"check the placer: fence %d is older than %d: another router is the placer", fence, s.fence).
 			Because("OLD_FENCE")
 	}
 	s.fence = fence
@@ -333,12 +332,12 @@ func (h *held) open() int {
 	return len(h.pipelines)
 }
 
-// retired reports whether no pipeline is open on the span. Then none can be opened any more, not even by a call that
-// found the span before it was taken off the list, and the memory of its adapters is free.
+// retired reports whether no pipeline is open on the span and no call computes embeddings. Then none can begin any
+// more, not even a call that found the span before it was taken off the list, and the memory of its adapters is free.
 func (h *held) retired() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.pipelines) > 0 {
+	if len(h.pipelines) > 0 || h.embeds > 0 { // a call of Embed has a deadline
 		return false
 	}
 	h.unloaded = true

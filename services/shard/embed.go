@@ -44,9 +44,13 @@ func (s *Service) Embed(stream embedServer) error {
 		return fault.Field("open", "is missing in the first frame")
 	}
 	h, err := s.find(open.GetDigest(), &shardv1.Hop{Lo: open.GetLo(), Hi: open.GetHi()})
+	if err == nil {
+		err = h.beginEmbed()
+	}
 	if err != nil {
 		return err
 	}
+	defer h.endEmbed()
 	if err := h.checkTexts(open); err != nil {
 		return err
 	}
@@ -68,6 +72,23 @@ func (s *Service) Embed(stream embedServer) error {
 		}
 	}
 	return nil
+}
+
+// beginEmbed counts a call of Embed, for which the span stays in memory.
+func (h *held) beginEmbed() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.unloaded { // between the look for the span and this
+		return fault.New(fault.NotFound, "find layers %v of %s: they were unloaded", h.stage.Range, h.digest)
+	}
+	h.embeds++
+	return nil
+}
+
+func (h *held) endEmbed() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.embeds--
 }
 
 // embedTokens returns the most tokens of a text; 0 if the model's pooling is not supported.
@@ -235,6 +256,9 @@ func (h *held) embedPart(s *Service, b *model.Batch[float32], rows int, out []fl
 	}
 	s.rows.Add(float64(rows))
 	s.compute.Add(time.Since(start).Seconds())
+	h.mu.Lock()
+	h.rows += uint64(rows) // the placer sees by it that the model is used
+	h.mu.Unlock()
 	return append(out, result...), nil
 }
 

@@ -54,8 +54,7 @@ func (o *offer) work(r model.Range) float64 {
 	return sum / o.mean()
 }
 
-// Offer lets a placer assign layers of an open model to this shard. The files must stay open. Encoders are not placed:
-// they are held by flag.
+// Offer lets a placer assign layers of an open model to this shard. The files must stay open.
 func (s *Service) Offer(name, digest string, files *model.Files) {
 	s.offer(name, digest, files, files, nil)
 }
@@ -63,9 +62,6 @@ func (s *Service) Offer(name, digest string, files *model.Files) {
 func (s *Service) offer(
 	name, digest string, files, test *model.Files, fetch func(context.Context, []string, func(done, total int64)) error,
 ) {
-	if files.Spec.Encoder() {
-		return
-	}
 	o := &offer{name: name, digest: digest, files: files, test: test, sizes: files.Sizes(), fetch: fetch,
 		kvBytes: files.Spec.KVBytes(s.cfg.Kernels.KV())}
 	s.mu.Lock()
@@ -166,7 +162,7 @@ func (s *Service) inventory() *shardv1.Inventory {
 		e := &shardv1.Offer{
 			Model: o.name, Digest: digest, EmbeddingBytes: uint64(o.sizes.Embedding), HeadBytes: uint64(o.sizes.Head),
 			Tied: o.files.Spec.Head.Tied, KvBytes: uint64(o.kvBytes), HiddenBytes: uint64(o.files.Spec.Width) * 4,
-			Context: uint32(o.files.Spec.Context),
+			Context: uint32(o.files.Spec.Context), Encoder: o.files.Spec.Encoder(),
 		}
 		for l := range o.sizes.Layers {
 			e.LayerBytes = append(e.LayerBytes, uint64(o.sizes.Layers[l]))

@@ -78,14 +78,14 @@ func (o *offer) testSpan(memory int64) model.Range {
 
 func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 	span := o.testSpan(s.cfg.Memory)
-	stage, err := model.Load(o.test, span, s.cfg.Kernels, model.LoadOptions{})
+	stage, err := model.Load(o.test, span, s.cfg.Kernels, model.LoadOptions{Encoder: o.test.Spec.Encoder()})
 	if err != nil {
 		return layerTime{}, fault.Wrap(fault.FailedPrecondition, err, "load layers %v", span)
 	}
 	rows := testRounds*testChunk + testRows
 	cache := kvcache.New(stage.CacheConfig((rows+kvcache.DefaultPageLen-1)/kvcache.DefaultPageLen), stage.Kernels())
 	seq := cache.NewSequence()
-	defer seq.Free()
+	defer func() { seq.Free() }()
 	pos, limit := 0, time.Now().Add(testLimit)
 	chunkRows, last := testChunk, rows
 	if stage.Spec.Bounded() {
@@ -96,8 +96,16 @@ func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
 		if pos+n > last { // begin again: positions behind the context length cannot be computed
 			pos = 0
 		}
+		if stage.Spec.Encoder() { // a text is computed at once
+			seq.Free()
+			seq, pos = cache.NewSequence(), 0
+		}
 		b := &model.Batch[float32]{Entries: []model.Entry[float32]{{Seq: seq, Pos: pos, Rows: n}}}
-		if stage.Last() {
+		switch {
+		case !stage.Last():
+		case stage.Spec.Encoder():
+			b.Features, b.Entries[0].Logits = true, n
+		default:
 			b.Entries[0].Logits = min(1, n)
 		}
 		if stage.First() {

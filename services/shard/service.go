@@ -135,6 +135,7 @@ type held struct {
 	adapters  map[adapter.Sum]*loaded
 	sessions  map[string]*session
 	pipelines map[string]*pipeline // that have a stream or are detached
+	embeds    int                  // calls of Embed
 	rows      uint64
 	computeUS uint64
 }
@@ -319,7 +320,7 @@ func (h *held) describe() *shardv1.Held {
 		Positions: uint32(h.positions()),
 		KvPages:   uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen),
 		KvPagesUsed: uint32(h.cache.Used()),
-		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
+		Sessions:    uint32(len(h.sessions) + h.embeds), Rows: h.rows, ComputeUs: h.computeUS,
 		Pipelines: uint32(len(leases)), AdapterLimit: uint64(h.adapterLimit),
 		Encoder: c.Encoder(), EmbedTokens: uint32(h.embedTokens()),
 		Assigned: h.assigned, WeightBytes: uint64(h.weightBytes),

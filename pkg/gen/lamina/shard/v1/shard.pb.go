@@ -982,7 +982,9 @@ type Offer struct {
 	// Bytes of a row of the hidden state.
 	HiddenBytes uint64 `protobuf:"varint,9,opt,name=hidden_bytes,json=hiddenBytes,proto3" json:"hidden_bytes,omitempty"`
 	// The model's context length, in positions.
-	Context       uint32 `protobuf:"varint,10,opt,name=context,proto3" json:"context,omitempty"`
+	Context uint32 `protobuf:"varint,10,opt,name=context,proto3" json:"context,omitempty"`
+	// Whether it is an encoder, which computes embeddings and generates nothing.
+	Encoder       bool `protobuf:"varint,11,opt,name=encoder,proto3" json:"encoder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1085,6 +1087,13 @@ func (x *Offer) GetContext() uint32 {
 		return x.Context
 	}
 	return 0
+}
+
+func (x *Offer) GetEncoder() bool {
+	if x != nil {
+		return x.Encoder
+	}
+	return false
 }
 
 // Loading is a span that is being loaded.
@@ -8894,7 +8903,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"layerBytes\x12\x1b\n" +
 	"\tdecode_ms\x18\x03 \x01(\x01R\bdecodeMs\x12\x15\n" +
 	"\x06row_ms\x18\x04 \x01(\x01R\x05rowMs\x12\x12\n" +
-	"\x04live\x18\x05 \x01(\bR\x04live\"\xa9\x02\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\"\xc3\x02\n" +
 	"\x05Offer\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
@@ -8909,7 +8918,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\bkv_bytes\x18\b \x01(\x04R\akvBytes\x12!\n" +
 	"\fhidden_bytes\x18\t \x01(\x04R\vhiddenBytes\x12\x18\n" +
 	"\acontext\x18\n" +
-	" \x01(\rR\acontext\"\xc9\x01\n" +
+	" \x01(\rR\acontext\x12\x18\n" +
+	"\aencoder\x18\v \x01(\bR\aencoder\"\xc9\x01\n" +
 	"\aLoading\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
