@@ -15,7 +15,28 @@ const RequestIDHeader = "x-request-id"
 // maxRequestID is the maximum length in bytes of an id that a client may send.
 const maxRequestID = 128
 
-type requestIDKey struct{}
+// SessionIDHeader is the HTTP header, and the key of the gRPC metadata, by which a client names the session or
+// conversation that a request belongs to.
+const SessionIDHeader = "x-session-id"
+
+type (
+	requestIDKey struct{}
+	sessionIDKey struct{}
+)
+
+// WithSessionID returns a context that carries the id of a session. One that is not valid is left out.
+func WithSessionID(ctx context.Context, id string) context.Context {
+	if !ValidRequestID(id) {
+		return ctx
+	}
+	return context.WithValue(ctx, sessionIDKey{}, id)
+}
+
+// SessionID returns the id of the session that ctx belongs to, or an empty string.
+func SessionID(ctx context.Context) string {
+	id, _ := ctx.Value(sessionIDKey{}).(string)
+	return id
+}
 
 // WithRequestID returns a context that carries the id of a request.
 func WithRequestID(ctx context.Context, id string) context.Context {
@@ -52,7 +73,7 @@ func ValidRequestID(id string) bool {
 
 // RequestIDs gives every request to next an id, in its context and in the x-request-id header of
 // the response. It takes the id from the client if that sends a valid one, and makes a new one
-// otherwise. A request whose context has an id keeps it.
+// otherwise. A request whose context has an id keeps it. The id of a session is taken from the client, too.
 func RequestIDs(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := RequestID(r.Context())
@@ -61,6 +82,9 @@ func RequestIDs(next http.Handler) http.Handler {
 				id = NewRequestID()
 			}
 			r = r.WithContext(WithRequestID(r.Context(), id))
+		}
+		if session := r.Header.Get(SessionIDHeader); ValidRequestID(session) {
+			r = r.WithContext(WithSessionID(r.Context(), session))
 		}
 		w.Header().Set(RequestIDHeader, id)
 		next.ServeHTTP(w, r)

@@ -19,9 +19,12 @@ func sendRequestID(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, obs.RequestIDHeader, id)
 }
 
-// takeRequestID copies the request id from the metadata of a received call into its context.
+// takeRequestID copies the ids of the request and the session from the metadata of a received call into its context.
 func takeRequestID(ctx context.Context) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
+	if ids := md.Get(obs.SessionIDHeader); len(ids) == 1 {
+		ctx = obs.WithSessionID(ctx, ids[0])
+	}
 	if ids := md.Get(obs.RequestIDHeader); len(ids) == 1 && obs.ValidRequestID(ids[0]) {
 		return obs.WithRequestID(ctx, ids[0])
 	}
