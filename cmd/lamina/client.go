@@ -254,7 +254,7 @@ func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) err
 		if err != nil {
 			return rpc.FromStatus(err)
 		}
-		answer, err := collect(func() (event, error) { return stream.Recv() }, e.Stdout)
+		answer, err := collect(func() (event, error) { return stream.Recv() }, e.Stdout, newLoadNotes(e.Stderr))
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -106,6 +107,7 @@ type event interface {
 	GetStarted() *routerv1.Started
 	GetToken() *routerv1.TokenEvent
 	GetFinished() *routerv1.Finished
+	GetLoading() *routerv1.ModelLoading
 }
 
 // Run generates with the router of --router, or with a mesh in this process.
@@ -125,7 +127,7 @@ func (c *generateCmd) Run(e *verb.Env) error {
 	if c.ShowPrompt && c.Prompt != nil {
 		fmt.Fprint(out, *c.Prompt)
 	}
-	result, err := collect(recv, out)
+	result, err := collect(recv, out, newLoadNotes(e.Stderr))
 	if err = errors.Join(err, done()); err != nil {
 		return err
 	}
@@ -192,8 +194,9 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 	return func() (event, error) { return stream.Recv() }, err
 }
 
-// collect reads a stream to its end and writes the text as it arrives.
-func collect(recv func() (event, error), out io.Writer) (*generated, error) {
+// collect reads a stream to its end and writes the text as it arrives. notes shows the loading of the model.
+func collect(recv func() (event, error), out io.Writer, notes *loadNotes) (*generated, error) {
+	defer notes.end()
 	g := &generated{TokenIDs: []uint32{}}
 	finished := false
 	for {
@@ -204,7 +207,11 @@ func collect(recv func() (event, error), out io.Writer) (*generated, error) {
 		if err != nil {
 			return g, rpc.FromStatus(err)
 		}
+		if l := ev.GetLoading(); l != nil {
+			notes.show(l, time.Now())
+		}
 		if s := ev.GetStarted(); s != nil {
+			notes.end()
 			g.started = s
 			g.PromptIDs, g.Seed, g.Model, g.Fingerprint = s.GetPromptIds(), s.GetSeed(), s.GetModel(),
 				s.GetFingerprint()

@@ -33,6 +33,19 @@ func (q *request) submit(ctx context.Context, p *pipeline, epoch uint64, log []i
 	return &attempt{p: p, seq: seq, log: log, stop: stop}, err
 }
 
+// begin tells the client that the answer begins. It is not told again after a move.
+func (q *request) begin() error {
+	if q.started == nil {
+		return nil
+	}
+	q.answered = true
+	if err := q.sink.started(q.started); err != nil {
+		return err
+	}
+	q.started = nil
+	return q.openEcho()
+}
+
 // follow handles a session's results until it ends. The returned result says whether the session is
 // lost and has to move, or whether the window has slid. Otherwise it has ended with err or with its
 // last token. The returned attempt is the one that is left: a hedge may have taken over.
@@ -80,16 +93,16 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 			_ = from.p.tell(from.seq.proceed(q.strikes.suspect())) // a lost pipeline has told the sequence
 			continue
 		case o.accepted:
-			if q.started != nil { // not sent again after a move
-				if err := q.sink.started(q.started); err != nil {
-					return result{}, nil, err
-				}
-				q.started = nil
-				if err := q.openEcho(); err != nil {
-					return result{}, nil, err
-				}
+			if q.canary && q.live == nil { // until it answers, the live version may take its place
+				continue
+			}
+			if err := q.begin(); err != nil {
+				return result{}, nil, err
 			}
 			continue
+		}
+		if err := q.begin(); err != nil {
+			return result{}, nil, err
 		}
 		if q.first.IsZero() {
 			r.won(from)

@@ -11,16 +11,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/metadata"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
-const (
-	likeDigest  = "sha256:like"
-	otherDigest = "sha256:other"
-)
+const likeDigest = "sha256:like"
 
 // deployMesh is a mesh with hosts that take assignments, each with room for some models of one host.
 func deployMesh(t *testing.T, p router.Placement, hosts, models int, offers map[string]string) (*mesh, []*fakeHost) {
@@ -198,19 +198,19 @@ func TestDeploy_NewVersionTakesOverUnderLoad(t *testing.T) {
 }
 
 // A version whose stage computes nothing fails its probe, one that fails its requests is noticed by these, and one
-// whose load is refused is never open. All are rolled back while the live version answers every request.
+// whose load is refused is never open. All are rolled back while the live version answers every request, also those
+// that have failed on the canary.
 func TestDeploy_BadVersionsAreRolledBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		ruin   func(*fakeShard)
 		refuse error
 		states string
 		why    string
-		fails  bool // some requests of the canary
 	}{
 		"probe": {ruin: func(s *fakeShard) { s.silent = true }, states: "[loading live]", why: "computes nothing"},
 		"load": {refuse: fault.New(fault.FailedPrecondition, "load layers: tensor blk.0 is damaged"),
 			states: "[loading live]", why: "tensor blk.0 is damaged"},
-		"requests": {ruin: func(s *fakeShard) { s.poison = '9' }, states: "[loading canary live]", fails: true},
+		"requests": {ruin: func(s *fakeShard) { s.poison = '9' }, states: "[loading canary live]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -218,11 +218,11 @@ func TestDeploy_BadVersionsAreRolledBack(t *testing.T) {
 				m.served("fake")
 				for _, h := range hosts {
 					h.mu.Lock()
-					h.offers[otherDigest] = "other"
-					h.refuse[otherDigest] = c.refuse
+					h.offers[likeDigest] = "like"
+					h.refuse[likeDigest] = c.refuse
 					if c.ruin != nil {
 						h.ruin = func(s *fakeShard) {
-							if s.digest == otherDigest {
+							if s.digest == likeDigest {
 								c.ruin(s)
 							}
 						}
@@ -231,29 +231,71 @@ func TestDeploy_BadVersionsAreRolledBack(t *testing.T) {
 				}
 				load := m.traffic("fake", 3)
 				share, limit := float32(0.5), uint64(30_000)
-				states, err := m.deploy(t.Context(), &routerv1.DeployRequest{Model: "other", Name: "fake",
+				states, err := m.deploy(t.Context(), &routerv1.DeployRequest{Model: "like", Name: "fake",
 					Canary: &share, LoadMs: &limit})
 				if fault.CodeOf(err) != fault.Aborted || !strings.Contains(err.Error(), "rolled back") ||
 					!strings.Contains(err.Error(), c.why) || fmt.Sprint(states) != c.states {
 					t.Errorf("deploy: %v, %v, want %s, ABORTED and %q", states, err, c.states, c.why)
 				}
 				d := m.deployment("fake")
-				if d.GetLive().GetDigest() != digest || d.GetFailed().GetDigest() != otherDigest || d.GetNext() != nil {
+				if d.GetLive().GetDigest() != digest || d.GetFailed().GetDigest() != likeDigest || d.GetNext() != nil {
 					t.Errorf("the deployment is %v", d)
 				}
 				at := load.count(digest)
 				eventually(t, "answers of the live version", func() bool { return load.count(digest) > at+10 })
 				eventually(t, "the bad version is unloaded", func() bool {
-					return !hosts[0].holds(otherDigest) && !hosts[1].holds(otherDigest)
+					return !hosts[0].holds(likeDigest) && !hosts[1].holds(likeDigest)
 				})
 				counts, failed := load.stop()
 				t.Logf("answers %v, failed %d", counts, len(failed))
-				if len(failed) > 0 && !c.fails {
+				if len(failed) > 0 { // those of a canary were answered by the live version
 					t.Errorf("%d requests have failed: %v", len(failed), failed[0])
 				}
 			})
 		})
 	}
+}
+
+// While a canary takes half of the requests, all requests of a session go to the same version.
+func TestDeploy_SessionsStayOnOneVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := deployMesh(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"})
+		m.served("fake")
+		share, observe := float32(0.5), uint64(600_000)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		stream, err := m.client.Deploy(ctx, &routerv1.DeployRequest{Model: likeDigest, Name: "fake", Canary: &share,
+			ObserveMs: &observe})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for state := routerv1.DeploymentState_DEPLOYMENT_STATE_UNSPECIFIED; state !=
+			routerv1.DeploymentState_DEPLOYMENT_STATE_CANARY; {
+			resp, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			state = resp.GetDeployment().GetState()
+		}
+		all := map[string]bool{}
+		for session := range 12 {
+			of := metadata.AppendToOutgoingContext(t.Context(), obs.SessionIDHeader, fmt.Sprintf("session-%d", session))
+			own := map[string]bool{}
+			for range 6 {
+				a, err := m.generate(of, named("fake", "hello", 2), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				own[a.started.GetDigest()], all[a.started.GetDigest()] = true, true
+			}
+			if len(own) != 1 {
+				t.Errorf("session %d was answered by %v", session, own)
+			}
+		}
+		if len(all) != 2 {
+			t.Errorf("all sessions were answered by %v", all)
+		}
+	})
 }
 
 // A model that nobody uses is unloaded. A request loads it again, and its client is told how far that is.
@@ -267,10 +309,12 @@ func TestDeploy_SleepsAndIsLoadedOnDemand(t *testing.T) {
 			return err == nil && len(states) > 0
 		})
 		m.served("chat")
-		eventually(t, "the model sleeps", func() bool {
-			d := m.deployment("chat")
-			return d.GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_ASLEEP && !h.holds(digest)
-		})
+		asleep := func() bool { // and the router has left its pipeline
+			resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
+			return err == nil && len(resp.GetMesh().GetPipelines()) == 0 && !h.holds(digest) &&
+				m.deployment("chat").GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_ASLEEP
+		}
+		eventually(t, "the model sleeps", asleep)
 		resp, err := m.client.ListModels(t.Context(), &routerv1.ListModelsRequest{})
 		if err != nil || len(resp.GetModels()) != 1 || resp.GetModels()[0].GetName() != "chat" {
 			t.Errorf("while it sleeps, listed %v, %v", resp.GetModels(), err)
@@ -278,33 +322,38 @@ func TestDeploy_SleepsAndIsLoadedOnDemand(t *testing.T) {
 		h.mu.Lock()
 		h.load = 20 * time.Second
 		h.mu.Unlock()
-		stream, err := m.client.Generate(t.Context(), named("chat", "hello", 5))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, reports, bytes := "", 0, uint64(0)
-		for {
-			e, err := stream.Recv()
-			if errors.Is(err, io.EOF) {
-				break
-			}
+		for _, resumable := range []bool{false, true} {
+			eventually(t, "the model sleeps", asleep)
+			r := named("chat", "hello", 5)
+			r.Resumable = resumable
+			stream, err := m.client.Generate(t.Context(), r)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if l := e.GetLoading(); l != nil {
-				reports++
-				bytes = max(bytes, l.GetDoneBytes())
-				if l.GetModel() != "chat" || l.GetTotalBytes() != fakeLayers*fakeLayerBytes {
-					t.Errorf("reported %v", l)
+			text, reports, bytes := "", 0, uint64(0)
+			for {
+				e, err := stream.Recv()
+				if errors.Is(err, io.EOF) {
+					break
 				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if l := e.GetLoading(); l != nil {
+					reports++
+					bytes = max(bytes, l.GetDoneBytes())
+					if l.GetModel() != "chat" || l.GetTotalBytes() != fakeLayers*fakeLayerBytes {
+						t.Errorf("reported %v", l)
+					}
+				}
+				text += e.GetToken().GetText()
 			}
-			text += e.GetToken().GetText()
-		}
-		if text != expect("hello", 5) || reports < 10 || bytes < 100 {
-			t.Errorf("got %q after %d reports of up to %d bytes", text, reports, bytes)
+			if text != expect("hello", 5) || reports < 10 || bytes < 100 {
+				t.Errorf("resumable %v: got %q after %d reports of up to %d bytes", resumable, text, reports, bytes)
+			}
 		}
 		// A request that does not wait is told at once.
-		eventually(t, "the model sleeps again", func() bool { return !h.holds(digest) })
+		eventually(t, "the model sleeps again", asleep)
 		r, none := named("chat", "hello", 5), uint32(0)
 		r.WaitForCapacity = &none
 		if _, err := m.generate(t.Context(), r, nil); fault.CodeOf(rpc.FromStatus(err)) != fault.Unavailable {

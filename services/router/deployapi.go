@@ -225,6 +225,11 @@ func (s *Service) answering(name, wanted string) (*deploy.Version, error) {
 			found[p.digest] = true
 		}
 	}
+	for _, h := range s.encoders() {
+		if h.GetModel() == name {
+			found[h.GetDigest()] = true
+		}
+	}
 	if found[wanted] {
 		return &deploy.Version{Digest: wanted, Model: name}, nil
 	}
@@ -332,6 +337,7 @@ func (s *Service) underNames(byDigest map[string]*routerv1.Model) []*routerv1.Mo
 			m.Vocab, m.Chat = info.vocabulary.GetSize(), info.vocabulary.GetChatTemplate()
 			m.EndIds, m.Defaults = info.vocabulary.GetEndIds(), info.vocabulary.GetDefaults()
 			m.Format = info.vocabulary.GetFormat()
+			m.Encoder = s.offersEncoder(d.Live.Digest)
 		}
 		m.Name = d.Name
 		out = append(out, m)

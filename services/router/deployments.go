@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
 const (
@@ -109,6 +111,7 @@ func (s *Service) takeDeployments(state *deploy.State, stored uint64) {
 		return
 	}
 	before := canaries(d.state)
+	s.m.deployed.changed(d.state, state)
 	d.state = state
 	now := canaries(state)
 	d.judge.Forget(func(digest string) bool { return now[digest] != "" && before[digest] == now[digest] })
@@ -274,6 +277,10 @@ func versions(d *deploy.Deployment) []string {
 	return out
 }
 
+// drawKey decides which version of a deployment a request goes to: the same one for all requests of a session, if the
+// client has named one.
+func drawKey(ctx context.Context) string { return cmp.Or(obs.SessionID(ctx), obs.RequestID(ctx)) }
+
 // routed returns the digest that a request of a deployment goes to. The caller holds mu.
 func (s *Service) routed(d *deploy.Deployment, w work) string {
 	if w.stable {
@@ -286,14 +293,15 @@ func (s *Service) routed(d *deploy.Deployment, w work) string {
 	return d.Route(w.key, func(digest string) bool { return digest != faulty && s.hasPipeline(digest) })
 }
 
-// hasPipeline reports whether a pipeline of a model is open for requests. The caller holds mu.
+// hasPipeline reports whether a pipeline of a model is open for requests, or an encoder is complete. The caller holds
+// mu.
 func (s *Service) hasPipeline(digest string) bool {
 	for _, p := range s.pipelines {
 		if p.digest == digest && !p.draft && !p.dead() {
 			return true
 		}
 	}
-	return false
+	return s.holdsEncoder(digest)
 }
 
 // nameFor returns what a client calls the model of a pipeline: the name of the deployment that it asked for, or that of
@@ -312,11 +320,22 @@ func (s *Service) nameFor(asked string, p *pipeline) string {
 	return p.model()
 }
 
-// judge counts the end of a request, and gives up the canary of a deployment whose requests fail.
-func (s *Service) judge(ctx context.Context, digest string, err error) {
+// isCanary reports whether a digest is the canary of a deployment beside a live version.
+func (s *Service) isCanary(name, digest string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.deploys.state.Find(name)
+	return d != nil && d.Live != nil && d.Next != nil && d.Next.Canary && d.Next.Digest == digest &&
+		d.Live.Digest != digest
+}
+
+// judge counts the end of a request for a model by the name that the client has asked for, and gives up the canary of a
+// deployment whose requests fail.
+func (s *Service) judge(ctx context.Context, name, digest string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.deploys
+	s.m.deployed.ended(d.state, name, digest, ctx.Err() == nil && blamesVersion(err))
 	of := d.state.Of(digest)
 	if digest == "" || !slices.ContainsFunc(of,
 		func(d *deploy.Deployment) bool { return d.Next != nil && d.Next.Canary }) {

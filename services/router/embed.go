@@ -38,18 +38,19 @@ func (s *Service) Embed(ctx context.Context, r *routerv1.EmbedRequest) (*routerv
 	return resp, cause(ctx, err)
 }
 
-func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (*routerv1.EmbedResponse, error) {
+func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (_ *routerv1.EmbedResponse, err error) {
 	if _, known := shardv1.PoolKind_name[int32(r.GetPooling().GetKind())]; !known {
 		return nil, fault.Field("pooling.kind", "unknown kind %d", r.GetPooling().GetKind())
 	}
 	if n := len(r.GetInputs()); n == 0 || n > maxInputs {
 		return nil, fault.Field("inputs", "%d texts are not within 1..%d", n, maxInputs)
 	}
-	chains, h, err := s.embedChains(r.GetModel())
+	chains, h, err := s.awaitEmbedders(ctx, r.GetModel())
 	if err != nil {
 		return nil, err
 	}
-	if err := auth.CheckModel(ctx, h.GetModel(), h.GetDigest()); err != nil {
+	name := s.embedderName(r.GetModel(), h)
+	if err := auth.CheckModel(ctx, name, h.GetModel(), h.GetDigest()); err != nil {
 		return nil, err
 	}
 	if n := len(r.GetInputs()) * int(h.GetWidth()); n > maxEmbeddings {
@@ -69,8 +70,9 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (*ro
 		return nil, err
 	}
 	defer settle(tokens)
+	defer func() { s.judge(ctx, r.GetModel(), h.GetDigest(), err) }()
 	start := time.Now()
-	out := &routerv1.EmbedResponse{Model: h.GetModel(), Digest: h.GetDigest()}
+	out := &routerv1.EmbedResponse{Model: name, Digest: h.GetDigest()}
 	for try := 1; ; try++ {
 		chain := chains[(int(s.embeds.Add(1))-1)%len(chains)] // the chains take turns
 		out.Embeddings, err = s.embedOver(ctx, chain, texts, r.GetPooling(), int(h.GetWidth()))
@@ -82,7 +84,27 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (*ro
 		if !fault.Retryable(err) || try == embedTries || ctx.Err() != nil {
 			return nil, err
 		}
+		s.mu.Lock()
+		if now := s.embedders(h.GetDigest()); len(now) > 0 { // layers may have moved
+			chains = now
+		}
+		s.mu.Unlock()
 	}
+}
+
+// embedderName returns what a client calls a model: the name of the deployment that it asked for, or that of the model.
+func (s *Service) embedderName(asked string, h *shardv1.Held) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.deploys.state.Find(asked); asked != "" && d != nil {
+		return d.Name
+	}
+	if asked == "" {
+		for _, d := range s.deploys.state.Of(h.GetDigest()) {
+			return d.Name
+		}
+	}
+	return h.GetModel()
 }
 
 // embedChains returns the chains of shards that can compute embeddings by a model, given by name or digest, and
@@ -120,8 +142,7 @@ func (s *Service) embedChains(name string) ([]plan.Chain, *shardv1.Held, error) 
 				h.GetModel(),
 			)
 		}
-		spans := s.spans(false, func(other *shardv1.Held) bool { return other.GetDigest() == digest })
-		if chains := plan.Chains(spans); len(chains) > 0 {
+		if chains := s.embedders(digest); len(chains) > 0 {
 			return chains, h, nil
 		}
 	}
@@ -140,8 +161,7 @@ func (s *Service) encoders() []*shardv1.Held {
 	}
 	var out []*shardv1.Held
 	for digest, h := range byDigest {
-		spans := s.spans(false, func(other *shardv1.Held) bool { return other.GetDigest() == digest })
-		if len(plan.Chains(spans)) > 0 && s.models[digest] != nil {
+		if len(s.embedders(digest)) > 0 && s.models[digest] != nil {
 			out = append(out, h)
 		}
 	}
@@ -316,7 +336,10 @@ func (s *Service) embedStage(
 			if errors.Is(err, io.EOF) {
 				err = fault.New(fault.Internal, "embed by shard %s: the answer is not complete", span.Shard)
 			}
-			return nil, rpc.FromStatus(err)
+			if err = rpc.FromStatus(err); fault.CodeOf(err) == fault.NotFound { // its layers have moved
+				err = fault.Wrap(fault.Unavailable, err, "embed by shard %s", span.Shard)
+			}
+			return nil, err
 		}
 		var done bool
 		if first {

@@ -31,7 +31,7 @@ func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServe
 type sink struct {
 	started  func(*routerv1.Started) error
 	prompt   func(*routerv1.PromptTokens) error // nil for a chat
-	loading  func(*routerv1.ModelLoading) error // nil for a request that is read from memory
+	loading  func(*routerv1.ModelLoading) error // before started; nil for a request that is taken over
 	token    func(*routerv1.TokenEvent) error
 	finished func(*routerv1.Finished) error
 }

@@ -25,9 +25,10 @@ type leader struct {
 	work    *sync.WaitGroup
 
 	calibration plan.Calibration
-	observed    map[string]observed // by pipeline
-	wrote       time.Time           // the plan
-	latest      *plan.Plan          // as the keeper has decided last, with what it does not cover
+	observed    map[string]observed      // by pipeline
+	probes      map[string]*encoderProbe // by chain and digest; mu of the placer guards it
+	wrote       time.Time                // the plan
+	latest      *plan.Plan               // as the keeper has decided last, with what it does not cover
 	request     plan.Request
 	lives       *deploy.Keeper
 	looked      time.Time // at the deployments
@@ -51,14 +52,20 @@ func (l *leader) claim(ctx context.Context) error {
 				l.doc = &plan.Document{}
 			}
 		}
+		// Each fence is in the registry before a shard hears of it, and reads are consistent. So a higher one that this
+		// router or a shard knows means that the registry has lost its data, or was restored from an older snapshot:
+		// its tokens have gone back, and a lower one belongs to a later lock. If another router takes the lock between
+		// the read and the look at the shards, the write below fails, since the entry has another version.
+		highest := l.highestFence()
+		back := e.Version == 0 || l.doc.Fence < highest
 		l.mu.Lock()
-		if known := l.placer.doc; e.Version == 0 && known != nil { // the registry has forgotten it
+		if known := l.placer.doc; back && known != nil && (e.Version == 0 || known.Fence > l.doc.Fence) {
 			l.doc = known
 		}
 		l.mu.Unlock()
 		next := *l.doc
-		if highest := l.highestFence(); e.Version == 0 && next.Base+l.token <= highest {
-			next.Base = highest // the registry has lost its data, and a lower token belongs to a later lock
+		if back && next.Base+l.token <= highest {
+			next.Base = highest
 		}
 		l.fence = next.Base + l.token
 		next.Fence, next.Version = l.fence, l.doc.Version+1

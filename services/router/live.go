@@ -45,6 +45,8 @@ type live struct {
 
 	mu       sync.Mutex
 	started  *routerv1.Started
+	loading  *routerv1.ModelLoading // the latest; not kept once it has started
+	loads    int                    // reports of the loading so far
 	prompt   []*routerv1.PromptTokens
 	first    int // index of tokens[0]
 	tokens   []*routerv1.TokenEvent
@@ -120,7 +122,11 @@ func (l *live) change(f func()) {
 func (l *live) sink() sink {
 	return sink{
 		started: func(e *routerv1.Started) error {
-			l.change(func() { l.started = e })
+			l.change(func() { l.started, l.loading = e, nil })
+			return nil
+		},
+		loading: func(e *routerv1.ModelLoading) error {
+			l.change(func() { l.loading, l.loads = e, l.loads+1 })
 			return nil
 		},
 		prompt: func(e *routerv1.PromptTokens) error {
@@ -239,14 +245,21 @@ type position struct {
 func (l *live) read(ctx context.Context, at position, out sink) error {
 	l.attach()
 	defer l.detach()
-	next, prompts := at.from, 0
+	next, prompts, loads := at.from, 0, 0
 	begun := false
 	for {
 		l.mu.Lock()
 		started, prompt, changed := l.started, l.prompt, l.changed
 		first, tokens := l.first, l.tokens
 		ended, finished, err := l.ended, l.finished, l.err
+		loading, reports := l.loading, l.loads
 		l.mu.Unlock()
+		if loading != nil && reports > loads && out.loading != nil {
+			loads = reports
+			if err := out.loading(loading); err != nil {
+				return err
+			}
+		}
 		if started != nil && !begun {
 			begun = true
 			l.awaitOpened(ctx)

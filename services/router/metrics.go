@@ -30,11 +30,12 @@ type metrics struct {
 	unjournaled *prometheus.CounterVec
 	serving     *serving
 	semconv     *semconv
+	deployed    *deployMetrics
 }
 
 func newMetrics(r prometheus.Registerer, prefix string) *metrics {
 	m := &metrics{
-		serving: newServing(prefix), semconv: newSemconv(),
+		serving: newServing(prefix), semconv: newSemconv(), deployed: newDeployMetrics(),
 		requests: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests, by how they ended: ok or the code of the error."},
 			[]string{"end"},
@@ -132,6 +133,7 @@ func newMetrics(r prometheus.Registerer, prefix string) *metrics {
 			m.moveBytes, m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
 			m.preemptions,
 			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
+			m.deployed.requests, m.deployed.rollbacks,
 		)
 	}
 	m.semconv.register(r)

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -9,31 +10,44 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
-// loadingEvery is the time between two reports to a client whose model is being loaded.
-const loadingEvery = time.Second
+const (
+	// loadingEvery is the time between two reports to a client whose model is being loaded.
+	loadingEvery = time.Second
+	// unheardLimit is how long a client waits for a model that hears nothing meanwhile.
+	unheardLimit = 50 * time.Second
+)
 
 // awaitModel waits for a pipeline of the request's model. A deployment that sleeps is woken, and the client is told how
-// far the loading is. It then waits as long as the load may take, unless the request says how long.
+// far the loading is. It then waits as long as the load may take, unless the request says how long. A client that
+// cannot be told waits no longer than unheardLimit, and the error says when to try again.
 func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
-	s, w := q.service, work{key: obs.RequestID(ctx), stable: q.adapterName != ""}
+	s, w := q.service, work{key: drawKey(ctx), stable: q.stable || q.adapterName != ""}
 	none := func(*pipeline) {}
 	d := s.sleeping(q.model)
 	if d == nil {
 		return s.choose(ctx, q.model, w, q.patience(), none)
 	}
 	patience := d.LoadLimit()
-	if q.wait != nil {
+	switch {
+	case q.wait != nil:
 		patience = q.patience()
+	case q.sink.loading == nil:
+		patience = min(patience, unheardLimit)
 	}
 	start, woken := time.Now(), false
 	for {
 		left := patience - time.Since(start)
 		p, err := s.choose(ctx, q.model, w, max(0, min(left, loadingEvery)), none)
-		if err == nil || fault.CodeOf(err) != fault.Unavailable || left <= 0 {
+		if err == nil || fault.CodeOf(err) != fault.Unavailable {
 			return p, err
+		}
+		if left <= 0 && q.wait != nil {
+			return nil, err
+		}
+		if left <= 0 {
+			return nil, s.retryLater(ctx, err, d, time.Since(start))
 		}
 		if d = s.deployed().Find(q.model); d == nil || d.Live == nil {
 			return nil, err
@@ -48,6 +62,17 @@ func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 			}
 		}
 	}
+}
+
+// retryLater says in an error when to ask again for a model that is being loaded: when its load will be done if it goes
+// on as in the time that the request has waited.
+func (s *Service) retryLater(ctx context.Context, err error, d *deploy.Deployment, waited time.Duration) error {
+	var e *fault.Error
+	if d == nil || d.Live == nil || !errors.As(err, &e) {
+		return err
+	}
+	l, later := s.loading(ctx, d.Name, d.Live.Digest), *e
+	return later.After(deploy.RestOfLoad(l.GetDoneBytes(), l.GetTotalBytes(), waited))
 }
 
 // sleeping returns the deployment of a name if no pipeline of its live version is open and requests load it; nil

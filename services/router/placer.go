@@ -262,6 +262,7 @@ func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
 	defer tick.Stop()
 	for {
 		p.probe(ctx, &wg)
+		l.probeEncoders(ctx)
 		if err := l.step(ctx); err != nil {
 			return err
 		}

@@ -99,6 +99,7 @@ func (l *leader) served() map[string]bool {
 		}
 	}
 	l.s.mu.Unlock()
+	l.probed(open)
 	out := map[string]bool{}
 	for _, pipeline := range l.doc.Plan.Pipelines {
 		if _, seen := out[pipeline.Digest]; !seen {

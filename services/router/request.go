@@ -26,7 +26,9 @@ type request struct {
 	// adapterName is what the request calls its adapter; empty for none. adapter is what it was at the beginning.
 	adapterName string
 	adapter     *servedAdapter
-	paid        bool // for the prompt, by another choice of the same call
+	stable      bool // it stays away from canaries, since it has failed on one
+	paid        bool // for the prompt, by another choice of the same call or by a try that has failed
+	charged     bool // the budget has paid for the prompt, or it was paid
 	maxTokens   uint32
 	sampling    *routerv1.Sampling
 	stop        []string
@@ -60,6 +62,8 @@ type request struct {
 	tokens   [][]byte         // of the vocabulary, if there is a grammar
 	text     *textOut
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
+	canary   bool              // the version is a canary: started is held back until the first token
+	answered bool              // its client has seen something of the answer
 	strikes  strikes
 	proven   int // positions of the log that some pipeline has computed
 	cached   int // positions of the prompt that came from the prefix cache
@@ -91,6 +95,27 @@ func (q *request) run(
 			"tokens", max(0, len(q.log)-len(q.prompt)), "took", time.Since(q.arrived), "error", err)
 	}()
 	defer func() { q.service.m.requests.WithLabelValues(endLabel(err)).Inc() }()
+	asked := *q // with its id and span
+	if err = q.runVersion(ctx, encode); q.failedOnCanary(ctx, err) {
+		q.service.log.InfoContext(ctx, "run the request on the live version", "digest", q.digest, "error", err)
+		asked.paid = q.paid || q.charged
+		*q = asked
+		q.stable = true
+		err = q.runVersion(ctx, encode)
+	}
+	return err
+}
+
+// failedOnCanary reports whether the request has failed by the fault of a canary before its client has seen anything of
+// the answer, so that the live version can answer it. Once a request is in the journal it stays on its version.
+func (q *request) failedOnCanary(ctx context.Context, err error) bool {
+	return err != nil && q.canary && !q.stable && q.live == nil && !q.answered && ctx.Err() == nil && blamesVersion(err)
+}
+
+// runVersion runs the request on one version of its model.
+func (q *request) runVersion(
+	ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error),
+) (err error) {
 	if err := q.bounds(); err != nil {
 		return err
 	}
@@ -107,8 +132,8 @@ func (q *request) run(
 	if err != nil {
 		return err
 	}
-	q.digest, q.meters = p.digest, p.meters
-	defer func() { q.service.judge(ctx, q.digest, err) }()
+	q.digest, q.meters, q.canary = p.digest, p.meters, q.service.isCanary(q.model, p.digest)
+	defer func() { q.service.judge(ctx, q.model, q.digest, err) }()
 	q.name = q.service.nameFor(q.model, p)
 	if err := auth.CheckModel(ctx, q.name, p.digest, p.model(), adapted(q.name, q.adapterName),
 		adapted(p.model(), q.adapterName)); err != nil {
@@ -194,6 +219,7 @@ func (q *request) reserve(ctx context.Context, limited bool) (settle func(), err
 	if err != nil {
 		return nil, err
 	}
+	q.charged = true
 	return func() { give(prompt + int64(max(0, len(q.log)-len(q.prompt)))) }, nil
 }
 

@@ -62,7 +62,8 @@ func (q *request) launch(ctx context.Context, resumable bool, state []byte, enco
 	l, own, err := q.service.startLive(journal.Key{Tenant: auth.Tenant(ctx), ID: id}, false,
 		func(ctx context.Context, l *live) error {
 			q.sink, q.live, l.state = l.sink(), l, state
-			return q.run(trace.Detach(auth.WithPrincipal(ctx, caller), call), encode)
+			ctx = obs.WithSessionID(auth.WithPrincipal(ctx, caller), obs.SessionID(call))
+			return q.run(trace.Detach(ctx, call), encode)
 		})
 	if err != nil {
 		return err
@@ -131,6 +132,9 @@ func (s *Service) resume(
 		},
 		finished: func(e *routerv1.Finished) error {
 			return send(&routerv1.ResumeResponse{Event: &routerv1.ResumeResponse_Finished{Finished: e}})
+		},
+		loading: func(e *routerv1.ModelLoading) error {
+			return send(&routerv1.ResumeResponse{Event: &routerv1.ResumeResponse_Loading{Loading: e}})
 		},
 	})
 }

@@ -18,7 +18,6 @@ import (
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/journal"
-	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/obs/trace"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/sched"
@@ -186,6 +185,9 @@ func New(c Config) *Service {
 		s.placer = newPlacer(s, *c.Placement)
 	}
 	s.m.observeStages(c.Metrics, s)
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(newDeployCollector(s))
+	}
 	s.m.serving.register(c.Metrics, s)
 	if s.cfg.Hedge == 0 {
 		s.cfg.Hedge = hedgeLeast
@@ -233,7 +235,7 @@ func (s *Service) notifyChange() {
 // await returns a pipeline of a model, given its name or digest. An empty name means the only model. It
 // waits at most the given time for one.
 func (s *Service) await(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
-	return s.choose(ctx, name, work{key: obs.RequestID(ctx)}, wait, func(*pipeline) {})
+	return s.choose(ctx, name, work{key: drawKey(ctx)}, wait, func(*pipeline) {})
 }
 
 // work is a sequence that needs a pipeline.
@@ -242,7 +244,8 @@ type work struct {
 	log    []int32
 	maxLen int    // the longest that the log may become
 	key    string // of the request, which decides whether it goes to a canary
-	// stable keeps the request away from canaries, which do not have the adapters of the live version.
+	// stable keeps the request away from canaries: they do not have the adapters of the live version, or it has failed
+	// on one.
 	stable bool
 	// adapter is what all stages of the pipeline have to hold; nil for none.
 	adapter *servedAdapter

@@ -76,6 +76,9 @@ func (s *Service) served() []*routerv1.Model {
 		m.MaxContext = max(m.MaxContext, uint32(p.contextLength()))
 	}
 	for _, h := range s.encoders() {
+		if s.deploys.state.Hidden(h.GetDigest()) {
+			continue
+		}
 		byDigest[h.GetDigest()] = &routerv1.Model{
 			Name: h.GetModel(), Digest: h.GetDigest(), Architecture: h.GetArchitecture(), Layers: h.GetLayers(),
 			Context: h.GetContext(), Vocab: h.GetVocab(), MaxContext: h.GetEmbedTokens(), Encoder: true,

@@ -71,16 +71,13 @@ func (c Placing) placement(p *process) *router.Placement {
 }
 
 // offerModels opens the models of a folder and offers their layers. A file that is no model is passed over, and so is
-// one that this build does not run, and an encoder.
+// one that this build does not run.
 func (p *process) offerModels(s *shard.Service, set shardSetting, f *follower) error {
 	if set.auto.ModelDir == "" && (set.model == "" || set.auto.Store != "") {
 		return nil // the follower offers those of the store
 	}
 	if set.auto.ModelDir == "" {
 		m, err := p.open(set.model, set.as)
-		if err == nil && m.files.Spec.Encoder() {
-			err = fault.Field("auto", "%s is an encoder, which the router does not place: leave out --auto", m.name)
-		}
 		if err == nil {
 			s.Offer(m.name, m.digest, m.files)
 			f.server.Share(m.name, m.digest, set.model)
@@ -97,10 +94,6 @@ func (p *process) offerModels(s *shard.Service, set shardSetting, f *follower) e
 		m, err := p.open(path, "")
 		if err != nil {
 			p.log.Info("pass over what is no model", "path", path, "error", err)
-			continue
-		}
-		if m.files.Spec.Encoder() {
-			p.log.Info("pass over an encoder, which routers do not place", "path", path)
 			continue
 		}
 		s.Offer(m.name, m.digest, m.files)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/internal/logtest"
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -216,21 +214,5 @@ func TestMesh_AutoShards_ServeWithoutLayerFlags(t *testing.T) {
 	t.Logf("%d answers under load", done.Load())
 	if done.Load() == 0 {
 		t.Error("there was no load")
-	}
-}
-
-// An encoder is not placed. A mesh says so and does not wait for a plan that never comes.
-func TestMesh_AutoShards_RefuseAnEncoder(t *testing.T) {
-	set := cpu.New(1)
-	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	t.Cleanup(cancel)
-	m, err := app.Start(ctx, app.MeshConfig{Model: tinyEncoder(t), Kernels: app.Kernels{Set: set, Threads: 1},
-		Auto: []app.AutoShard{{Memory: 64 << 20}}})
-	if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "encoder") {
-		t.Errorf("started with %v", err)
-	}
-	if err == nil {
-		_ = m.Close()
 	}
 }

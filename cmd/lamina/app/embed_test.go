@@ -3,6 +3,7 @@ package app_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -13,9 +14,11 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -200,5 +203,76 @@ func TestMesh_ServesAnEncoderAlone(t *testing.T) {
 		if resp2.StatusCode != http.StatusOK {
 			t.Errorf("/readyz answers %d", resp2.StatusCode)
 		}
+	}
+}
+
+// TestMesh_PlacesAnEncoder lets a placer divide an encoder between two hosts that can hold a part of it each. Its
+// embeddings are those of a mesh whose layers were given by flag. Nobody uses it, so it is unloaded, and the next text
+// loads it again.
+func TestMesh_PlacesAnEncoder(t *testing.T) {
+	set := cpu.New(1)
+	t.Cleanup(set.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	t.Cleanup(cancel)
+	folder, kernels := tinyEncoder(t), app.Kernels{Set: set, Threads: 1}
+	request := &routerv1.EmbedRequest{Inputs: []*routerv1.EmbedInput{
+		{Input: &routerv1.EmbedInput_Text{Text: "a b c"}}, {Input: &routerv1.EmbedInput_Text{Text: "z"}}}}
+	_, plain := startMesh(t, ctx, app.MeshConfig{Model: folder, Name: "tiny", Stages: 2, Kernels: kernels})
+	want, err := plain.Embed(ctx, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const positions = 256 // of a batch of texts
+	_, router := startMesh(t, ctx, app.MeshConfig{
+		Model: folder, Name: "tiny", Kernels: kernels, Auto: autoFleet(t, folder, positions, 1, 1),
+		Placing: app.Placing{Settle: 100 * time.Millisecond, KVLeast: positions, KVMost: positions,
+			Keeper: plan.KeeperConfig{Steady: 100 * time.Millisecond},
+			Deploy: deploy.Config{Quiet: 300 * time.Millisecond}},
+	})
+	run := func(r *routerv1.DeployRequest) error {
+		stream, err := router.Deploy(ctx, r)
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return rpc.FromStatus(err)
+	}
+	spans := func(m *routerv1.Mesh) (n int) {
+		for _, member := range m.GetMembers() {
+			n += len(member.GetHeld())
+		}
+		return n
+	}
+	request.Model = "tiny"
+	embed := func() {
+		t.Helper()
+		got, err := router.Embed(ctx, request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range got.GetEmbeddings() {
+			if !slices.Equal(e.GetValues(), want.GetEmbeddings()[i].GetValues()) {
+				t.Errorf("text %d: got %v, want %v", i, e.GetValues(), want.GetEmbeddings()[i].GetValues())
+			}
+		}
+		if got.GetModel() != "tiny" || got.GetFingerprint() != want.GetFingerprint() {
+			t.Errorf("answered by %s %s, want %s", got.GetModel(), got.GetFingerprint(), want.GetFingerprint())
+		}
+	}
+	embed()
+	placementOf(t, ctx, router, "that two hosts hold a part each", func(m *routerv1.Mesh) bool { return spans(m) == 2 })
+	idle := uint64(1000)
+	if err := run(&routerv1.DeployRequest{Model: "tiny", IdleMs: &idle}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		placementOf(t, ctx, router, "that it is unloaded", func(m *routerv1.Mesh) bool { return spans(m) == 0 })
+		models, err := router.ListModels(ctx, &routerv1.ListModelsRequest{})
+		if m := models.GetModels(); err != nil || len(m) != 1 || m[0].GetName() != "tiny" || !m[0].GetEncoder() {
+			t.Errorf("while it is not loaded, the models are %v (%v)", m, err)
+		}
+		embed()
 	}
 }

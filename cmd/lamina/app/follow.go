@@ -187,10 +187,6 @@ func (f *follower) take(path, name, digest string, files *model.Files, opened ..
 	}
 	f.offered[digest] = true
 	f.names.add(name)
-	if files.Spec.Encoder() {
-		f.p.log.Info("pass over an encoder, which routers do not place", "path", path)
-		return
-	}
 	f.s.Offer(name, digest, files)
 	f.server.Share(name, digest, path)
 	f.p.log.Info("offer a model", "model", name, "digest", digest, "path", path)

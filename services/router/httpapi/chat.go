@@ -19,7 +19,8 @@ type Parsing struct {
 	Tools     string // OpenAI tool definitions as JSON; empty for none
 	Reasoning bool   // reasoning is separated from content
 	Single    bool   // at most one call is returned
-	// Loading is told, before the chat starts, how far the loading of its model is; nil is told nothing.
+	// Loading is told, before the chat starts, how far the loading of its model is. For nil, whose client is told
+	// nothing, the wait is bounded by a SilentWait.
 	Loading func(*routerv1.ModelLoading) error
 	// Token gets each token before what was made of its text; nil gets none.
 	Token func(*routerv1.TokenEvent)
@@ -132,6 +133,10 @@ func Run(
 	start func(*routerv1.Started) error, push func(toolcall.Delta) error,
 ) (*Outcome, error) {
 	out := &Outcome{}
+	loading := g.Loading
+	if loading == nil {
+		loading = (&SilentWait{}).Loading
+	}
 	err := b.Chat(ctx, r, func(e *routerv1.ChatResponse) error {
 		switch {
 		case e.GetStarted() != nil:
@@ -142,10 +147,7 @@ func Run(
 			}
 			return nil
 		case e.GetLoading() != nil:
-			if g.Loading != nil {
-				return g.Loading(e.GetLoading())
-			}
-			return nil
+			return loading(e.GetLoading())
 		case out.Answer == nil:
 			return fault.New(fault.Internal, "run chat: its first event is not started")
 		case e.GetToken() != nil:

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -86,11 +88,31 @@ func (g *GRPC) ModelInfer(
 	if err != nil {
 		return nil, err
 	}
-	texts, started, err := generateAll(ctx, g.backend, base, c.Inputs[0].Data, nil)
+	texts, started, err := generateAll(ctx, g.backend, base, c.Inputs[0].Data, tellLoading(func(md metadata.MD) error {
+		return grpc.SendHeader(ctx, md)
+	}), nil)
 	if err != nil {
 		return nil, named(err)
 	}
 	return answer(r, started, texts), nil
+}
+
+// loadingHeader says in the header of a call how far the loading of its model was when it began to wait for it. The
+// protocol has no message for it, and no further header.
+const loadingHeader = "lamina-model-loading"
+
+// tellLoading returns a function that sends the first report as the header of a call. Its client sees that the server
+// works at the request, and its own deadline bounds the wait. A header that has been sent before, of an earlier request
+// of a stream, is no error.
+func tellLoading(send func(metadata.MD) error) func(*routerv1.ModelLoading) error {
+	told := false
+	return func(m *routerv1.ModelLoading) error {
+		if !told {
+			told = true
+			_ = send(metadata.Pairs(loadingHeader, fmt.Sprintf("%d of %d bytes", m.GetDoneBytes(), m.GetTotalBytes())))
+		}
+		return nil
+	}
 }
 
 // ModelStreamInfer answers the requests of a stream in their order. The server has let in the first one; each further
@@ -160,7 +182,9 @@ func (g *GRPC) streamOne(
 		}
 		var texts []string
 		var started *routerv1.Started
-		if texts, started, err = generateAll(stream.Context(), g.backend, base, c.Inputs[0].Data, piece); err == nil {
+		loading := tellLoading(stream.SendHeader)
+		if texts, started, err = generateAll(stream.Context(), g.backend, base, c.Inputs[0].Data, loading,
+			piece); err == nil {
 			if len(texts) == 1 {
 				texts[0] = texts[0][shown:]
 			}

@@ -16,12 +16,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	inferencev2 "github.com/lamina-mesh/lamina/pkg/gen/inference"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 	"github.com/lamina-mesh/lamina/services/router/httpapi/httpapitest"
@@ -333,4 +335,51 @@ func FuzzGRPC_Texts(f *testing.F) {
 			t.Errorf("%q: %v, %v", raw, out, err)
 		}
 	})
+}
+
+// The header of a call says that its model is being loaded, also while the answer is still awaited.
+func TestGRPC_LoadingIsInTheHeader(t *testing.T) {
+	b := &httpapitest.Backend{Pieces: []string{"a"}, Loading: []*routerv1.ModelLoading{
+		{Model: "m", DoneBytes: 10, TotalBytes: 40}, {Model: "m", DoneBytes: 20, TotalBytes: 40}}}
+	c := dial(t, b)
+	var header metadata.MD
+	if _, err := c.ModelInfer(t.Context(), ask(false, "x"), grpc.Header(&header)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"10 of 40 bytes"}
+	if got := header.Get("lamina-model-loading"); !reflect.DeepEqual(got, want) {
+		t.Errorf("a call has %v", got)
+	}
+	stream, err := c.ModelStreamInfer(t.Context())
+	if err == nil {
+		err = stream.Send(ask(false, "x"))
+	}
+	if err == nil {
+		header, err = stream.Header()
+	}
+	if got := header.Get("lamina-model-loading"); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("a stream has %v, %v", got, err)
+	}
+	if err := stream.Send(ask(false, "y")); err != nil { // the header is sent already
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	answers := 0
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil || r.GetErrorMessage() != "" {
+			t.Fatalf("%v, %v", r, err)
+		}
+		if r.GetInferResponse().GetParameters()["triton_final_response"].GetBoolParam() {
+			answers++
+		}
+	}
+	if answers != 2 {
+		t.Errorf("%d answers", answers)
+	}
 }

@@ -325,16 +325,20 @@ func (c *inferRequest) binary() bool {
 	return string(c.Parameters[binaryOutput]) == "true"
 }
 
-// generateAll continues prompts one after the other. piece, if not nil, gets the text of each token.
+// generateAll continues prompts one after the other. loading gets reports while the model is being loaded, and piece,
+// if not nil, the text of each token.
 func generateAll(
 	ctx context.Context, b Backend, base *routerv1.GenerateRequest, prompts []string,
-	piece func(started *routerv1.Started, text string) error,
+	loading func(*routerv1.ModelLoading) error, piece func(started *routerv1.Started, text string) error,
 ) (texts []string, started *routerv1.Started, err error) {
 	for _, prompt := range prompts {
 		base.Prompt = &routerv1.GenerateRequest_Text{Text: prompt}
 		var text strings.Builder
 		finished := false
 		err := b.Generate(ctx, base, func(e *routerv1.GenerateResponse) error {
+			if l := e.GetLoading(); l != nil {
+				return loading(l)
+			}
 			if s := e.GetStarted(); s != nil {
 				started = s
 			}
@@ -371,7 +375,7 @@ func (s *server) infer(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	texts, started, err := generateAll(r.Context(), s.backend, base, prompts, nil)
+	texts, started, err := generateAll(r.Context(), s.backend, base, prompts, (&httpapi.SilentWait{}).Loading, nil)
 	if err != nil {
 		s.fail(w, err)
 		return

@@ -25,6 +25,9 @@ func (s *server) runChat(
 		return nil
 	}
 	parsing := httpapi.Parsing{Tools: req.GetToolsJson(), Reasoning: true, Token: out.token}
+	parsing.Loading = func(m *routerv1.ModelLoading) error {
+		return out.loading(m, line{Message: &outMessage{Role: "assistant"}})
+	}
 	if len(c.entries) == 0 {
 		end, err := httpapi.Run(ctx, s.backend, req, parsing, start, push)
 		if err != nil {

@@ -81,6 +81,10 @@ type line struct {
 	Eval      uint32      `json:"eval_count,omitempty"`
 	EvalNS    int64       `json:"eval_duration,omitempty"`
 	Logprobs  []logprob   `json:"logprobs,omitempty"` // of the tokens since the last line
+	// Of a line without text, while the model is being loaded: as in lines of /api/pull.
+	Status    string `json:"status,omitempty"`
+	Bytes     uint64 `json:"total,omitempty"`
+	Completed uint64 `json:"completed,omitempty"`
 }
 
 // logprob is a token with its log-probability, and the likeliest ones at its place.

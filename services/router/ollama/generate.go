@@ -122,6 +122,8 @@ func (s *server) continued(r *http.Request, c *generateRequest, out *writer) (*r
 	var finished *routerv1.Finished
 	err = s.backend.Generate(r.Context(), req, func(e *routerv1.GenerateResponse) error {
 		switch {
+		case e.GetLoading() != nil:
+			return out.generating(e.GetLoading())
 		case e.GetStarted() != nil:
 			out.model = e.GetStarted().GetModel()
 		case e.GetToken() != nil:
@@ -145,7 +147,8 @@ func (s *server) answered(r *http.Request, c *generateRequest, out *writer) (*ro
 	if err != nil {
 		return nil, err
 	}
-	end, err := httpapi.Run(r.Context(), s.backend, req, httpapi.Parsing{Reasoning: true, Token: out.token},
+	parsing := httpapi.Parsing{Reasoning: true, Token: out.token, Loading: out.generating}
+	end, err := httpapi.Run(r.Context(), s.backend, req, parsing,
 		func(st *routerv1.Started) error {
 			out.model = st.GetModel()
 			return nil

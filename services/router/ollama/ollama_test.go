@@ -88,6 +88,26 @@ func TestChat_StreamAddsUpToTheWholeAnswer(t *testing.T) {
 	same(t, "the stream", string(got), whole)
 }
 
+// While its model is being loaded, a stream has lines without text that say how far that is. Whole answers have none.
+func TestStreams_LoadingIsTold(t *testing.T) {
+	b := httpapitest.Talker()
+	b.Loading = []*routerv1.ModelLoading{{Model: "m", DoneBytes: 10, TotalBytes: 40, State: "no shard holds layers 2-4"}}
+	s := serve(t, b)
+	const progress = `"status":"loading: no shard holds layers 2-4","total":40,"completed":10}`
+	for path, c := range map[string]struct{ body, want string }{
+		"/api/chat":     {hi + `}`, `{"model":"m","created_at":"T","message":{"role":"assistant","content":""},"done":false,`},
+		"/api/generate": {`{"model":"m","prompt":"hi"}`, `{"model":"m","created_at":"T","response":"","done":false,`},
+	} {
+		_, text := httpapitest.Call(t, "POST", s.URL+path, c.body)
+		first, _, _ := strings.Cut(text, "\n")
+		same(t, path, first, c.want+progress)
+		_, text = httpapitest.Call(t, "POST", s.URL+path, strings.Replace(c.body, "{", `{"stream":false,`, 1))
+		if strings.Contains(text, "loading") || !strings.Contains(text, `"done":true`) {
+			t.Errorf("%s without a stream: %s", path, text)
+		}
+	}
+}
+
 func TestChat_ThinkFalseHasNoReasoning(t *testing.T) {
 	b := httpapitest.Talker()
 	_, text := httpapitest.Call(t, "POST", serve(t, b).URL+"/api/chat", hi+`,"stream":false,"think":false}`)

@@ -19,7 +19,8 @@ type writer struct {
 	text     strings.Builder // of an answer that is not streamed
 	thoughts strings.Builder
 	logprobs bool
-	tokens   httpapi.TokenLog // since the last line
+	tokens   httpapi.TokenLog   // since the last line
+	silent   httpapi.SilentWait // of an answer that is not streamed
 }
 
 func (s *server) newWriter(w http.ResponseWriter, c *common) *writer {
@@ -69,6 +70,23 @@ func (o *writer) generated(text, thoughts string) error {
 	o.text.WriteString(text)
 	o.thoughts.WriteString(thoughts)
 	return nil
+}
+
+// loading sends a line without text that says how far the loading of the model is. It bounds the wait for an answer
+// that is not streamed.
+func (o *writer) loading(m *routerv1.ModelLoading, l line) error {
+	if !o.streamed {
+		return o.silent.Loading(m)
+	}
+	o.model = m.GetModel()
+	l.Status, l.Bytes, l.Completed = "loading: "+m.GetState(), m.GetTotalBytes(), m.GetDoneBytes()
+	return o.line(l)
+}
+
+// generating is loading for a generation.
+func (o *writer) generating(m *routerv1.ModelLoading) error {
+	empty := ""
+	return o.loading(m, line{Response: &empty})
 }
 
 func (o *writer) line(l line) error {

@@ -118,6 +118,7 @@ func (s *server) agentChat(w http.ResponseWriter, r *http.Request, c *chatReques
 		return
 	}
 	out := &agentStream{stream: newStream(w, s.WriteTimeout), f: f}
+	reads.Loading = out.Loading
 	end, err := httpapi.RunAgent(r.Context(), s.backend, req, *reads, client, set, httpapi.AgentHooks{
 		Joined: true,
 		Started: func(st *routerv1.Started) error {

@@ -110,7 +110,7 @@ func (s *server) resume(w http.ResponseWriter, r *http.Request) {
 				}
 				*f = *state.shape()
 			}
-			return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished(), nil})
+			return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished(), e.GetLoading()})
 		})
 		return unknown(err)
 	}

@@ -139,9 +139,12 @@ func (f *shape) envelope(object string, first, own *routerv1.Started, choices []
 // gather sends one response with all complete choices.
 func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
 	answers := make([]answer, len(jobs))
+	var silent httpapi.SilentWait
 	err := runAll(r.Context(), jobs, func(i int, e event) error {
 		a := &answers[i]
 		switch {
+		case e.loading != nil:
+			return silent.Loading(e.loading)
 		case e.started != nil:
 			a.started = e.started
 		case e.prompt != nil:

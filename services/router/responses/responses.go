@@ -94,6 +94,7 @@ func (s *server) json(w http.ResponseWriter, status int, v any) {
 type run struct {
 	c       *request
 	id      string
+	root    string // the id of the first response of the conversation
 	created int64
 	model   string
 	inputs  []json.RawMessage
@@ -127,13 +128,14 @@ func (s *server) prepare(w http.ResponseWriter, r *http.Request) (*run, *routerv
 		return nil, nil, err
 	}
 	var before []httpapi.Turn
+	out.root = out.id
 	if c.Previous != nil {
 		previous := s.store.get(key{auth.Tenant(r.Context()), *c.Previous})
 		if previous == nil {
 			return nil, nil, fault.Field("previous_response_id", "%v", unknown(*c.Previous)).
 				Because("PREVIOUS_RESPONSE_NOT_FOUND")
 		}
-		before = previous.turns
+		before, out.root = previous.turns, previous.root
 	}
 	if out.turns, err = readTurns(before, out.inputs); err != nil {
 		return nil, nil, err
@@ -158,6 +160,9 @@ func (s *server) chat(
 	req *routerv1.ChatRequest,
 	send func(...outEvent) error,
 ) (object, error) {
+	if obs.SessionID(ctx) == "" { // all responses of a conversation come from one version of a model
+		ctx = obs.WithSessionID(ctx, o.root)
+	}
 	end, err := s.runChat(ctx, o, req, func(st *routerv1.Started) error {
 		o.model = st.GetModel()
 		return send(outEvent{"response.created", object{"response": o.object(inProgress, nil)}},
@@ -189,7 +194,7 @@ func (s *server) chat(
 		if added == nil {
 			added = []httpapi.Turn{o.made.turn()}
 		}
-		s.store.put(key{auth.Tenant(ctx), o.id}, &stored{body: body, input: o.inputs,
+		s.store.put(key{auth.Tenant(ctx), o.id}, &stored{body: body, input: o.inputs, root: o.root,
 			turns: append(o.turns[:len(o.turns):len(o.turns)], added...)})
 	}
 	return whole, send(append(events, outEvent{"response." + status, object{"response": whole}})...)

@@ -25,6 +25,7 @@ type stored struct {
 	body   json.RawMessage   // the response object
 	input  []json.RawMessage // the items of the request
 	turns  []httpapi.Turn    // all turns up to and including the answer, without instructions
+	root   string            // the id of the first response of the conversation
 	bytes  int
 	expiry time.Time
 }

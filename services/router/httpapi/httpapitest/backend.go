@@ -25,6 +25,8 @@ type Backend struct {
 	FailAt int
 	Hang   chan struct{} // closed when the chat has ended, which waits for the end of its context; nil does not wait
 
+	Loading []*routerv1.ModelLoading // reports before a chat starts
+
 	Plain    bool // the model has no chat template
 	Adapters []*routerv1.Adapter
 
@@ -70,6 +72,11 @@ func (b *Backend) answer(
 	}
 	if b.Fail != nil && b.FailAt == 0 {
 		return b.Fail
+	}
+	for _, m := range b.Loading {
+		if err := send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Loading{Loading: m}}); err != nil {
+			return err
+		}
 	}
 	if err := send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: &routerv1.Started{
 		RequestId: "r", Model: "m", Fingerprint: "f", PromptIds: []uint32{1, 2, 3, 4, 5}, Format: b.Format,
@@ -119,6 +126,8 @@ func (b *Backend) Generate(
 	b.mu.Unlock()
 	return b.answer(ctx, nil, r.GetTopLogprobs(), func(e *routerv1.ChatResponse) error {
 		switch {
+		case e.GetLoading() != nil:
+			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Loading{Loading: e.GetLoading()}})
 		case e.GetStarted() != nil:
 			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: e.GetStarted()}})
 		case e.GetToken() != nil:

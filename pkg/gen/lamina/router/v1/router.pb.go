@@ -1545,6 +1545,7 @@ type ResumeResponse struct {
 	//	*ResumeResponse_Token
 	//	*ResumeResponse_Finished
 	//	*ResumeResponse_Prompt
+	//	*ResumeResponse_Loading
 	Event         isResumeResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1623,12 +1624,21 @@ func (x *ResumeResponse) GetPrompt() *PromptTokens {
 	return nil
 }
 
+func (x *ResumeResponse) GetLoading() *ModelLoading {
+	if x != nil {
+		if x, ok := x.Event.(*ResumeResponse_Loading); ok {
+			return x.Loading
+		}
+	}
+	return nil
+}
+
 type isResumeResponse_Event interface {
 	isResumeResponse_Event()
 }
 
 type ResumeResponse_Started struct {
-	// Always first, as it was when the request started.
+	// First, but for `loading`, as it was when the request started.
 	Started *Started `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
 }
 
@@ -1647,6 +1657,12 @@ type ResumeResponse_Prompt struct {
 	Prompt *PromptTokens `protobuf:"bytes,4,opt,name=prompt,proto3,oneof"`
 }
 
+type ResumeResponse_Loading struct {
+	// Before `started`, while the request waits for its model to be loaded: about once a
+	// second.
+	Loading *ModelLoading `protobuf:"bytes,150,opt,name=loading,proto3,oneof"`
+}
+
 func (*ResumeResponse_Started) isResumeResponse_Event() {}
 
 func (*ResumeResponse_Token) isResumeResponse_Event() {}
@@ -1654,6 +1670,8 @@ func (*ResumeResponse_Token) isResumeResponse_Event() {}
 func (*ResumeResponse_Finished) isResumeResponse_Event() {}
 
 func (*ResumeResponse_Prompt) isResumeResponse_Event() {}
+
+func (*ResumeResponse_Loading) isResumeResponse_Event() {}
 
 // CancelRequest names a resumable request.
 type CancelRequest struct {
@@ -5288,12 +5306,13 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\rResumeRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
-	"\x04from\x18\x02 \x01(\rR\x04from\"\xfa\x01\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\"\xb7\x02\n" +
 	"\x0eResumeResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinished\x128\n" +
-	"\x06prompt\x18\x04 \x01(\v2\x1e.lamina.router.v1.PromptTokensH\x00R\x06promptB\a\n" +
+	"\x06prompt\x18\x04 \x01(\v2\x1e.lamina.router.v1.PromptTokensH\x00R\x06prompt\x12;\n" +
+	"\aloading\x18\x96\x01 \x01(\v2\x1e.lamina.router.v1.ModelLoadingH\x00R\aloadingB\a\n" +
 	"\x05event\".\n" +
 	"\rCancelRequest\x12\x1d\n" +
 	"\n" +
@@ -5732,83 +5751,84 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	20, // 25: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
 	22, // 26: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
 	18, // 27: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	64, // 28: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	8,  // 29: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
-	19, // 30: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
-	21, // 31: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
-	21, // 32: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	9,  // 33: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	65, // 34: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	23, // 35: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	24, // 36: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	8,  // 37: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
-	26, // 38: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
-	66, // 39: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
-	4,  // 40: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
-	28, // 41: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
-	31, // 42: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	67, // 43: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	64, // 44: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	32, // 45: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
-	34, // 46: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
-	32, // 47: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
-	32, // 48: lamina.router.v1.ListAdaptersResponse.adapters:type_name -> lamina.router.v1.Adapter
-	44, // 49: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	44, // 50: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	49, // 51: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	50, // 52: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	48, // 53: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
-	45, // 54: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
-	32, // 55: lamina.router.v1.Mesh.adapters:type_name -> lamina.router.v1.Adapter
-	57, // 56: lamina.router.v1.Mesh.deployments:type_name -> lamina.router.v1.Deployment
-	46, // 57: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
-	46, // 58: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
-	68, // 59: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	69, // 60: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
-	70, // 61: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	47, // 62: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
-	57, // 63: lamina.router.v1.DeployResponse.deployment:type_name -> lamina.router.v1.Deployment
-	59, // 64: lamina.router.v1.DeployResponse.loading:type_name -> lamina.router.v1.ModelLoading
-	57, // 65: lamina.router.v1.UndeployResponse.deployment:type_name -> lamina.router.v1.Deployment
-	57, // 66: lamina.router.v1.ListDeploymentsResponse.deployments:type_name -> lamina.router.v1.Deployment
-	2,  // 67: lamina.router.v1.Deployment.state:type_name -> lamina.router.v1.DeploymentState
-	58, // 68: lamina.router.v1.Deployment.live:type_name -> lamina.router.v1.Version
-	58, // 69: lamina.router.v1.Deployment.next:type_name -> lamina.router.v1.Version
-	58, // 70: lamina.router.v1.Deployment.retiring:type_name -> lamina.router.v1.Version
-	58, // 71: lamina.router.v1.Deployment.failed:type_name -> lamina.router.v1.Version
-	5,  // 72: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	6,  // 73: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	13, // 74: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	15, // 75: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	25, // 76: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	33, // 77: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
-	36, // 78: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
-	38, // 79: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
-	29, // 80: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	40, // 81: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	42, // 82: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	51, // 83: lamina.router.v1.RouterService.Deploy:input_type -> lamina.router.v1.DeployRequest
-	53, // 84: lamina.router.v1.RouterService.Undeploy:input_type -> lamina.router.v1.UndeployRequest
-	55, // 85: lamina.router.v1.RouterService.ListDeployments:input_type -> lamina.router.v1.ListDeploymentsRequest
-	11, // 86: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	12, // 87: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	14, // 88: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	16, // 89: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	27, // 90: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	35, // 91: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
-	37, // 92: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
-	39, // 93: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
-	30, // 94: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	41, // 95: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	43, // 96: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	52, // 97: lamina.router.v1.RouterService.Deploy:output_type -> lamina.router.v1.DeployResponse
-	54, // 98: lamina.router.v1.RouterService.Undeploy:output_type -> lamina.router.v1.UndeployResponse
-	56, // 99: lamina.router.v1.RouterService.ListDeployments:output_type -> lamina.router.v1.ListDeploymentsResponse
-	86, // [86:100] is the sub-list for method output_type
-	72, // [72:86] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	59, // 28: lamina.router.v1.ResumeResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	64, // 29: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	8,  // 30: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
+	19, // 31: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
+	21, // 32: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
+	21, // 33: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	9,  // 34: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
+	65, // 35: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	23, // 36: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	24, // 37: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	8,  // 38: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
+	26, // 39: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
+	66, // 40: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
+	4,  // 41: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
+	28, // 42: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
+	31, // 43: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	67, // 44: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	64, // 45: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	32, // 46: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
+	34, // 47: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
+	32, // 48: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
+	32, // 49: lamina.router.v1.ListAdaptersResponse.adapters:type_name -> lamina.router.v1.Adapter
+	44, // 50: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	44, // 51: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	49, // 52: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	50, // 53: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	48, // 54: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	45, // 55: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
+	32, // 56: lamina.router.v1.Mesh.adapters:type_name -> lamina.router.v1.Adapter
+	57, // 57: lamina.router.v1.Mesh.deployments:type_name -> lamina.router.v1.Deployment
+	46, // 58: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
+	46, // 59: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
+	68, // 60: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	69, // 61: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
+	70, // 62: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	47, // 63: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
+	57, // 64: lamina.router.v1.DeployResponse.deployment:type_name -> lamina.router.v1.Deployment
+	59, // 65: lamina.router.v1.DeployResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	57, // 66: lamina.router.v1.UndeployResponse.deployment:type_name -> lamina.router.v1.Deployment
+	57, // 67: lamina.router.v1.ListDeploymentsResponse.deployments:type_name -> lamina.router.v1.Deployment
+	2,  // 68: lamina.router.v1.Deployment.state:type_name -> lamina.router.v1.DeploymentState
+	58, // 69: lamina.router.v1.Deployment.live:type_name -> lamina.router.v1.Version
+	58, // 70: lamina.router.v1.Deployment.next:type_name -> lamina.router.v1.Version
+	58, // 71: lamina.router.v1.Deployment.retiring:type_name -> lamina.router.v1.Version
+	58, // 72: lamina.router.v1.Deployment.failed:type_name -> lamina.router.v1.Version
+	5,  // 73: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	6,  // 74: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	13, // 75: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	15, // 76: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	25, // 77: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	33, // 78: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	36, // 79: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	38, // 80: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	29, // 81: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	40, // 82: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	42, // 83: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	51, // 84: lamina.router.v1.RouterService.Deploy:input_type -> lamina.router.v1.DeployRequest
+	53, // 85: lamina.router.v1.RouterService.Undeploy:input_type -> lamina.router.v1.UndeployRequest
+	55, // 86: lamina.router.v1.RouterService.ListDeployments:input_type -> lamina.router.v1.ListDeploymentsRequest
+	11, // 87: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	12, // 88: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	14, // 89: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	16, // 90: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	27, // 91: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	35, // 92: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	37, // 93: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	39, // 94: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	30, // 95: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	41, // 96: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	43, // 97: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	52, // 98: lamina.router.v1.RouterService.Deploy:output_type -> lamina.router.v1.DeployResponse
+	54, // 99: lamina.router.v1.RouterService.Undeploy:output_type -> lamina.router.v1.UndeployResponse
+	56, // 100: lamina.router.v1.RouterService.ListDeployments:output_type -> lamina.router.v1.ListDeploymentsResponse
+	87, // [87:101] is the sub-list for method output_type
+	73, // [73:87] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -5841,6 +5861,7 @@ func file_lamina_router_v1_router_proto_init() {
 		(*ResumeResponse_Token)(nil),
 		(*ResumeResponse_Finished)(nil),
 		(*ResumeResponse_Prompt)(nil),
+		(*ResumeResponse_Loading)(nil),
 	}
 	file_lamina_router_v1_router_proto_msgTypes[16].OneofWrappers = []any{}
 	file_lamina_router_v1_router_proto_msgTypes[23].OneofWrappers = []any{

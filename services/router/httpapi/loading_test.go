@@ -1,0 +1,26 @@
+package httpapi
+
+// This test is internal because it sets the time.
+
+import (
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+)
+
+func TestSilentWait_EndsWithTheTimeToAskAgain(t *testing.T) {
+	var w SilentWait
+	start := time.Unix(1000, 0)
+	m := &routerv1.ModelLoading{Model: "chat", DoneBytes: 80, TotalBytes: 100}
+	for _, at := range []time.Duration{0, time.Second, silentLimit - 1} {
+		if err := w.loading(m, start.Add(at)); err != nil {
+			t.Fatalf("after %v: %v", at, err)
+		}
+	}
+	err, _ := w.loading(m, start.Add(silentLimit)).(*fault.Error)
+	if err == nil || err.Code != fault.Unavailable || err.RetryAfter.Round(time.Millisecond) != silentLimit/4 {
+		t.Errorf("after %v: %v, want Unavailable and to ask again after %v", silentLimit, err, silentLimit/4)
+	}
+}
