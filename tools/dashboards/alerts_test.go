@@ -56,6 +56,7 @@ func scenarios() map[string][]line {
 			counter(`lamina_router_reopens_total{end="resumed"}`, 0, 0)},
 		"LaminaReplayBudget":       {counter("lamina_router_replays_over_budget_total", 0, 0.1)},
 		"LaminaSlowStage":          {gauge(stage+`measured"}`, 1, 3), gauge(stage+`plan"}`, 1, 1)},
+		"LaminaRollBack":           {counter(`lamina_router_deployment_rollbacks_total{deployment="chat"}`, 0, 0.01)},
 		"LaminaRunStalled":         {counter(run("step"), 1, 0), gauge(run("steps"), 1e6, 1e6)},
 		"LaminaRunDiverged":        {gauge(run("loss"), 2, math.NaN()), gauge(run("spikes"), 0, 0)},
 		"LaminaReplicaQuarantined": {gauge(run("quarantined"), 0, 1)},

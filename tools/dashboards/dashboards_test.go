@@ -47,6 +47,7 @@ func TestFleet_FillsEveryPanelAndAlert(t *testing.T) {
 	defer cancel()
 	f := start(t, ctx)
 	f.train(t, ctx)
+	f.deploy(t, ctx)
 	s, begin := newStore(), time.Now().Truncate(time.Second)
 	f.load(t, ctx)
 	f.scrape(t, ctx, s, begin)

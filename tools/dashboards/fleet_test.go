@@ -81,6 +81,22 @@ func half(t *testing.T, path string, kv int, set *cpu.Set) []app.AutoShard {
 	return []app.AutoShard{{Memory: memory}, {Memory: memory}}
 }
 
+// deploy makes the model that is served a deployment of its name.
+func (f *fleet) deploy(t *testing.T, ctx context.Context) {
+	t.Helper()
+	models, err := f.router.ListModels(ctx, &routerv1.ListModelsRequest{})
+	if err != nil || len(models.GetModels()) != 1 {
+		t.Fatalf("%v, %v", models, err)
+	}
+	stream, err := f.router.Deploy(ctx, &routerv1.DeployRequest{Model: models.GetModels()[0].GetName()})
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+}
+
 // load runs requests to their end: some share a prompt, one is stopped by its client and one is refused.
 func (f *fleet) load(t *testing.T, ctx context.Context) {
 	t.Helper()
