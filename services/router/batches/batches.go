@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
+	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -123,11 +126,28 @@ func (s *Service) handle(f func(http.ResponseWriter, *http.Request) (any, error)
 		}
 		switch {
 		case err != nil:
-			s.Fail(w, err)
+			s.Fail(w, s.withoutPath(r.Context(), err))
 		case answer != nil:
 			s.Reply(w, http.StatusOK, answer, s.Fail)
 		}
 	}
+}
+
+// withoutPath returns an error without the paths of the server's files, which go to the log.
+func (s *Service) withoutPath(ctx context.Context, err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	cause := err
+	switch {
+	case errors.As(err, &path):
+		cause = path.Err
+	case errors.As(err, &link):
+		cause = link.Err
+	default:
+		return err
+	}
+	s.Log.ErrorContext(ctx, "store batches", "error", err)
+	return fault.Wrap(fault.Unavailable, cause, "store batches")
 }
 
 // newID returns a random id.

@@ -494,3 +494,19 @@ func TestFolder_NoneAndOneThatIsInUse(t *testing.T) {
 		}
 	})
 }
+
+func TestFolder_ThatCannotBeMadeIsNotNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := newRig(t, filepath.Join(file, "batches"), newBackend(nil), nil)
+		defer r.stop()
+		status, answer := r.call("GET", "/v1/files", "")
+		if text := fmt.Sprint(answer); status != http.StatusServiceUnavailable || strings.Contains(text, file) ||
+			!strings.Contains(text, "not a directory") {
+			t.Errorf("%d %v", status, answer)
+		}
+	})
+}
