@@ -140,11 +140,11 @@ func TestTraining_EqualsTheReference(t *testing.T) {
 	equal(t, "adamw squares", r.read(dv, n), v)
 
 	for name, act := range acts {
-		dx, x := in(6)
+		_, x := in(6)
 		dup, up := in(7)
 		ddy, dy := in(8)
 		x[0], x[1], x[2] = 40, -40, 0
-		dx = r.floats(x)
+		dx := r.floats(x)
 		gate, gradUp, y := make(buffer, n), make(buffer, n), make(buffer, n)
 		outGate, outUp, outY := r.alloc(4*n), r.alloc(4*n), r.alloc(4*n)
 		set.GLUGrad(gate, gradUp, y, dy, x, up, act)

@@ -54,10 +54,9 @@ func (w *weights) blockBytes() int {
 // codes of the row that lies at p, its scale and its minimum or "".
 func eachBlock(bytes int, block func(t *tile, p U32) ([2]U32, F32, F32)) func(t *tile) {
 	return func(t *tile) {
-		// The blocks that are left decide; the counter of blocks runs with the activations.
 		n := t.blocksOfUnit()
 		row := [2]U32{t.NewU(t.row[0]), t.NewU(t.row[1])}
-		t.For(N(0), n, N(1), func(U32) {
+		t.eachOf(n, 8, func() {
 			var a [4]U32
 			var scale, low [2]F32
 			for h := range 2 {
@@ -69,6 +68,23 @@ func eachBlock(bytes int, block func(t *tile, p U32) ([2]U32, F32, F32)) func(t 
 			t.block(a, scale, low)
 		})
 	}
+}
+
+// eachOf runs body n times. If one row of blocks is computed, the most there can be, as in all units but the last, are
+// written one after the other, so that their loads overlap.
+func (t *tile) eachOf(n U32, most int, body func()) {
+	loop := func() { t.For(N(0), n, N(1), func(U32) { body() }) }
+	if t.nx > 1 {
+		loop()
+		return
+	}
+	whole := t.Cmp("eq", n, N(most))
+	t.If(whole, func() {
+		for range most {
+			body()
+		}
+	})
+	t.Unless(whole, loop)
 }
 
 // blocksOfUnit returns the number of blocks of the unit: 8, or fewer in the last one.
@@ -260,7 +276,7 @@ func halves(float16 bool) func(t *tile) {
 	return func(t *tile) {
 		n := t.MinU(t.Sub(t.blocks, t.done), N(4))
 		row := [2]U32{t.Add(t.row[0], t.Shl(t.quad, 4)), t.Add(t.row[1], t.Shl(t.quad, 4))}
-		t.For(N(0), n, N(1), func(U32) {
+		t.eachOf(n, 4, func() {
 			var a [2][4]U32
 			for h := range 2 {
 				for i := range 4 {

@@ -27,6 +27,8 @@ func training() *Module {
 	})
 	dropout(m)
 	adamW(m)
+	normGrads(m)
+	zLossGrad(m)
 	for _, act := range []string{"silu", "gelu_tanh", "gelu"} {
 		actGrad(m, act)
 	}
