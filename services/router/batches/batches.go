@@ -137,7 +137,7 @@ func (s *Service) handle(f func(http.ResponseWriter, *http.Request) (any, error)
 func (s *Service) withoutPath(ctx context.Context, err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
-	cause := err
+	var cause error
 	switch {
 	case errors.As(err, &path):
 		cause = path.Err
