@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -29,6 +30,8 @@ func TestFunctions_AreAccurate(t *testing.T) {
 	r, set := newRig(t), ref.New[float32]()
 	x := sweep()
 	up := normal(2, len(x))
+	processor := cpu.New(1)
+	defer processor.Close()
 	for name, act := range acts {
 		want, y := make([]float32, len(x)), r.alloc(4*len(x))
 		check := func(kind string, want []float32) {
@@ -42,6 +45,10 @@ func TestFunctions_AreAccurate(t *testing.T) {
 		set.Activate(want, x, act)
 		r.launch("activate_"+name, over(len(x)), 0, y, r.floats(x), uint32(len(x)))
 		check("activation", want)
+		if act == kernel.SiLU { // its exponential has the operations of the CPU set's
+			processor.Activate(want, x, act)
+			equal(t, "silu on the processor", r.read(y, len(x)), want)
+		}
 		set.GLU(want, x, up, act)
 		r.launch("glu_"+name, over(len(x)), 0, y, r.floats(x), r.floats(up), uint32(len(x)))
 		check("gated activation", want)

@@ -103,9 +103,8 @@ func (k *Kernel) Bits(a F32) U32     { return k.u32("mov.b32", a) }
 func (k *Kernel) FromBits(a U32) F32 { return k.f32("mov.b32", a) }
 
 // Float64 arithmetic.
-func (k *Kernel) DAdd(a, b F64) F64    { return k.f64("add.rn.f64", a, b) }
-func (k *Kernel) DFMA(a, b, c F64) F64 { return k.f64("fma.rn.f64", a, b, c) }
-func (k *Kernel) Wide(a F32) F64       { return k.f64("cvt.f64.f32", a) }
+func (k *Kernel) DAdd(a, b F64) F64 { return k.f64("add.rn.f64", a, b) }
+func (k *Kernel) Wide(a F32) F64    { return k.f64("cvt.f64.f32", a) }
 
 // Conversions between integers and floats.
 func (k *Kernel) FromU(a U32) F32 { return k.f32("cvt.rn.f32.u32", a) }
