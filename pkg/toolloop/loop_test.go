@@ -210,3 +210,30 @@ func FuzzLoop_Citations(f *testing.F) {
 		}
 	})
 }
+
+// TestLoop_BoundKeepsWhatTheModelSees bounds results before they are added to the chat, which says the same then.
+func TestLoop_BoundKeepsWhatTheModelSees(t *testing.T) {
+	calls := []toolcall.Call{{ID: "1", Name: "f"}}
+	long := strings.Repeat("é", 50)
+	for _, r := range []toolloop.Result{{Text: long}, {Text: "short"}, {Text: long, Failed: true},
+		{Sources: []toolloop.Source{{URL: "u", Title: "t", Text: long}, {URL: "v", Text: "x"}}}} {
+		seen := func(bound bool) string {
+			loop := toolloop.New(toolloop.Limits{ResultBytes: 31}, map[string]bool{"f": true})
+			given := r
+			if bound {
+				given = loop.Bound(r)
+				kept := len(given.Text)
+				for _, s := range given.Sources {
+					kept += len(s.Text)
+				}
+				if kept > 31+1 {
+					t.Errorf("%d bytes are kept of %+v", kept, r)
+				}
+			}
+			return loop.Results(toolloop.Message{Calls: calls}, []toolloop.Result{given})[1].Content
+		}
+		if got, want := seen(true), seen(false); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
