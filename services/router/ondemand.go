@@ -43,10 +43,11 @@ func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 		if err == nil || fault.CodeOf(err) != fault.Unavailable {
 			return p, err
 		}
-		if left <= 0 && q.wait != nil {
+		switch {
+		case left > 0:
+		case q.wait != nil: // its client has said how long it waits
 			return nil, err
-		}
-		if left <= 0 {
+		default:
 			return nil, s.retryLater(ctx, err, d, time.Since(start))
 		}
 		if d = s.deployed().Find(q.model); d == nil || d.Live == nil {
