@@ -79,13 +79,12 @@ func TestBus_DamagedBlocksLoseNothing(t *testing.T) {
 			for _, e := range events[read:] {
 				want[e.Key] = e.Data
 			}
-			again := make(chan error, 1)
+			again := make(chan map[gradbus.Key]error, 1)
 			ended, end := context.WithCancel(ctx)
 			go func() { again <- republish(ended, publisher, events) }()
 			for len(want) > 0 {
-				e, err := sub.Next(ctx)
-				if err != nil {
-					t.Errorf("%d events are not read: %v", len(want), err)
+				var e gradbus.Event
+				if e, err = sub.Next(ctx); err != nil {
 					break
 				}
 				if data := want[e.Key]; data != nil && !bytes.Equal(e.Data, data) {
@@ -94,8 +93,9 @@ func TestBus_DamagedBlocksLoseNothing(t *testing.T) {
 				delete(want, e.Key)
 			}
 			end()
-			if err := <-again; err != nil {
-				t.Error(err)
+			refused := <-again
+			for key := range want {
+				t.Errorf("%v is not read: %v; the last error of its publisher: %v", key, err, refused[key])
 			}
 		})
 	}
@@ -109,16 +109,20 @@ func read1(ctx context.Context, t *testing.T, s gradbus.Subscription, want gradb
 	}
 }
 
-// republish publishes events again and again until ctx ends.
-func republish(ctx context.Context, b gradbus.Bus, events []gradbus.Event) error {
-	for tick := time.NewTicker(100 * time.Millisecond); ; {
+// republish publishes events again and again until ctx ends. It returns the last error before that for each.
+func republish(ctx context.Context, b gradbus.Bus, events []gradbus.Event) map[gradbus.Key]error {
+	refused := map[gradbus.Key]error{}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
 		for _, e := range events {
-			_ = b.Publish(ctx, e) // a refusal counts if the reader goes without the event
+			if err := b.Publish(ctx, e); ctx.Err() == nil {
+				refused[e.Key] = err // it counts if the reader goes without the event
+			}
 		}
 		select {
 		case <-ctx.Done():
-			tick.Stop()
-			return nil
+			return refused
 		case <-tick.C:
 		}
 	}

@@ -13,7 +13,7 @@
 //
 // The server has a checksum for each message and drops one that its disk has damaged, or all that
 // come after it in a block. It still lists the subject, so it would refuse the event for ever. A
-// publisher that finds this deletes the stream. A server that has lost the end of a stream gives
+// publisher that finds this empties the stream. A server that has lost the end of a stream gives
 // out its sequence numbers again, and a consumer that is ahead of them would skip events. So a
 // subscription that has been idle for a while compares what is stored with what it has read.
 package nats

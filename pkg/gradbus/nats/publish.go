@@ -101,16 +101,19 @@ func (b *Bus) find(ctx context.Context, k gradbus.Key) condition {
 	return damaged
 }
 
-// discard deletes the stream of a run whose store has damaged an event. The server hands such an event to nobody,
-// and it refuses the event when it is published again. All publishers still have what readers wait for, and publish
-// it to a new stream.
+// discard empties the stream of a run whose store has damaged an event. The server hands such an event to nobody, and
+// it refuses the event when it is published again. All publishers still have what readers wait for, and publish it
+// again. The stream is not deleted: the server would remove its folder while another publisher creates it anew.
 func (b *Bus) discard(ctx context.Context, k gradbus.Key) error {
-	b.config.Log.Warn("delete the stream of a run: the store of the NATS server has damaged an event", "event", k)
-	b.forget(k.Run)
-	if err := b.js.DeleteStream(ctx, streamName(k.Run)); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+	b.config.Log.Warn("empty the stream of a run: the store of the NATS server has damaged an event", "event", k)
+	stream, err := b.js.Stream(ctx, streamName(k.Run))
+	if err == nil {
+		err = stream.Purge(ctx)
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return err
 	}
-	return fault.New(fault.Unavailable, "the store of the NATS server has damaged an event, and its stream is deleted")
+	return fault.New(fault.Unavailable, "the store of the NATS server has damaged an event, and its stream is emptied")
 }
 
 // jitter returns a random pause in [d/2, 3d/2).
