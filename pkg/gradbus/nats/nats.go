@@ -238,11 +238,13 @@ func refused(err error) bool {
 	return errors.As(err, &api) && (api.ErrorCode == codeStore || api.ErrorCode == codeResources)
 }
 
-// Purge deletes the events before a step.
+// Purge deletes the events before a step. A server that stops meanwhile does not answer, so the wait is bounded.
 func (b *Bus) Purge(ctx context.Context, run string, before uint64) error {
 	if err := gradbus.CheckName("run", run); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, ackWait)
+	defer cancel()
 	if err := b.purge(ctx, run, before); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return b.wrap(ctx, err, "purge run %s before step %d", run, before)
 	}
