@@ -21,7 +21,8 @@ func buildBeside[F tensor.Float](
 		return nil, fault.Field("layers", "build stage: range %v is not within the %d layers", r, len(spec.Layers))
 	}
 	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(),
-		memory: set.Scope(), scratch: newScratch(set), block: newScratch(set), low: newScratch(set)}
+		memory: set.Scope(), scratch: newScratch(set), block: newScratch(set), routed: newScratch(set),
+		low: newScratch(set)}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)

@@ -317,7 +317,8 @@ func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *work
 	h := s.input(w.h, x, &blk.norm2, t)
 	if blk.experts != nil {
 		y := w.act[:t*s.Spec.Width]
-		s.expertsForward(blk, y, h, t, s.scratch.take)
+		s.routed.reset()
+		s.expertsForward(blk, y, h, t, s.routed.take)
 		s.addBranch(x, y, &blk.post2, t)
 		s.normalizeSum(x, &blk.add2, t)
 		return
@@ -367,7 +368,10 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 
 // Trim releases the scratch memory of Forward if there was no Forward since the last
 // Trim, and reports whether it did. It must not run beside Forward.
-func (s *Stage[F]) Trim() bool { return s.scratch.trim() }
+func (s *Stage[F]) Trim() bool {
+	released := s.scratch.trim()
+	return s.routed.trim() || released
+}
 
 // arena hands out scratch memory. reset takes all of it back.
 type arena[S ~[]E, E any] struct {

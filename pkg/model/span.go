@@ -114,11 +114,15 @@ func (b *block[F]) packable() []*kernel.Matrix[F] {
 	return out
 }
 
-// keep keeps what another stage's matrices are in, since either may be dropped first.
-func (s *Stage[F]) keep(other *Stage[F]) {
-	for _, m := range append(other.owners, other.memory) {
-		if !slices.Contains(s.owners, m) {
-			s.owners = append(s.owners, m)
+// keep keeps what a matrix of another stage is in, since either stage may be dropped first. A packed matrix has a
+// lifetime of its own: for its sake the other stage's vectors must not stay as long as this stage.
+func (s *Stage[F]) keep(other *Stage[F], m *kernel.Matrix[F]) {
+	if m.Dense == nil {
+		return
+	}
+	for _, from := range append([]kernel.Memory[F]{other.memory}, other.owners...) { // held stages are read by several
+		if !slices.Contains(s.owners, from) {
+			s.owners = append(s.owners, from)
 		}
 	}
 }
@@ -130,7 +134,7 @@ func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
 		if layer == len(s.Spec.Layers) {
 			if other.head != nil && s.head != nil {
 				s.head.Matrix = other.head.Matrix
-				s.keep(other)
+				s.keep(other, &s.head.Matrix)
 				return true
 			}
 			continue
@@ -146,8 +150,8 @@ func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
 		}
 		for i := range want {
 			*want[i] = *have[i]
+			s.keep(other, want[i])
 		}
-		s.keep(other)
 		return true
 	}
 	return false

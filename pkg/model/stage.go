@@ -33,6 +33,7 @@ type Stage[F tensor.Float] struct {
 	scratch scratch[F]
 	micro   []*Trace[F]      // spare traces
 	block   scratch[F]       // scratch of a block in training, with a bfloat16 kernel set
+	routed  scratch[F]       // of the experts of one block, without training
 	unused  kernel.Buffer[F] // gradients of frozen vectors
 
 	rounded *rounded[F] // matrices in bfloat16; nil if they are used as they are; see rounded.go

@@ -1,0 +1,89 @@
+package model_test
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"weak"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+// scopes is a set that hands out a memory of its own for each Scope, as a device does, and notes the allocations.
+type scopes struct {
+	kernel.Set[float32]
+	mu      sync.Mutex
+	handed  []weak.Pointer[scopeOf]
+	largest int // elements of an allocation
+}
+
+// scopeOf is a scope of scopes.
+type scopeOf struct {
+	kernel.Memory[float32]
+	set *scopes
+}
+
+func (s *scopes) Scope() kernel.Memory[float32] {
+	out := &scopeOf{s.Set, s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handed = append(s.handed, weak.Make(out))
+	return out
+}
+
+func (s *scopeOf) Alloc(n int) kernel.Buffer[float32] {
+	s.set.mu.Lock()
+	s.set.largest = max(s.set.largest, n)
+	s.set.mu.Unlock()
+	return s.Memory.Alloc(n)
+}
+
+// A pass through experts uses the scratch memory of one layer, however many layers a stage has.
+func TestForward_ExpertsShareScratchMemory(t *testing.T) {
+	files := open(t, shared(t, "models/tiny/mixtral"))
+	const rows = 64
+	largest := func(r model.Range) int {
+		set := &scopes{Set: ref.New[float32]()}
+		stage, err := model.Load(files, r, kernel.Set[float32](set), model.LoadOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &chain[float32]{stages: []*model.Stage[float32]{stage},
+			caches: []*kvcache.Cache[float32]{kvcache.New(stage.CacheConfig(64), stage.Kernels())}}
+		set.largest = 0
+		for range 3 { // the first ones find how much is needed
+			c.run(t, part[float32]{c.sequence(), make([]int32, rows), 0})
+		}
+		return set.largest
+	}
+	one, three := largest(model.Range{Hi: 1}), largest(model.Range{Hi: 3})
+	if one == 0 || three != one {
+		t.Errorf("a store of %d elements for one layer, of %d for three", one, three)
+	}
+}
+
+// A stage that shares packed matrices with another one does not keep the other one's memory; one that shares decoded
+// matrices, which are in that memory, does.
+func TestLoadBeside_KeepsTheMemoryOfDecodedMatricesOnly(t *testing.T) {
+	for name, kept := range map[string]bool{"llama": false, "gpt-oss": true} {
+		files := open(t, shared(t, "models/tiny", name))
+		set := &scopes{Set: ref.New[float32]()}
+		load := func(r model.Range, held ...*model.Stage[float32]) *model.Stage[float32] {
+			s, err := model.LoadBeside(files, r, kernel.Set[float32](set), held)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		later := load(model.Range{Hi: 2}, load(model.Range{Hi: 1}))
+		first := set.handed[0] // of the stage that is dropped now
+		runtime.GC()
+		if alive := first.Value() != nil; alive != kept {
+			t.Errorf("%s: the memory of a stage that was dropped is kept: %v, want %v", name, alive, kept)
+		}
+		runtime.KeepAlive(later)
+	}
+}
