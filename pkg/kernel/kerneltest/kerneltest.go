@@ -121,7 +121,11 @@ func (p *part) productRows(t *testing.T) {
 		values := in(most * m.Cols)
 		p.run(t, m.DType.String(), func(t *testing.T) {
 			x := upload(p.set, values)
-			for _, n := range []int{1, 2, 4, 7, most} {
+			for _, n := range []int{1, 2, 4, 7, most, -most} {
+				if n < 0 { // packed
+					n = -n
+					p.set.Pack(&m)
+				}
 				y, alone := p.set.Alloc(n*rows), p.set.Alloc(rows)
 				p.set.MatMul(y, x[:n*m.Cols], &m, nil, n)
 				together := p.set.Host(y)

@@ -31,14 +31,15 @@ type NoDeviceError struct{ Number, Count int }
 func (e *NoDeviceError) Error() string {
 	switch e.Count {
 	case 0:
-		return fmt.Sprintf("no device cuda:%d: the NVIDIA driver finds no device", e.Number)
+		return "no such device: the NVIDIA driver finds none"
 	case 1:
-		return fmt.Sprintf("no device cuda:%d: the only one is cuda:0", e.Number)
+		return "no such device: the only one is cuda:0"
 	}
-	return fmt.Sprintf("no device cuda:%d: there are cuda:0 to cuda:%d", e.Number, e.Count-1)
+	return fmt.Sprintf("no such device: there are cuda:0 to cuda:%d", e.Count-1)
 }
 
-// OutOfMemoryError says that memory is short. Kind is "device" or "pinned host"; for pinned memory Free and Total are 0.
+// OutOfMemoryError says that memory is short. Kind is "device" or "pinned host"; for pinned memory Free and Total
+// are 0.
 type OutOfMemoryError struct {
 	Kind                string
 	Wanted, Free, Total int64

@@ -77,7 +77,7 @@ func TestOpen_WithoutDriver(t *testing.T) {
 func driversThatDoNotFit(t *testing.T, lib string) {
 	for _, c := range []struct{ name, value, want string }{
 		{"FAKE_VERSION", "11040", "the NVIDIA driver is too old: it supports CUDA 11.4, want 11.8 or newer"},
-		{"FAKE_COUNT", "0", "no device cuda:0: the NVIDIA driver finds no device"},
+		{"FAKE_COUNT", "0", "no such device: the NVIDIA driver finds none"},
 	} {
 		t.Setenv(c.name, c.value)
 		d, err := openNamed([]string{lib}, "")

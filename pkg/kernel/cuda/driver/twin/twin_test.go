@@ -77,9 +77,9 @@ func TestStart_SaysWhatIsMissing(t *testing.T) {
 	}{
 		{twin.Config{Version: 11040, Devices: 1}, 0,
 			"the NVIDIA driver is too old: it supports CUDA 11.4, want 11.8 or newer"},
-		{twin.Config{Version: 12020}, 0, "no device cuda:0: the NVIDIA driver finds no device"},
-		{twin.Config{Devices: 1}, 3, "no device cuda:3: the only one is cuda:0"},
-		{twin.Config{Devices: 2}, 2, "no device cuda:2: there are cuda:0 to cuda:1"},
+		{twin.Config{Version: 12020}, 0, "no such device: the NVIDIA driver finds none"},
+		{twin.Config{Devices: 1}, 3, "no such device: the only one is cuda:0"},
+		{twin.Config{Devices: 2}, 2, "no such device: there are cuda:0 to cuda:1"},
 	} {
 		c.cfg.Machine = newMemory
 		_, err := driver.Start(twin.New(c.cfg), c.number)

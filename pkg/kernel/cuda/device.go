@@ -1,0 +1,128 @@
+package cuda
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+)
+
+// Config says which device a set is on, and how.
+type Config struct {
+	Number int           // of the device
+	KV     kernel.KVType // of the caches
+	Memory int64         // bytes that may be allocated; 0 means what is free, less a reserve
+}
+
+// reserve is the part of a device's free memory that is left to the driver: compiled kernels, their stacks, graphs.
+const reserve = 1.0 / 32
+
+// device is an open device. All sets on it share it.
+type device struct {
+	name       string // such as cuda:0
+	properties driver.Properties
+	ctx        *driver.Context
+	worker     *worker // for functions that ctx runs, and for nobody else
+	kernels    map[string]*Kernel
+	freed      chan struct{} // has room for one: memory was freed since an allocation last looked
+
+	mu     sync.Mutex
+	ranges []extent // allocations by address
+	used   int64
+	limit  int64
+
+	workMu    sync.Mutex
+	workBytes int64  // of the workspace
+	workScope *scope // that it is in
+}
+
+// openDevice opens a device and loads the kernels.
+func openDevice(d driver.Driver, c Config) (*device, error) {
+	ctx, err := driver.Start(d, c.Number)
+	if err != nil {
+		return nil, err
+	}
+	out := &device{name: fmt.Sprintf("cuda:%d", c.Number), ctx: ctx, kernels: map[string]*Kernel{},
+		freed: make(chan struct{}, 1)}
+	all := Kernels()
+	for i := range all {
+		out.kernels[all[i].Name] = &all[i]
+	}
+	err = ctx.Do(func(d driver.Device) (err error) {
+		out.properties = d.Properties()
+		out.worker, err = newWorker(d, all)
+		if err != nil {
+			return err
+		}
+		free, _, err := d.MemoryInfo()
+		if out.limit = free - int64(float64(free)*reserve); c.Memory > 0 {
+			out.limit = min(out.limit, c.Memory)
+		}
+		return err
+	})
+	if err != nil {
+		_ = ctx.Close() // the error of opening says more
+		return nil, fmt.Errorf("open %s: %w", out.name, err)
+	}
+	return out, nil
+}
+
+// do runs f on the device's goroutine and panics with its error: operations have no other way to report that the
+// device has failed, and whoever runs them recovers.
+func (d *device) do(f func(w *worker) error) {
+	if err := d.ctx.Do(func(driver.Device) error { return f(d.worker) }); err != nil {
+		panic(fmt.Errorf("%s: %w", d.name, err))
+	}
+}
+
+// send is do without waiting. An error comes with a later call.
+func (d *device) send(f func(w *worker) error) {
+	d.ctx.Send(func(driver.Device) error { return f(d.worker) })
+}
+
+// need panics unless there is a kernel.
+func (d *device) need(operation, name string) *Kernel {
+	k := d.kernels[name]
+	if k == nil {
+		panic(&kernel.MissingError{Device: d.name, Operation: operation})
+	}
+	return k
+}
+
+// launch puts a kernel on the stream. It panics if the arguments do not fit the kernel's parameters.
+func (d *device) launch(k *Kernel, grid driver.Dim, shared int, args ...any) {
+	checkArgs(k, args)
+	d.send(func(w *worker) error { return w.launch(k, grid, shared, args...) })
+}
+
+// checkArgs panics if arguments do not fit a kernel's parameters.
+func checkArgs(k *Kernel, args []any) {
+	if len(args) != len(k.Params) {
+		panic(fmt.Sprintf("launch %s: %d arguments, want %d", k.Name, len(args), len(k.Params)))
+	}
+	for i, a := range args {
+		var t ParamType
+		switch a.(type) {
+		case driver.Address:
+			t = Pointer
+		case uint32:
+			t = Uint32
+		case float32:
+			t = Float32
+		}
+		if t != k.Params[i].Type {
+			panic(fmt.Sprintf("launch %s: argument %s is %T", k.Name, k.Params[i].Name, a))
+		}
+	}
+}
+
+// each launches a kernel with a thread for each of n elements.
+func (d *device) each(operation, name string, n int, args ...any) {
+	if k := d.need(operation, name); n > 0 {
+		d.launch(k, driver.Dim{X: blocks(n, k.Threads), Y: 1, Z: 1}, 0, args...)
+	}
+}
+
+// blocks returns how many blocks of size threads have n threads.
+func blocks(n, threads int) uint32 { return uint32((n + threads - 1) / threads) }

@@ -1,0 +1,293 @@
+package cuda
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+)
+
+// extent is an allocation.
+type extent struct {
+	at    driver.Address
+	bytes int64
+}
+
+// scope is memory with a lifetime: what it has allocated is freed when the garbage collector finds the scope
+// unreachable. Frees go through the queue of the device's goroutine, behind the operations that were called before.
+type scope struct {
+	*device
+	held *holding
+}
+
+// holding lists what a scope has allocated. It does not refer to the scope.
+type holding struct {
+	mu   sync.Mutex
+	list []driver.Address
+}
+
+// newScope returns a scope.
+func (d *device) newScope() *scope {
+	s := &scope{d, &holding{}}
+	runtime.AddCleanup(s, d.release, s.held)
+	return s
+}
+
+// release frees what an unreachable scope has held.
+func (d *device) release(h *holding) {
+	d.mu.Lock()
+	for _, a := range h.list {
+		if i, ok := d.find(a); ok {
+			d.used -= d.ranges[i].bytes
+			d.ranges = slices.Delete(d.ranges, i, i+1)
+		}
+	}
+	d.mu.Unlock()
+	d.send(func(w *worker) error {
+		for _, a := range h.list {
+			if err := w.Free(a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	select {
+	case d.freed <- struct{}{}:
+	default:
+	}
+}
+
+// find returns the index of the allocation that begins at an address, or where it would be. The caller holds mu.
+func (d *device) find(a driver.Address) (int, bool) {
+	return slices.BinarySearchFunc(d.ranges, a, func(e extent, a driver.Address) int { return cmp.Compare(e.at, a) })
+}
+
+// owns reports whether memory lies in an allocation.
+func (d *device) owns(a driver.Address, bytes int64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i, ok := d.find(a)
+	if !ok {
+		i--
+	}
+	return i >= 0 && a+driver.Address(bytes) <= d.ranges[i].at+driver.Address(d.ranges[i].bytes)
+}
+
+// collections is how often the garbage collector runs before an allocation is refused, and collectLimit how long
+// each may take to free the first of what it finds.
+const (
+	collections  = 2
+	collectLimit = 200 * time.Millisecond
+)
+
+// alloc returns zeroed memory. It panics with a *driver.OutOfMemoryError if there is too little, after
+// the garbage collector has freed what nobody refers to.
+func (s *scope) alloc(bytes int64) driver.Address {
+	// A scope that is collected while it waits for others to be would never free what it gets then.
+	defer runtime.KeepAlive(s)
+	d, h := s.device, s.held
+	if bytes == 0 {
+		return 0
+	}
+	for collected := 0; ; {
+		a, err := d.tryAlloc(bytes)
+		if err == nil {
+			h.mu.Lock()
+			h.list = append(h.list, a)
+			h.mu.Unlock()
+			return a
+		}
+		if short := (*driver.OutOfMemoryError)(nil); !errors.As(err, &short) {
+			panic(fmt.Errorf("%s: %w", d.name, err))
+		}
+		select {
+		case <-d.freed: // perhaps enough
+			continue
+		default:
+		}
+		if collected == collections {
+			panic(fmt.Errorf("%s: %w", d.name, err))
+		}
+		collected++
+		runtime.GC()
+		select {
+		case <-d.freed:
+		case <-time.After(collectLimit):
+		}
+	}
+}
+
+// tryAlloc allocates memory within the limit.
+func (d *device) tryAlloc(bytes int64) (a driver.Address, err error) {
+	d.mu.Lock()
+	if free := d.limit - d.used; bytes > free {
+		d.mu.Unlock()
+		return 0, &driver.OutOfMemoryError{Kind: "device", Wanted: bytes, Free: free, Total: d.limit}
+	}
+	d.used += bytes
+	d.mu.Unlock()
+	err = d.ctx.Do(func(driver.Device) (err error) {
+		if a, err = d.worker.Alloc(bytes); err == nil {
+			err = d.worker.Fill(a, 0, bytes, d.worker.stream)
+		}
+		return err
+	})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.used -= bytes
+		return 0, err
+	}
+	i, _ := d.find(a)
+	d.ranges = slices.Insert(d.ranges, i, extent{a, bytes})
+	return a, nil
+}
+
+// workspace makes sure that the workspace has a size. It panics with a *driver.OutOfMemoryError if there is too little
+// memory; the operation has changed nothing then. Operations take the workspace's place when they run, since it moves
+// when it grows.
+func (d *device) workspace(bytes int64) {
+	d.workMu.Lock()
+	defer d.workMu.Unlock()
+	if bytes <= d.workBytes {
+		return
+	}
+	s := d.newScope()
+	a := s.alloc(bytes)
+	d.do(func(w *worker) error {
+		w.work = a
+		return nil
+	})
+	d.workBytes, d.workScope = bytes, s // the one before is freed when nothing in the queue uses it
+}
+
+// Use returns the bytes that are allocated and those that may be.
+func (d *device) Use() (used, limit int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.used, d.limit
+}
+
+// list makes a slice of n elements of memory of the device.
+func list[E any](a driver.Address, n int) []E {
+	if n == 0 {
+		return []E{}
+	}
+	return unsafe.Slice((*E)(*(*unsafe.Pointer)(unsafe.Pointer(&a))), n)
+}
+
+// address returns the place of a buffer. It panics if the buffer is not memory of the device.
+func address[E any](d *device, op string, x []E) driver.Address {
+	if len(x) == 0 {
+		return 0
+	}
+	a := driver.Address(uintptr(unsafe.Pointer(&x[0])))
+	if !d.owns(a, int64(len(x))*int64(unsafe.Sizeof(x[0]))) {
+		panic(fmt.Sprintf("%s: a buffer of %d elements is not memory of %s", op, len(x), d.name))
+	}
+	return a
+}
+
+// Scope returns memory with a lifetime of its own.
+func (s *scope) Scope() kernel.Memory[float32] { return s.newScope() }
+
+// Alloc returns a buffer of n zeros.
+func (s *scope) Alloc(n int) kernel.Buffer[float32] {
+	return list[float32](s.alloc(4*int64(n)), n)
+}
+
+// AllocBF16 returns n zeros of bfloat16.
+func (s *scope) AllocBF16(n int) []uint16 { return list[uint16](s.alloc(2*int64(n)), n) }
+
+// FromHost returns a buffer with the values of x.
+func (s *scope) FromHost(x []float32) kernel.Buffer[float32] {
+	b := s.Alloc(len(x))
+	s.Upload(b, x)
+	return b
+}
+
+// Upload copies host values to a buffer.
+func (s *scope) Upload(dst kernel.Buffer[float32], src []float32) {
+	must("upload", "src", len(src), len(dst))
+	a := address(s.device, "upload", dst)
+	s.do(func(w *worker) error { return w.upload(a, bytesOf(src)) })
+}
+
+// Download copies a buffer to the host.
+func (s *scope) Download(dst []float32, src kernel.Buffer[float32]) {
+	must("download", "dst", len(dst), len(src))
+	a := address(s.device, "download", src)
+	s.do(func(w *worker) error { return w.download(bytesOf(dst), a) })
+}
+
+// Host returns a copy of a buffer's elements.
+func (s *scope) Host(x kernel.Buffer[float32]) []float32 {
+	out := make([]float32, len(x))
+	s.Download(out, x)
+	return out
+}
+
+// Copy copies a buffer to another.
+func (s *scope) Copy(dst, src kernel.Buffer[float32]) {
+	must("copy", "dst", len(dst), len(src))
+	to, from := address(s.device, "copy", dst), address(s.device, "copy", src)
+	if n := int64(4 * len(src)); n > 0 && to != from {
+		s.send(func(w *worker) error { return w.Copy(to, from, n, w.stream) })
+	}
+}
+
+// Clear sets a buffer to zeros.
+func (s *scope) Clear(x kernel.Buffer[float32]) {
+	a := address(s.device, "clear", x)
+	if n := int64(4 * len(x)); n > 0 {
+		s.send(func(w *worker) error { return w.Fill(a, 0, n, w.stream) })
+	}
+}
+
+// NewKVPages returns n pages in one allocation.
+func (s *scope) NewKVPages(n int, t kernel.KVType, elements, d int) []kernel.KVPage[float32] {
+	pages := make([]kernel.KVPage[float32], n)
+	bytes, scales := 4*elements, 0
+	switch t {
+	case kernel.KVF16:
+		bytes = 2 * elements
+	case kernel.KVQ8:
+		bytes, scales = elements, 4*elements/d
+	}
+	// Every part begins at a multiple of 16 bytes, for wide loads.
+	bytes16, scales16 := (bytes+15)&^15, (scales+15)&^15
+	size := 2 * (bytes16 + scales16)
+	at := s.alloc(int64(n) * int64(size))
+	for i := range pages {
+		p, from := &pages[i], at+driver.Address(i*size)
+		next := func(n int) driver.Address {
+			a := from
+			from += driver.Address(n)
+			return a
+		}
+		if t == kernel.KVFull {
+			p.Keys, p.Values = list[float32](next(bytes16), elements), list[float32](next(bytes16), elements)
+			continue
+		}
+		p.KeyCodes, p.ValueCodes = list[byte](next(bytes16), bytes), list[byte](next(bytes16), bytes)
+		if t == kernel.KVQ8 {
+			p.KeyScales = list[float32](next(scales16), scales/4)
+			p.ValueScales = list[float32](next(scales16), scales/4)
+		}
+	}
+	return pages
+}
+
+// must panics with the operation's name unless a slice has the wanted length.
+func must(op, name string, got, want int) {
+	if got != want {
+		panic(fmt.Sprintf("%s: %s has %d elements, want %d", op, name, got, want))
+	}
+}

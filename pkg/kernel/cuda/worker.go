@@ -1,0 +1,216 @@
+package cuda
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+)
+
+// stagingBytes is the size of the pinned memory for each direction. Half of it is the most that a list which steers
+// an operation may take.
+const stagingBytes = 4 << 20
+
+// worker is what the device's goroutine works with: one stream, the kernels, and pinned memory that every copy between
+// host and device goes through.
+//
+// Lists that steer an operation (ids, positions, rows) are copied to a ring of pinned memory and from there to the same
+// place of a ring on the device, where the next kernel reads them. The stream orders the device's ring. Half of the
+// pinned ring is written again when the event behind its last copy is done.
+type worker struct {
+	driver.Device
+	stream    driver.Stream
+	done      driver.Event
+	functions map[string]driver.Function
+
+	up, down []byte         // pinned
+	ring     driver.Address // as long as up
+	half, at int            // where the next list goes: half, and offset in it
+	copied   [2]driver.Event
+	pending  [2]bool // the event of a half has been recorded
+
+	work      driver.Address // memory of the operation that runs; see device.workspace
+	rotations []*rotation    // the last used is the last
+}
+
+// newWorker loads the kernels and allocates the staging memory.
+func newWorker(d driver.Device, kernels []Kernel) (*worker, error) {
+	w := &worker{Device: d, functions: map[string]driver.Function{}}
+	var err error
+	if w.stream, err = d.NewStream(); err != nil {
+		return nil, err
+	}
+	for _, e := range []*driver.Event{&w.done, &w.copied[0], &w.copied[1]} {
+		if *e, err = d.NewEvent(); err != nil {
+			return nil, err
+		}
+	}
+	for _, b := range []*[]byte{&w.up, &w.down} {
+		if *b, err = d.AllocPinned(stagingBytes); err != nil {
+			return nil, err
+		}
+	}
+	if w.ring, err = d.Alloc(stagingBytes); err != nil {
+		return nil, err
+	}
+	modules := map[string]driver.Module{}
+	for _, k := range kernels {
+		m, ok := modules[k.Module]
+		if !ok {
+			text, err := Text(k.Module)
+			if err != nil {
+				return nil, err
+			}
+			if m, err = d.Load(append([]byte(text), 0)); err != nil {
+				return nil, fmt.Errorf("load the kernels of %s: %w", k.Module, err)
+			}
+			modules[k.Module] = m
+		}
+		if w.functions[k.Name], err = d.Function(m, k.Name, 0); err != nil {
+			return nil, fmt.Errorf("find the kernel %s: %w", k.Name, err)
+		}
+	}
+	return w, nil
+}
+
+// wait waits for everything that has been put on the stream.
+func (w *worker) wait() error { return driver.Wait(w.Device, w.stream, w.done) }
+
+// launch puts a kernel on the stream.
+func (w *worker) launch(k *Kernel, grid driver.Dim, shared int, args ...any) error {
+	return w.Launch(w.functions[k.Name], driver.Launch{Grid: grid, Block: driver.Dim{X: uint32(k.Threads), Y: 1, Z: 1},
+		Shared: shared}, w.stream, args...)
+}
+
+// room returns n bytes of the pinned ring, and their place.
+func (w *worker) room(n int) ([]byte, int, error) {
+	const half = stagingBytes / 2
+	n = (n + 15) &^ 15
+	if n > half {
+		return nil, 0, fmt.Errorf("stage a list of %d bytes: at most %d", n, half)
+	}
+	if w.at+n > half {
+		if err := w.Record(w.copied[w.half], w.stream); err != nil {
+			return nil, 0, err
+		}
+		w.pending[w.half] = true
+		w.half, w.at = 1-w.half, 0
+		if w.pending[w.half] {
+			if err := driver.WaitFor(w.Device, w.copied[w.half]); err != nil {
+				return nil, 0, err
+			}
+			w.pending[w.half] = false
+		}
+	}
+	place := w.half*half + w.at
+	w.at += n
+	return w.up[place : place+n], place, nil
+}
+
+// stage copies a list to the device's ring. It stays there for the kernels that are launched next, up to the next
+// half of the ring.
+func (w *worker) stage(list []byte) (driver.Address, error) {
+	b, place, err := w.room(len(list))
+	if err != nil || len(list) == 0 {
+		return 0, err
+	}
+	copy(b, list)
+	a := w.ring + driver.Address(place)
+	return a, w.Upload(a, b[:len(list)], w.stream)
+}
+
+// upload copies host memory to the device. It returns when src may change.
+func (w *worker) upload(dst driver.Address, src []byte) error {
+	const piece = stagingBytes / 4
+	for len(src) > 0 {
+		n := min(len(src), piece)
+		b, _, err := w.room(n)
+		if err != nil {
+			return err
+		}
+		copy(b, src[:n])
+		if err := w.Upload(dst, b[:n], w.stream); err != nil {
+			return err
+		}
+		dst, src = dst+driver.Address(n), src[n:]
+	}
+	return nil
+}
+
+// download copies memory of the device to the host, behind all work.
+func (w *worker) download(dst []byte, src driver.Address) error {
+	for len(dst) > 0 {
+		n := min(len(dst), len(w.down))
+		if err := w.Download(w.down[:n], src, w.stream); err != nil {
+			return err
+		}
+		if err := w.wait(); err != nil {
+			return err
+		}
+		copy(dst, w.down[:n])
+		dst, src = dst[n:], src+driver.Address(n)
+	}
+	return nil
+}
+
+// rotation has the sines and cosines of the positions of a batch on the device. The layers of a step share them.
+type rotation struct {
+	of       *kernel.Rotary
+	pos      []int32
+	sin, cos driver.Address
+	bytes    int64 // of each
+}
+
+// keptRotations bounds the tables that are kept.
+const keptRotations = 4
+
+// rotation returns the table of positions.
+func (w *worker) rotation(r *kernel.Rotary, pos []int32) (*rotation, error) {
+	for i, t := range w.rotations {
+		if t.of == r && slices.Equal(t.pos, pos) {
+			w.rotations = append(slices.Delete(w.rotations, i, i+1), t)
+			return t, nil
+		}
+	}
+	t := &rotation{}
+	if len(w.rotations) == keptRotations {
+		t, w.rotations = w.rotations[0], slices.Delete(w.rotations, 0, 1)
+	}
+	half := r.Dims / 2
+	if need := int64(4 * len(pos) * half); t.bytes < need {
+		if t.bytes > 0 {
+			if err := w.Free(t.sin); err != nil {
+				return nil, err
+			}
+		}
+		a, err := w.Alloc(2 * need)
+		if err != nil {
+			return nil, err
+		}
+		t.sin, t.cos, t.bytes = a, a+driver.Address(need), need
+	}
+	t.of, t.pos = r, slices.Clone(pos)
+	sin, cos := make([]float32, 0, len(pos)*half), make([]float32, 0, len(pos)*half)
+	for _, p := range pos {
+		for i := range half {
+			s, c := math.Sincos(float64(p) * r.At(int(p), i))
+			sin, cos = append(sin, float32(s*r.Scale)), append(cos, float32(c*r.Scale))
+		}
+	}
+	if err := w.upload(t.sin, bytesOf(sin)); err != nil {
+		return nil, err
+	}
+	w.rotations = append(w.rotations, t)
+	return t, w.upload(t.cos, bytesOf(cos))
+}
+
+// bytesOf returns the memory of a list.
+func bytesOf[E uint16 | int32 | uint32 | uint64 | float32](x []E) []byte {
+	if len(x) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&x[0])), len(x)*int(unsafe.Sizeof(x[0])))
+}
