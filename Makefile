@@ -7,6 +7,8 @@ BUF   := $(GO) tool -modfile=tools/go.mod buf
 LINT  := $(GO) tool -modfile=tools/lint/go.mod
 # The race detector needs a C compiler; without one, tests run without it.
 RACE  := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
+# lamina-cuda is for linux.
+CUDA  := $(filter linux,$(shell $(GO) env GOOS))
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina
 
 # The version is a constant of the program, and nowhere else.
@@ -22,6 +24,10 @@ help: ## List the targets.
 build: ## Build the static binary bin/lamina.
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/lamina ./cmd/lamina
 
+.PHONY: lamina-cuda
+lamina-cuda: ## Build bin/lamina-cuda: the same program with the driver of NVIDIA GPUs, for linux; linked dynamically.
+	CGO_ENABLED=0 $(GO) build -tags cuda -trimpath -ldflags "-s -w" -o bin/lamina-cuda ./cmd/lamina
+
 .PHONY: up
 up: build ## Build and serve the bundled model on this machine.
 	./bin/lamina up
@@ -30,6 +36,7 @@ up: build ## Build and serve the bundled model on this machine.
 test: ## Run every test that needs only Go.
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
+	$(if $(CUDA),$(GO) test -tags cuda ./pkg/kernel/cuda/driver/libcuda ./cmd/lamina/internal/verb)
 	$(if $(RACE),$(GO) test -race -short -timeout 20m ./services/... ./pkg/discovery/... ./pkg/gradbus/... ./pkg/journal/... ./pkg/rpc/... ./pkg/lifecycle/... ./pkg/wire/...,@echo "no C compiler: the tests with the race detector are skipped")
 
 .PHONY: slowtest
@@ -138,7 +145,9 @@ release: ## Build static binaries for every platform into dist/, with SHA-256 ch
 	rm -rf dist && mkdir dist
 	@set -e; for platform in $(PLATFORMS); do os=$${platform%/*} arch=$${platform#*/}; \
 	  name=lamina-$(VERSION)-$$os-$$arch; [ $$os != windows ] || name=$$name.exe; echo "dist/$$name"; \
-	  CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -buildvcs=auto -ldflags "-s -w" -o dist/$$name ./cmd/lamina; done
+	  CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -buildvcs=auto -ldflags "-s -w" -o dist/$$name ./cmd/lamina; \
+	  if [ $$os = linux ]; then name=lamina-cuda-$(VERSION)-$$os-$$arch; echo "dist/$$name"; \
+	  CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -tags cuda -trimpath -buildvcs=auto -ldflags "-s -w" -o dist/$$name ./cmd/lamina; fi; done
 	cd dist && sha256sum lamina-* > SHA256SUMS && cat SHA256SUMS
 
 .PHONY: image

@@ -21,7 +21,17 @@ func (f *KernelFlags) KernelSet() (kernel.Set[float32], func(), error) {
 	if !ok {
 		return nil, nil, fault.Field("kv-type", "unknown type %q: want f32, f16, q8 or auto", f.KVType)
 	}
+	number, gpu, err := deviceNumber(f.Device)
+	if err != nil {
+		return nil, nil, err
+	}
 	switch {
+	case gpu && f.Kernels == "ref":
+		return nil, nil, fault.Field("kernels", "the ref kernel set computes on the processor, not on %s", f.Device)
+	case gpu && f.Instructions != "":
+		return nil, nil, fault.Field("instructions", "%s has no choice of instructions", f.Device)
+	case gpu:
+		return openDevice(number, kv)
 	case f.Kernels == "ref" && f.Instructions != "":
 		return nil, nil, fault.Field("instructions", "the ref kernel set has no choice of instructions")
 	case f.Kernels == "ref":
