@@ -133,8 +133,9 @@ var rules = []rule{
 		reason: "packages do not know who uses them",
 	},
 	{
-		from:   []string{"services"},
-		to:     []string{"cmd", "tests", "pkg/discovery/consul", "pkg/gradbus/nats", "pkg/journal/nats"},
+		from: []string{"services"},
+		to: []string{"cmd", "tests", "pkg/discovery/consul", "pkg/gradbus/nats", "pkg/journal/nats",
+			"pkg/kernel/cuda"},
 		reason: "vendor adapters are wired only in cmd/lamina and the test harness",
 	},
 	{

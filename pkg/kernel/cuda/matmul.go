@@ -133,27 +133,27 @@ func (s *Set) operand(w *kernel.Matrix[float32], shape tile) operand {
 	return o
 }
 
-// Combine adds the output of an expert, times the weights of its rows. There is no kernel that scatters rows, so each
-// row is a product of its own, of one weight and the row.
+// Combine adds the output of an expert, times the weights of its rows.
 func (s *Set) Combine(y, x kernel.Buffer[float32], r *kernel.Routing[float32], lo, hi, c int) {
 	const op = "combine"
 	must(op, "x", len(x), (hi-lo)*c)
-	k, to, from := s.need(op, "gemm_f32_16"), address(s.device, op, y), address(s.device, op, x)
-	weight, rows := address(s.device, op, r.Weight), append([]int(nil), r.Rows[lo:hi]...)
-	for _, row := range rows {
+	k, to, from := s.need(op, "combine"), address(s.device, op, y), address(s.device, op, x)
+	weight := address(s.device, op, r.Weight[lo:hi])
+	rows := make([]int32, hi-lo)
+	for i, row := range r.Rows[lo:hi] {
 		if row < 0 || (row+1)*c > len(y) {
 			panic(fmt.Sprintf("%s: row %d is not one of the %d of y", op, row, len(y)/c))
 		}
+		rows[i] = int32(row)
 	}
-	s.send(func(w *worker) error {
-		for j, row := range rows {
-			err := w.launch(k, driver.Dim{X: blocks(c, 64), Y: 1, Z: 1}, 0, to+driver.Address(4*row*c),
-				weight+driver.Address(4*(lo+j)), from+driver.Address(4*j*c), driver.Address(0), uint32(1), uint32(c), uint32(1),
-				uint32(1), uint32(1), uint32(1), uint32(1), uint32(c), uint32(1))
+	if n := len(x); n > 0 {
+		s.send(func(w *worker) error {
+			list, err := w.stage(bytesOf(rows))
 			if err != nil {
 				return err
 			}
-		}
-		return nil
-	})
+			return w.launch(k, driver.Dim{X: blocks(n, k.Threads), Y: 1, Z: 1}, 0, to, from, list, weight, uint32(c),
+				uint32(n))
+		})
+	}
 }
