@@ -1,0 +1,90 @@
+package model_test
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
+)
+
+// onTwin runs body with a chain of stages on a GPU without a GPU, whose kernels an interpreter runs.
+func onTwin(t *testing.T, name string, stages int, body func(c *chain[float32]) []float32) []float32 {
+	t.Helper()
+	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated})
+	set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	return body(newChain(t, open(t, shared(t, "models/tiny", name)), kernel.Set[float32](set), stages))
+}
+
+// TestStage_OnAGPU compares the logits of every architecture with those of the CPU set.
+func TestStage_OnAGPU(t *testing.T) {
+	for _, name := range tiny {
+		t.Run(name, func(t *testing.T) {
+			files := open(t, shared(t, "models/tiny", name))
+			ids := random(rand.New(rand.NewPCG(3, 1)), files, 9)
+			set := cpu.New(1)
+			defer set.Close()
+			run := func(c *chain[float32]) []float32 { return c.run(t, part[float32]{c.sequence(), ids, 0}) }
+			want, got := run(newChain(t, files, kernel.Set[float32](set), 1)), onTwin(t, name, 1, run)
+			var worst, size float64
+			for i, v := range want {
+				worst, size = max(worst, math.Abs(float64(got[i]-v))), max(size, math.Abs(float64(v)))
+			}
+			if !(worst <= 1e-4*size) {
+				t.Errorf("logits up to %.3g are off by %.3g", size, worst)
+			}
+		})
+	}
+}
+
+// TestStage_OneResultOnAGPU checks that the logits have the same bits in a batch of 1, 3 and 16 sequences, in chunks,
+// and on 1 to 4 stages.
+func TestStage_OneResultOnAGPU(t *testing.T) {
+	for _, name := range []string{"llama", "gpt-oss-mxfp4"} {
+		files := open(t, shared(t, "models/tiny", name))
+		r := rand.New(rand.NewPCG(4, 1))
+		ids := random(r, files, 6)
+		want := onTwin(t, name, 1, func(c *chain[float32]) []float32 {
+			return c.run(t, part[float32]{c.sequence(), ids, 0})
+		})
+		check := func(what string, stages int, body func(c *chain[float32]) []float32) {
+			t.Helper()
+			if stages > len(files.Spec.Layers) {
+				return
+			}
+			if got := onTwin(t, name, stages, body); !slices.Equal(got[:len(want)], want) {
+				t.Errorf("%s, %s, %d stages: other bits", name, what, stages)
+			}
+		}
+		for _, others := range []int{2, 15} {
+			check("a batch", 1, func(c *chain[float32]) []float32 {
+				batch := []part[float32]{{c.sequence(), ids, 0}}
+				for range others {
+					batch = append(batch, part[float32]{c.sequence(), random(r, files, 1+r.IntN(2)), 0})
+				}
+				return c.run(t, batch...)
+			})
+		}
+		for stages := range 4 {
+			check("chunks of 1, 2 and 3", stages+1, func(c *chain[float32]) (out []float32) {
+				seq := c.sequence()
+				for pos, n := 0, 1; pos < len(ids); pos, n = pos+n, n+1 {
+					out = c.run(t, part[float32]{seq, ids[pos : pos+n], pos})
+				}
+				return out
+			})
+		}
+	}
+}
