@@ -159,7 +159,7 @@ func (l *Lines) Next() (number int, text []byte, err error) {
 		for {
 			piece, err := l.from.ReadSlice('\n')
 			l.buf = append(l.buf, piece...)
-			if len(bytes.TrimRight(l.buf, "\r\n")) > l.most {
+			if len(bytes.TrimSuffix(bytes.TrimSuffix(l.buf, []byte("\n")), []byte("\r"))) > l.most {
 				n, p := l.n, problem(CodeLong, "", "it has more than %d bytes", l.most)
 				p.Line = &n
 				return n, nil, p
