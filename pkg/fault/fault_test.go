@@ -58,6 +58,22 @@ func TestError_TextAndCause(t *testing.T) {
 	}
 }
 
+func TestPublic_HasTheFaultsAlone(t *testing.T) {
+	path := &fs.PathError{Op: "open", Path: "/secret", Err: fs.ErrNotExist}
+	inner := fault.Wrap(fault.Unavailable, path, "read the key")
+	for want, err := range map[string]error{
+		"not found":              path,
+		"read the key":           inner,
+		"url: ask: read the key": &fault.Error{Field: "url", Msg: "ask", Err: fmt.Errorf("/secret: %w", inner)},
+		"ask":                    fmt.Errorf("/secret: %w", fault.Wrap(fault.Exhausted, path, "ask")),
+		"ask: it is full":        fault.Wrap(fault.Exhausted, errors.Join(path, fault.New(fault.Internal, "it is full")), "ask"),
+	} {
+		if got := fault.Public(err); got != want {
+			t.Errorf("got %q of %q, want %q", got, err, want)
+		}
+	}
+}
+
 func TestRetryable_OnlyWhatMayPass(t *testing.T) {
 	for code := fault.Unspecified; code <= fault.Internal; code++ {
 		want := code == fault.Exhausted || code == fault.Unavailable || code == fault.Aborted
