@@ -49,7 +49,7 @@ func (c *connection) failure(ctx context.Context, err error, format string, args
 	}
 	var answer *jsonrpc.Error
 	if errors.As(err, &answer) { // the server's own text, such as which argument is wrong
-		return fault.Wrap(code, cause(err), "%s: it answered %q", fmt.Sprintf(format, args...), answer.Message)
+		return fault.Wrap(code, cause(err), "%s: it answered %.1000q", fmt.Sprintf(format, args...), answer.Message)
 	}
 	return fault.Wrap(code, cause(err), format, args...)
 }

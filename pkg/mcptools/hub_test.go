@@ -183,6 +183,11 @@ func TestHub_CallsAProgram(t *testing.T) {
 	if _, _, err := h.Call(ctx, "local", "missing", nil); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("a tool that does not exist: got %v", err)
 	}
+	long := strings.Repeat("x", 5000) // the server's answer has the name
+	_, _, err = h.Call(ctx, "local", long, nil)
+	if n := strings.Count(fault.Public(err), "x") - len(long); n < 900 || n > 1100 {
+		t.Errorf("an error has %d bytes of a long answer of the server", n)
+	}
 }
 
 func TestHub_KeepsDeadlinesAndComesBack(t *testing.T) {
