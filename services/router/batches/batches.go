@@ -36,7 +36,7 @@ const (
 	maxFiles   = 1 << 16
 	maxBatches = 1 << 14
 	maxActive  = 256
-	maxUploads = 16 // at a time
+	maxUploads = 16 // at a time, of which a tenant has a quarter
 	maxDriven  = 64 // batches that are worked on at a time
 )
 
@@ -65,11 +65,10 @@ type Options struct {
 // Service is the API with the batches that it runs.
 type Service struct {
 	Options
-	rules   map[string]auth.Rule // of HTTP routes
-	store   *store
-	slots   chan struct{} // taken by requests that run
-	uploads chan struct{} // taken by uploads
-	driven  chan struct{} // taken by batches that are worked on
+	rules  map[string]auth.Rule // of HTTP routes
+	store  *store
+	slots  chan struct{} // taken by requests that run
+	driven chan struct{} // taken by batches that are worked on
 
 	mu    sync.Mutex
 	run   context.Context // of Run; nil before it and after its end
@@ -84,8 +83,7 @@ func New(o Options) *Service {
 		o.Lowest = func(ctx context.Context) context.Context { return ctx }
 	}
 	return &Service{Options: o, rules: auth.Routes(), store: newStore(o.Dir, o.Limits, o.Log),
-		slots: make(chan struct{}, o.Limits.Requests), uploads: make(chan struct{}, maxUploads),
-		driven: make(chan struct{}, maxDriven)}
+		slots: make(chan struct{}, o.Limits.Requests), driven: make(chan struct{}, maxDriven)}
 }
 
 // Routes returns the routes of the API.
@@ -221,10 +219,12 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) (any, error) {
 	return b, nil
 }
 
-// mayUse returns an error if a caller may not use an endpoint.
+// mayUse returns an error if a caller may not use an endpoint in a batch.
 func (s *Service) mayUse(p *auth.Principal, endpoint string) error {
-	if p != nil && !p.May(s.rules[http.MethodPost+" "+endpoint]) {
-		return fault.New(fault.PermissionDenied, "call %s: %s may not", endpoint, p.ID).Because("NOT_ALLOWED")
+	for _, path := range []string{"/v1/batches", endpoint} {
+		if p != nil && !p.May(s.rules[http.MethodPost+" "+path]) {
+			return fault.New(fault.PermissionDenied, "call %s: %s may not", path, p.ID).Because("NOT_ALLOWED")
+		}
 	}
 	return nil
 }

@@ -382,6 +382,7 @@ func TestRequests_WrongOnesAreRefusedByName(t *testing.T) {
 			{"purpose", []string{"file", "x"}}, {"purpose", []string{"purpose", "fine-tune", "file", "x"}},
 			{"file", []string{"purpose", "batch"}}, {"file", []string{"file", "x", "file", "y"}},
 			{"expires_after[anchor]", []string{"expires_after[anchor]", "created_at"}},
+			{strings.Repeat("x", 256), []string{strings.Repeat("x", 300), ""}}, {"body", []string{"\u200b", ""}},
 			{"file", []string{"purpose", "batch", "file", strings.Repeat("x", 1001)}},
 			{"file", []string{"purpose", "batch", "file", strings.Repeat("x", 100_000)}},
 		} {

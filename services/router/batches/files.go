@@ -1,6 +1,7 @@
 package batches
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"mime"
@@ -39,13 +40,12 @@ func (f *file) object() object {
 
 // upload stores a file. Its parts may come in any order.
 func (s *Service) upload(w http.ResponseWriter, r *http.Request) (any, error) {
-	select {
-	case s.uploads <- struct{}{}:
-		defer func() { <-s.uploads }()
-	default:
-		return nil, fault.New(fault.Exhausted, "store file: %d files are being uploaded", maxUploads).
-			After(time.Second).Because("RATE_LIMIT_EXCEEDED")
+	tenant := auth.Tenant(r.Context())
+	end, err := s.store.beginUpload(tenant)
+	if err != nil {
+		return nil, err
 	}
+	defer end()
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "multipart/form-data" {
 		return nil, fault.Field("body", "want multipart/form-data")
 	}
@@ -56,7 +56,7 @@ func (s *Service) upload(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fault.Field("body", "%v", err)
 	}
-	f := &file{ID: newID(filePrefix), Tenant: auth.Tenant(r.Context()), Created: time.Now().Unix()}
+	f := &file{ID: newID(filePrefix), Tenant: tenant, Created: time.Now().Unix()}
 	if err := s.store.take(f.Tenant, room{files: 1}); err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (s *Service) receive(form *multipart.Reader, f *file) error {
 				return err
 			}
 		default:
-			return fault.Field(printable(part.FormName()), "is not supported")
+			return fault.Field(cmp.Or(shown(part.FormName(), maxField), "body"), "is not supported")
 		}
 	}
 	switch {
@@ -191,24 +191,22 @@ func (s *Service) save(from io.Reader, f *file) (err error) {
 
 // fileName returns a name to show. It is never part of a path.
 func fileName(text string) string {
-	name := printable(path.Base(strings.ReplaceAll(text, `\`, "/")))
-	for len(name) > maxName {
-		name = strings.ToValidUTF8(name[:maxName], "")
-	}
+	name := shown(path.Base(strings.ReplaceAll(text, `\`, "/")), maxName)
 	if name == "" || name == "." || name == "/" {
 		return "file.jsonl"
 	}
 	return name
 }
 
-// printable returns text without characters that are not shown.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
+// shown returns at most so many bytes of a text, without characters that are not printed.
+func shown(text string, most int) string {
+	text = strings.Map(func(r rune) rune {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return -1
 		}
 		return r
 	}, text)
+	return strings.ToValidUTF8(text[:min(len(text), most)], "")
 }
 
 func (s *Service) listFiles(_ http.ResponseWriter, r *http.Request) (any, error) {

@@ -9,8 +9,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// addJob stores a new batch. Batches that have ended make room for it, the oldest of the tenant first; their files
-// stay.
+// addJob stores a new batch. A batch that has ended makes room for it: the oldest of the tenant or, if the tenant has
+// none and the router is full, that of all. Its files stay.
 func (s *store) addJob(r record) (*job, error) {
 	j := &job{record: r}
 	s.mu.Lock()
@@ -21,8 +21,12 @@ func (s *store) addJob(r record) (*job, error) {
 	}
 	own, active, all := s.countJobs(r.Tenant)
 	var old *job
-	if own >= s.limits.Kept || len(s.jobs) >= maxBatches {
-		old = s.oldest(r.Tenant)
+	full := len(s.jobs) >= s.most
+	if own >= s.limits.Kept || full {
+		old = s.oldest(func(tenant string) bool { return tenant == r.Tenant })
+	}
+	if old == nil && full { // otherwise tenants with many batches would keep out all others for ever
+		old = s.oldest(func(string) bool { return true })
 	}
 	var err error
 	switch {
@@ -32,7 +36,7 @@ func (s *store) addJob(r record) (*job, error) {
 	case all >= maxActive:
 		err = fault.New(fault.Exhausted, "create batch: the router has %d batches that have not ended, of at most %d",
 			all, maxActive).Because("BATCH_LIMIT_EXCEEDED").After(retryMost)
-	case old == nil && len(s.jobs) >= maxBatches:
+	case old == nil && full:
 		err = fault.New(fault.Exhausted, "create batch: the router has %d batches", len(s.jobs)).
 			Because("BATCH_LIMIT_EXCEEDED")
 	}
@@ -78,11 +82,11 @@ func (s *store) countJobs(tenant string) (own, active, all int) {
 	return own, active, all
 }
 
-// oldest returns the oldest batch of a tenant that has ended, or nil. The caller holds mu.
-func (s *store) oldest(tenant string) (old *job) {
+// oldest returns the oldest batch of some tenants that has ended, or nil. The caller holds mu.
+func (s *store) oldest(of func(tenant string) bool) (old *job) {
 	for _, j := range s.jobs {
 		r := j.now()
-		if r.Tenant == tenant && r.Batch.Status.Ended() && (old == nil || newer(old.now(), r) < 0) {
+		if of(r.Tenant) && r.Batch.Status.Ended() && (old == nil || newer(old.now(), r) < 0) {
 			old = j
 		}
 	}

@@ -115,6 +115,53 @@ func TestOwner_WhoseKeyEndsEndsTheBatch(t *testing.T) {
 	})
 }
 
+// TestOwner_WhoseKeyHasChanged changes the key between two processes, and so between two requests of the batch.
+func TestOwner_WhoseKeyHasChanged(t *testing.T) {
+	for what, c := range map[string]struct {
+		change func(*auth.Key)
+		status batch.Status
+		failed int
+	}{
+		"another tenant":      {func(k *auth.Key) { k.Tenant = "others" }, batch.Failed, 0},
+		"no batches any more": {func(k *auth.Key) { k.Verbs = []auth.Verb{auth.Generate} }, batch.Completed, 1},
+		"more rights":         {func(k *auth.Key) { k.Roles = append(k.Roles, auth.Operator) }, batch.Completed, 0},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				guard, p := newGuard(t, func(*auth.Key) {})
+				dir := t.TempDir()
+				first := newRig(t, dir, newBackend(func(ctx context.Context, _ string) error {
+					<-ctx.Done()
+					return ctx.Err()
+				}), func(o *batches.Options) { o.Guard = guard })
+				first.caller = p
+				id := first.create(first.upload(chats("a")), chat)
+				synctest.Wait()
+				first.stop()
+
+				k := auth.Key{Tenant: "team", Roles: []auth.Role{auth.User}}
+				c.change(&k)
+				k, _, err := auth.NewKey(k, time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				k.ID = strings.TrimPrefix(p.ID, "key:")
+				b := newBackend(nil)
+				second := newRig(t, dir, b, func(o *batches.Options) {
+					o.Guard = auth.NewGuard(auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{}), "")
+				})
+				defer second.stop()
+				second.caller = p
+				got := second.ended(id)
+				ran := len(b.ran())
+				if got.Status != c.status || got.Counts.Failed != c.failed || ran != got.Counts.Completed {
+					t.Errorf("%s with %+v, and %d requests ran", got.Status, got.Counts, ran)
+				}
+			})
+		})
+	}
+}
+
 // TestOwner_OfATokenKeepsItsGrant makes a batch as the holder of a token, for which only the stored grant speaks.
 func TestOwner_OfATokenKeepsItsGrant(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

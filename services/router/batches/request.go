@@ -67,6 +67,9 @@ func (s *Service) try(
 	default:
 		return nil, 0, fault.Wrap(fault.Unauthenticated, err, "go on with the batch as its owner")
 	}
+	if _, err := owner.TenantOf(r.Tenant); err != nil { // the key was given to another tenant
+		return nil, 0, fault.Wrap(fault.Unauthenticated, err, "go on with the batch as its owner")
+	}
 	a := &answer{header: http.Header{}}
 	err = s.mayUse(owner, r.Batch.Endpoint)
 	if err == nil {

@@ -144,7 +144,7 @@ func (s *Service) fail(j *job, err error, output, failed *string) error {
 	p := &batch.Problem{Code: "internal_error", Message: "the router could not go on with the batch"}
 	switch fault.CodeOf(err) { // whose texts are for clients
 	case fault.Exhausted, fault.Unauthenticated:
-		p = &batch.Problem{Code: "batch_stopped", Message: err.Error()}
+		p = &batch.Problem{Code: "batch_stopped", Message: fault.Public(err)}
 	}
 	return s.store.change(j, func(b *batch.Batch) error {
 		return b.Fail([]*batch.Problem{p}, output, failed, time.Now())
