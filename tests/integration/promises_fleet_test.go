@@ -179,7 +179,7 @@ func startFleet(t *testing.T, spec fleetSpec, ready bool) *fleet {
 	return f
 }
 
-func (f *fleet) add(service, number string, args ...string) {
+func (f *fleet) add(service, number string, args ...string) *member {
 	m := &member{f: f, name: service + "-" + number, service: service, grpc: "127.0.0.1:0", http: "127.0.0.1:0"}
 	m.args = append([]string{"--consul=" + f.registry.Addr()}, args...)
 	if f.spec.gates && service == "shard" {
@@ -187,6 +187,7 @@ func (f *fleet) add(service, number string, args ...string) {
 		m.args = append(m.args, "--advertise="+m.gate.addr)
 	}
 	f.members[m.name] = m
+	return m
 }
 
 // start starts the process and waits until it listens.

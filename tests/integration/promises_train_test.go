@@ -22,8 +22,9 @@ type trainFleet struct {
 	runs, texts string
 }
 
-// startTrainFleet starts shards and trainers. Trainers after the first one stand by.
-func startTrainFleet(t *testing.T, shards, trainers int) *trainFleet {
+// startTrainFleet starts shards and trainers. Trainers after the first one stand by. They read files in the folders that
+// allow lists, too.
+func startTrainFleet(t *testing.T, shards, trainers int, allow ...string) *trainFleet {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a fleet of processes")
@@ -50,10 +51,13 @@ func startTrainFleet(t *testing.T, shards, trainers int) *trainFleet {
 		}
 	})
 	for i := range shards {
-		f.add("shard", fmt.Sprint(i), "--train", "--nats="+f.natsURL, "--threads=1", "--runs="+f.runs)
+		f.addShard(i)
 	}
 	for i := range trainers {
-		args := []string{"--dir=" + f.runs, "--allow-path=" + f.texts}
+		args := []string{"--dir=" + f.runs}
+		for _, folder := range append(allow, f.texts) {
+			args = append(args, "--allow-path="+folder)
+		}
 		if i > 0 {
 			args = append(args, "--standby")
 		}
@@ -67,6 +71,12 @@ func startTrainFleet(t *testing.T, shards, trainers int) *trainFleet {
 	}
 	f.awaitShards(shards)
 	return f
+}
+
+// addShard adds a shard that trains.
+func (f *trainFleet) addShard(i int, args ...string) *member {
+	return f.add("shard", fmt.Sprint(i), append([]string{"--train", "--nats=" + f.natsURL, "--threads=1",
+		"--runs=" + f.runs}, args...)...)
 }
 
 // awaitShards waits until n shards are registered.

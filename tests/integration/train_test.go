@@ -58,7 +58,13 @@ func train(ctx context.Context, t *testing.T, mesh *Mesh, name, precision string
 	if err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
-	watch, err := mesh.Trainer.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: name})
+	return follow(ctx, t, mesh.Trainer, name)
+}
+
+// follow waits until a run is done.
+func follow(ctx context.Context, t *testing.T, trainer trainerv1.TrainerServiceClient, name string) *trainerv1.Run {
+	t.Helper()
+	watch, err := trainer.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: name})
 	if err != nil {
 		t.Fatalf("watch %s: %v", name, err)
 	}
