@@ -148,6 +148,54 @@ func (m *member) peakRSS() float64 {
 	return kib / 1024
 }
 
+// TestTune_ChatModelOverShards tunes the chat model over two shards for 30 steps. The loss over other conversations
+// falls by 15 %, what is merged has the loss of the adapter, and short runs have the same weights over any layout.
+func TestTune_ChatModelOverShards(t *testing.T) {
+	if !slow() {
+		t.Skip("set LAMINA_SLOW=1: it takes minutes")
+	}
+	base := fixtures.Path(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf")
+	f := startTuneFleet(t)
+	f.start(f.addShard(0), f.addShard(1))
+	f.awaitShards(2)
+	long := f.tune("long", base, 2, 1, nil, "--rank", "16", "--learning-rate", "0.002", "--batch", "4", "--steps", "30",
+		"--sequence-len", "128", "--validation", "0.02")
+	for _, m := range f.match("shard-*") {
+		t.Logf("%s: peak RSS %.0f MiB", m.name, m.peakRSS())
+	}
+	trained := long.GetModelPath()
+	before, after := f.loss(base, ""), f.loss(base, trained)
+	t.Logf("loss over other conversations: %.4f, with the adapter %.4f (%+.1f %%)", before, after, 100*(after/before-1))
+	if !(after <= 0.85*before) {
+		t.Errorf("the loss is %.4f, before it was %.4f: want a fall by 15 %%", after, before)
+	}
+	// The base of a GGUF file multiplies quantised activations. Decoded to float32 it differs from the merged model by
+	// rounding alone.
+	decoded, merged := filepath.Join(f.texts, "decoded"), filepath.Join(f.texts, "merged")
+	f.lamina("export", base, decoded, "--type", "F32")
+	f.lamina("merge", "-m", base, "--adapter", trained, merged, "--type", "F32")
+	beside, whole := f.loss(decoded, trained), f.loss(merged, "")
+	t.Logf("in float32: with the adapter %.7f, merged %.7f", beside, whole)
+	if d := whole - beside; !(d < 1e-4 && d > -1e-4) {
+		t.Errorf("the merged model has the loss %.7f, with the adapter it is %.7f", whole, beside)
+	}
+
+	f.start(f.addShard(2), f.addShard(3))
+	f.awaitShards(4)
+	want := ""
+	for _, l := range []Layout{{1, 1}, {2, 1}, {2, 2}} {
+		name := fmt.Sprintf("short-%d-%d", l.Stages, l.Replicas)
+		got := f.tune(name, base, uint32(l.Stages), uint32(l.Replicas), nil, "--steps", "3", "--batch", "4",
+			"--sequence-len", "64", "--learning-rate", "0.001", "--validation", "0.002").GetWeightsDigest()
+		if want == "" {
+			want = got
+		}
+		if got == "" || got != want {
+			t.Errorf("weights over %d stages of %d replicas are %q, over one %q", l.Stages, l.Replicas, got, want)
+		}
+	}
+}
+
 // TestTune_RealModelIsTunedWhereItIsServed tunes a model of 1.5 billion parameters in Q4_K_M on the two shards that serve
 // it. Its adapter is published, and answers beside the base, whose answers stay as they were.
 func TestTune_RealModelIsTunedWhereItIsServed(t *testing.T) {
