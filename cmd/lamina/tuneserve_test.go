@@ -85,7 +85,8 @@ func TestTune_ChatModelServedAndMerged(t *testing.T) {
 	base, runs, merged := filepath.Join(dir, "base"), filepath.Join(dir, "tuned"), filepath.Join(dir, "merged")
 	verbOK(t, "", "export", gguf, base, "--type", "F32")
 	out := verbOK(t, "", "tune", "--model", base, "--data", data, "--out", runs, "--stages", "2", "--rank", "8",
-		"--steps", "4", "--batch", "4", "--sequence-len", "128", "--learning-rate", "0.003", "--show", "0")
+		"--steps", "4", "--batch", "2", "--sequence-len", "128", "--learning-rate", "0.003", "--show", "0",
+		"--validation", "0.002") // what is held out is evaluated after every step
 	trained := filepath.Join(runs, "adapter")
 	want := "serve it with: lamina up --model " + base + " --adapter tune-tuned=" + trained
 	if !strings.Contains(out, want) {
