@@ -71,11 +71,11 @@ func TestCheck_NamesTheLines(t *testing.T) {
 		text string
 		want []string
 	}{
-		"nothing":           {"\n \n", []string{batch.CodeEmpty + " 0"}},
-		"the same":          {line("a", `{}`) + "\n" + line("a", `{}`), []string{batch.CodeDuplicate + " 2"}},
-		"several":           {"x\n" + line("a", `{}`) + "\n\ny", []string{batch.CodeJSON + " 1", batch.CodeJSON + " 4"}},
-		"long":              {line("a", `{}`) + "\n" + strings.Repeat("x", batch.MaxLine+1), []string{batch.CodeLong + " 2"}},
-		"long without text": {strings.Repeat("\r", batch.MaxLine+2), []string{batch.CodeLong + " 1"}},
+		"nothing":  {"\n \n", []string{batch.CodeEmpty + " 0"}},
+		"the same": {line("a", `{}`) + "\n" + line("a", `{}`), []string{batch.CodeDuplicate + " 2"}},
+		"several":  {"x\n" + line("a", `{}`) + "\n\ny", []string{batch.CodeJSON + " 1", batch.CodeJSON + " 4"}},
+		"long":     {line("a", `{}`) + "\n" + strings.Repeat("x", batch.MaxLine+1), []string{batch.CodeLong + " 2"}},
+		"returns":  {strings.Repeat("\r", batch.MaxLine+2), []string{batch.CodeLong + " 1"}},
 		"many": {strings.Repeat("\n", 3) + manyLines(batch.MaxLines+1),
 			[]string{batch.CodeMany + " 0"}},
 	} {

@@ -60,13 +60,13 @@ func TestError_TextAndCause(t *testing.T) {
 
 func TestPublic_HasTheFaultsAlone(t *testing.T) {
 	path := &fs.PathError{Op: "open", Path: "/secret", Err: fs.ErrNotExist}
-	inner := fault.Wrap(fault.Unavailable, path, "read the key")
+	inner, full := fault.Wrap(fault.Unavailable, path, "read the key"), fault.New(fault.Internal, "it is full")
 	for want, err := range map[string]error{
 		"not found":              path,
 		"read the key":           inner,
 		"url: ask: read the key": &fault.Error{Field: "url", Msg: "ask", Err: fmt.Errorf("/secret: %w", inner)},
 		"ask":                    fmt.Errorf("/secret: %w", fault.Wrap(fault.Exhausted, path, "ask")),
-		"ask: it is full":        fault.Wrap(fault.Exhausted, errors.Join(path, fault.New(fault.Internal, "it is full")), "ask"),
+		"ask: it is full":        fault.Wrap(fault.Exhausted, errors.Join(path, full), "ask"),
 	} {
 		if got := fault.Public(err); got != want {
 			t.Errorf("got %q of %q, want %q", got, err, want)

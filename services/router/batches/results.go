@@ -69,8 +69,9 @@ func (f *resultFile) open(r *results, ended *int) (err error) {
 	}
 	info, err := f.f.Stat()
 	if err == nil && info.Size() > f.size {
-		r.store.give(r.job.now().Tenant, room{bytes: info.Size() - f.size})
-		err = f.f.Truncate(f.size)
+		if err = f.f.Truncate(f.size); err == nil {
+			r.store.give(r.job.now().Tenant, room{bytes: info.Size() - f.size})
+		}
 	}
 	if err == nil {
 		_, err = f.f.Seek(f.size, io.SeekStart)

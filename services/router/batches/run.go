@@ -119,8 +119,11 @@ func (s *Service) work(running, ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	results, err := openResults(s.store, j)
-	if err != nil {
+	results, err := s.openResults(ctx, j)
+	switch {
+	case err != nil && running.Err() != nil:
+		return err
+	case err != nil:
 		return s.fail(j, err, nil, nil)
 	}
 	if err = s.workOn(running, ctx, j, results); running.Err() != nil {
@@ -136,6 +139,26 @@ func (s *Service) work(running, ctx context.Context, j *job) error {
 		}
 		return b.End(output, failed, time.Now())
 	})
+}
+
+// openResults opens the files of a batch. While they cannot be read it tries again, until ctx ends: a batch that fails
+// here loses the results that it has.
+func (s *Service) openResults(ctx context.Context, j *job) (*results, error) {
+	for {
+		r, err := openResults(s.store, j)
+		if fault.CodeOf(err) != fault.Unavailable {
+			return r, err
+		}
+		s.Log.WarnContext(ctx, "open the results of a batch: it is tried again", "batch", j.now().Batch.ID, "in",
+			retryMost, "error", err)
+		timer := time.NewTimer(retryMost)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, err
+		}
+	}
 }
 
 // fail ends a batch that cannot go on.

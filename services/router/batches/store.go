@@ -95,8 +95,8 @@ type store struct {
 }
 
 func newStore(dir string, limits Limits, log *slog.Logger) *store {
-	return &store{dir: dir, limits: limits, most: maxBatches, log: log, files: map[string]*file{}, jobs: map[string]*job{},
-		tenant: map[string]room{}, uploads: map[string]int{}}
+	return &store{dir: dir, limits: limits, most: maxBatches, log: log, files: map[string]*file{},
+		jobs: map[string]*job{}, tenant: map[string]room{}, uploads: map[string]int{}}
 }
 
 func (s *store) content(id string) string { return filepath.Join(s.dir, "files", id) }
@@ -215,8 +215,8 @@ func (s *store) beginUpload(tenant string) (end func(), err error) {
 		all += n
 	}
 	if own := s.uploads[tenant]; all >= maxUploads || own >= maxUploads/4 {
-		return nil, fault.New(fault.Exhausted, "store file: %d files are being uploaded, of at most %d, and %d of yours, "+
-			"of at most %d", all, maxUploads, own, maxUploads/4).After(time.Second).Because("RATE_LIMIT_EXCEEDED")
+		return nil, fault.New(fault.Exhausted, "store file: of at most %d uploads %d are under way, and %d of yours, of "+
+			"at most %d", maxUploads, all, own, maxUploads/4).After(time.Second).Because("RATE_LIMIT_EXCEEDED")
 	}
 	s.uploads[tenant]++
 	return func() {
