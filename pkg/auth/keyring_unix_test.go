@@ -13,6 +13,34 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/auth"
 )
 
+// TestUpdateKeys_TheLockIsForTheOwnerOfItsFolder is about an administrator who makes the first key of a service. Only
+// root can give the folder away; for other users it is theirs.
+func TestUpdateKeys_TheLockIsForTheOwnerOfItsFolder(t *testing.T) {
+	dir := t.TempDir()
+	if os.Getuid() == 0 {
+		if err := os.Chown(dir, 12345, 12346); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "keys.json")
+	if _, _, err := auth.AddKey(path, auth.Key{Name: "a", Roles: []auth.Role{auth.User}}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	folder, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Stat(path + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, got := folder.Sys().(*syscall.Stat_t), lock.Sys().(*syscall.Stat_t)
+	if got.Uid != want.Uid || got.Gid != want.Gid || lock.Mode().Perm()&0o027 != 0 {
+		t.Errorf("the lock belongs to %d:%d with %v, the folder to %d:%d", got.Uid, got.Gid, lock.Mode(), want.Uid,
+			want.Gid)
+	}
+}
+
 // A slow reader of the file has the keys from before a revocation: they must not replace those from after it.
 func TestKeyring_RevokedWhileTheFileIsRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.json")
