@@ -1,7 +1,9 @@
 package model_test
 
 import (
+	"errors"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"weak"
@@ -85,5 +87,24 @@ func TestLoadBeside_KeepsTheMemoryOfDecodedMatricesOnly(t *testing.T) {
 			t.Errorf("%s: the memory of a stage that was dropped is kept: %v, want %v", name, alive, kept)
 		}
 		runtime.KeepAlive(later)
+	}
+}
+
+// full is a set of a device that has no memory left.
+type full struct{ kernel.Set[float32] }
+
+// errFull is what its allocations panic with.
+var errFull = errors.New("cuda:0: out of device memory")
+
+func (f full) Scope() kernel.Memory[float32]             { return f }
+func (full) Alloc(int) kernel.Buffer[float32]            { panic(errFull) }
+func (full) FromHost(x []float32) kernel.Buffer[float32] { panic(errFull) }
+
+// A stage that does not fit a device is an error that names the layers, not the end of the process.
+func TestLoad_OfWhatDoesNotFit(t *testing.T) {
+	files := open(t, shared(t, "models/tiny/llama"))
+	_, err := model.Load(files, model.Range{Hi: 2}, kernel.Set[float32](full{ref.New[float32]()}), model.LoadOptions{})
+	if !errors.Is(err, errFull) || !strings.Contains(err.Error(), "load layers 0-2 of "+files.Path) {
+		t.Errorf("loading without memory: %v", err)
 	}
 }

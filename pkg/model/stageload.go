@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"runtime"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -24,22 +25,32 @@ type LoadOptions struct {
 // Load builds a stage from an open model. It reads the stage's own tensors only. Without
 // Dense they stay in the mapped file, so f must stay open as long as the stage is used.
 // With Dense, queries and keys are in Hugging Face's order and Gemma's norms have OnePlus
-// even if the file is GGUF; Stage.Spec says so.
+// even if the file is GGUF; Stage.Spec says so. A device whose memory the stage does not fit is an error.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
 	return load(f, r, set, o, nil)
 }
 
 // load builds a stage that shares packed matrices with the held ones.
 func load[F tensor.Float](
-	f *Files, r Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
-) (*Stage[F], error) {
+	f *Files, span Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
+) (_ *Stage[F], err error) {
+	defer func() { // Alloc returns no error: a device panics with it
+		switch r := recover().(type) {
+		case nil:
+		case runtime.Error:
+			panic(r)
+		case error:
+			err = fmt.Errorf("load layers %v of %s: %w", span, f.Path, r)
+		default:
+			panic(r)
+		}
+	}()
 	if f.Spec.Encoder() && (!o.Encoder || o.Dense) {
 		return nil, fmt.Errorf("load %s: %w", f.Path, &UnsupportedError{"use of the encoder", f.Spec.Architecture,
 			"embeddings of texts; it continues no text and cannot be trained"})
 	}
 	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense}
 	if o.Dense {
-		var err error
 		if spec, err = f.Dense(); err != nil {
 			return nil, fmt.Errorf("load %s: %w", f.Path, err)
 		}
@@ -55,7 +66,7 @@ func load[F tensor.Float](
 	case o.Saved != nil:
 		fill, spec = l.training(o.Saved, spec)
 	}
-	s, err := buildBeside(spec, r, set, fill, held)
+	s, err := buildBeside(spec, span, set, fill, held)
 	if err == nil && o.Adapter != nil {
 		if s.adapter, err = s.NewAdapter(o.Adapter); err != nil {
 			return nil, err

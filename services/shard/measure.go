@@ -76,7 +76,12 @@ func (o *offer) testSpan(memory int64) model.Range {
 	}
 }
 
-func (s *Service) measure(ctx context.Context, o *offer) (layerTime, error) {
+func (s *Service) measure(ctx context.Context, o *offer) (_ layerTime, err error) {
+	defer func() {
+		if r := recover(); r != nil { // a kernel, or a device that is out of memory
+			err = fault.New(fault.Internal, "compute rows: %v", r)
+		}
+	}()
 	span := o.testSpan(s.cfg.Memory)
 	stage, err := model.Load(o.test, span, s.cfg.Kernels, model.LoadOptions{Encoder: o.test.Spec.Encoder()})
 	if err != nil {

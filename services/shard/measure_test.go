@@ -1,10 +1,15 @@
 package shard_test
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/services/shard"
 )
 
 // TestService_Measure_PassesOverAModelThatCannotBeComputed offers a broken model beside one whose context is shorter
@@ -29,5 +34,27 @@ func TestService_Measure_PassesOverAModelThatCannotBeComputed(t *testing.T) {
 	}
 	if times := r.describe().GetInventory().GetTimes(); len(times) != 2 {
 		t.Errorf("measured %v, want the times of two models", times)
+	}
+}
+
+// broken is a set whose products panic, as those of a device do that is out of memory.
+type broken struct{ kernel.Set[float32] }
+
+func (broken) MatMuls(kernel.Buffer[float32], int, ...kernel.Product[float32]) {
+	panic("out of device memory")
+}
+
+// A device that fails while rows are computed is an error that names the model, not the end of the process.
+func TestService_Measure_OnADeviceThatFails(t *testing.T) {
+	files, err := model.Open(fixtures.Path(t, "models/tiny/llama"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = files.Close() })
+	s := shard.New(shard.Config{Kernels: broken{ref.New[float32]()}, Log: slog.New(slog.DiscardHandler)})
+	s.Offer("a model", "sha256:a", files)
+	err = s.Measure(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "measure a layer of a model: compute rows: out of device memory") {
+		t.Errorf("measured with %v", err)
 	}
 }
