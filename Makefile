@@ -115,7 +115,7 @@ kernels: ## Generate the assembly of pkg/kernel/cpu and the PTX of pkg/kernel/cu
 	$(GO) -C pkg/kernel/cuda/gen run . -out ..
 
 .PHONY: checkkernels
-checkkernels: ## Fail if the assembly of pkg/kernel/cpu is not what its generator writes.
+checkkernels: ## Fail if the assembly of pkg/kernel/cpu or the PTX of pkg/kernel/cuda is not what its generator writes.
 	@bash deploy/checkkernels.sh
 
 .PHONY: ptxcheck
