@@ -2,6 +2,7 @@ package cuda
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"unsafe"
 
@@ -31,20 +32,23 @@ func (s *Set) Pack(w *kernel.Matrix[float32]) {
 // set: on the device, or, if there is no kernel for that either, on the host.
 func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 	must("pack", "raw", len(w.Raw), w.Rows*w.DType.RowBytes(w.Cols))
-	p := s.put(w.Raw)
-	p.name, p.stride = typeName(w.DType), w.DType.RowBytes(w.Cols)
-	_, multiplied := s.kernels["matmul_"+p.name+"_16x8"]
+	name, stride := typeName(w.DType), w.DType.RowBytes(w.Cols)
+	_, multiplied := s.kernels["matmul_"+name+"_16x8"]
 	if multiplied && !decode && w.Cols%32 == 0 && s.aligned(w) {
+		p := s.put(w.Raw)
+		p.name, p.stride = name, stride
 		return p
 	}
 	dense := &packed{scope: s.newScope(), name: "f32", stride: 4 * w.Cols, dense: true}
 	dense.at = dense.scope.alloc(4 * int64(w.Rows) * int64(w.Cols))
-	if k := s.kernels["embed_"+p.name]; k != nil {
+	if k := s.kernels["embed_"+name]; k != nil {
+		p := s.put(w.Raw)
 		for row := 0; row < w.Rows; row += maxBlocksY {
 			n := min(maxBlocksY, w.Rows-row)
 			s.launch(k, driver.Dim{X: blocks(w.Cols, k.Threads), Y: uint32(n), Z: 1}, 0,
-				dense.at+driver.Address(4*row*w.Cols), p.at, driver.Address(0), uint32(row), uint32(w.Cols), uint32(p.stride))
+				dense.at+driver.Address(4*row*w.Cols), p.at, driver.Address(0), uint32(row), uint32(w.Cols), uint32(stride))
 		}
+		runtime.KeepAlive(p) // until the last launch is in the queue
 		return dense
 	}
 	most := max(1, stagingBytes/dense.stride)
@@ -52,7 +56,7 @@ func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 	for from := 0; from < w.Rows; from += most {
 		n := min(most, w.Rows-from)
 		for r := range n {
-			tensor.Dequantize(host[r*w.Cols:(r+1)*w.Cols], w.Raw[(from+r)*p.stride:(from+r+1)*p.stride], w.DType)
+			tensor.Dequantize(host[r*w.Cols:(r+1)*w.Cols], w.Raw[(from+r)*stride:(from+r+1)*stride], w.DType)
 		}
 		s.do(func(d *worker) error {
 			return d.upload(dense.at+driver.Address(from*dense.stride), bytesOf(host[:n*w.Cols]))

@@ -137,3 +137,17 @@ func TestEmbed_RawAndPacked(t *testing.T) {
 	s.Pack(&w)
 	check("packed", ids[:3])
 }
+
+// Weights that the host decodes take no memory of the device as they lie.
+func TestPack_OfATypeThatTheHostDecodes(t *testing.T) {
+	s := open(t, 0)
+	const rows, cols = 3, 256
+	w := kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: tensor.IQ2_XS}
+	w.Raw = make([]byte, rows*w.DType.RowBytes(cols))
+	before, _ := s.Use()
+	s.Pack(&w)
+	if after, _ := s.Use(); after-before != 4*rows*cols {
+		t.Errorf("%d decoded weights take %d bytes", rows*cols, after-before)
+	}
+	runtime.KeepAlive(w)
+}
