@@ -98,7 +98,8 @@ func (c *planCmd) Run(e *verb.Env) error {
 		return err
 	}
 	r := plan.Request{
-		Models: []plan.Model{m}, Goal: goal, Mix: c.MixClasses, Headroom: c.Headroom, Prompt: c.Prompt, Streams: c.Streams,
+		Models: []plan.Model{m}, Goal: goal, Mix: c.MixClasses, Headroom: c.Headroom,
+		Prompt: c.Prompt, Streams: c.Streams,
 	}
 	if err := c.hosts(e, &r); err != nil {
 		return err

@@ -221,7 +221,7 @@ func (c *shardCmd) Run(e *verb.Env) error {
 func (c *shardCmd) automatic(e *verb.Env) (auto *app.AutoShard, done func(), err error) {
 	done = func() {}
 	switch {
-	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || c.sourceFlags.given()):
+	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || c.given()):
 		return nil, done, fault.Field("auto", "--model-dir, --memory-limit, --zone, --fetch and --source are for a shard "+
 			"with --auto")
 	case !c.Auto:

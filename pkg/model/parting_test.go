@@ -66,8 +66,8 @@ func TestStage_GPTOSSFollowsItsReferenceToTheEnd(t *testing.T) {
 			if i >= 10 {
 				limit = c.late
 			}
-			if l, n := math.Abs(loss[i]/want.AdamW.Loss[i]-1), math.Abs(norm[i]/want.AdamW.GradNorm[i]-1); !(l <= 1e-3 &&
-				n <= limit) {
+			l, n := math.Abs(loss[i]/want.AdamW.Loss[i]-1), math.Abs(norm[i]/want.AdamW.GradNorm[i]-1)
+			if !(l <= 1e-3 && n <= limit) {
 				t.Errorf("%s: before step %d loss and norm differ by %.2g and %.2g of the reference", c.name, i+1, l, n)
 			}
 		}

@@ -49,8 +49,8 @@ func (t *training) gradients(f *fleet, step uint64, data *batch, idle *bubble, s
 	}
 }
 
-// expect estimates the usual time of a step of so many operations until one has been measured. Without it the first step
-// of a large model, on machines that have other work, too, would look like one that does not get on.
+// expect estimates the usual time of a step of so many operations until one has been measured. Without it the first
+// step of a large model, on machines that have other work, too, would look like one that does not get on.
 func (f *fleet) expect(flops float64) {
 	if peak := f.peak(); f.stepTime.n == 0 && peak > 0 {
 		f.usual.Store(int64(flops / peak * float64(time.Second)))

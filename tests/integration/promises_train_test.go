@@ -22,8 +22,8 @@ type trainFleet struct {
 	runs, texts string
 }
 
-// startTrainFleet starts shards and trainers. Trainers after the first one stand by. They read files in the folders that
-// allow lists, too.
+// startTrainFleet starts shards and trainers. Trainers after the first one stand by. They read files in the folders
+// that allow lists, too.
 func startTrainFleet(t *testing.T, shards, trainers int, allow ...string) *trainFleet {
 	t.Helper()
 	if testing.Short() {

@@ -196,8 +196,8 @@ func TestTune_ChatModelOverShards(t *testing.T) {
 	}
 }
 
-// TestTune_RealModelIsTunedWhereItIsServed tunes a model of 1.5 billion parameters in Q4_K_M on the two shards that serve
-// it. Its adapter is published, and answers beside the base, whose answers stay as they were.
+// TestTune_RealModelIsTunedWhereItIsServed tunes a model of 1.5 billion parameters in Q4_K_M on the two shards that
+// serve it. Its adapter is published, and answers beside the base, whose answers stay as they were.
 func TestTune_RealModelIsTunedWhereItIsServed(t *testing.T) {
 	const file = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 	folder := os.Getenv("LAMINA_MODELS")

@@ -89,12 +89,13 @@ func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Produc
 				xs := xq + driver.Address(o.cols/32*pad*actBytes)
 				if acts != o.acts {
 					acts = o.acts
-					err = w.launch(acts, driver.Dim{X: blocks(o.cols, acts.Threads), Y: uint32(pad), Z: 1}, 0, xq, xs, from,
-						uint32(o.cols), uint32(t), uint32(pad))
+					grid := driver.Dim{X: blocks(o.cols, acts.Threads), Y: uint32(pad), Z: 1}
+					err = w.launch(acts, grid, 0, xq, xs, from, uint32(o.cols), uint32(t), uint32(pad))
 				}
 				if err == nil {
-					err = w.launch(o.kernel, driver.Dim{X: blocks(o.rows, shape.columns), Y: uint32(pad / shape.rows), Z: 1}, 0,
-						o.y, o.at, xq, xs, o.bias, uint32(o.rows), uint32(o.cols), uint32(o.stride), uint32(t), uint32(pad))
+					grid := driver.Dim{X: blocks(o.rows, shape.columns), Y: uint32(pad / shape.rows), Z: 1}
+					err = w.launch(o.kernel, grid, 0, o.y, o.at, xq, xs, o.bias,
+						uint32(o.rows), uint32(o.cols), uint32(o.stride), uint32(t), uint32(pad))
 				}
 			}
 			if err != nil {

@@ -95,8 +95,10 @@ type store struct {
 }
 
 func newStore(dir string, limits Limits, log *slog.Logger) *store {
-	return &store{dir: dir, limits: limits, most: maxBatches, log: log, files: map[string]*file{},
-		jobs: map[string]*job{}, tenant: map[string]room{}, uploads: map[string]int{}}
+	return &store{
+		dir: dir, limits: limits, most: maxBatches, log: log, files: map[string]*file{}, jobs: map[string]*job{},
+		tenant: map[string]room{}, uploads: map[string]int{},
+	}
 }
 
 func (s *store) content(id string) string { return filepath.Join(s.dir, "files", id) }
