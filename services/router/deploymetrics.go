@@ -1,6 +1,7 @@
 package router
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,19 +42,22 @@ func shortVersion(digest string) string {
 	return digest[:min(len(digest), 12)]
 }
 
-// ended counts a request. Without a name it was for a model of any deployment that has the digest.
+// ended counts a request. Without a name it was for a model of any deployment that has the digest. One of a version that
+// has left the metrics is not counted, since its series would stay.
 func (m *deployMetrics) ended(state *deploy.State, name, digest string, failed bool) {
 	end := endedOK
 	if failed {
 		end = endedFailed
 	}
-	if d := state.Find(name); d != nil && name != "" && digest != "" {
-		m.requests.WithLabelValues(d.Name, shortVersion(digest), end).Inc()
-		return
+	of := state.Of(digest)
+	if d := state.Find(name); d != nil && name != "" {
+		of = []*deploy.Deployment{d}
 	}
-	for _, d := range state.Of(digest) {
-		m.requests.WithLabelValues(d.Name, shortVersion(digest), end).Inc()
-		return
+	for _, d := range of {
+		if slices.Contains(loadedVersions(d), digest) {
+			m.requests.WithLabelValues(d.Name, shortVersion(digest), end).Inc()
+			return
+		}
 	}
 }
 

@@ -77,6 +77,7 @@ func TestDeployMetrics_FollowTheVersions(t *testing.T) {
 		"share chat m live 0123456789ab = 0.75", "share chat m next b = 0.25", "state chat canary = 1")
 	change(func(n *deploy.State) { n.RollBack("chat", "b", 0, "it is slow") })
 	change(func(n *deploy.State) { n.Deployments[0].Retiring = nil })
+	s.judge(t.Context(), "chat", "b", nil) // the last request of a version that is gone
 	check("rolled back",
 		"requests_total chat failed 0123456789ab = 0", "requests_total chat ok 0123456789ab = 1",
 		"rollbacks_total chat = 1",
