@@ -320,13 +320,13 @@ func (s *Service) nameFor(asked string, p *pipeline) string {
 	return p.model()
 }
 
-// isCanary reports whether a digest is the canary of a deployment beside a live version.
+// isCanary reports whether a digest that requests of a deployment go to is not its live version: it is a canary, or was
+// one until a moment ago.
 func (s *Service) isCanary(name, digest string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.deploys.state.Find(name)
-	return d != nil && d.Live != nil && d.Next != nil && d.Next.Canary && d.Next.Digest == digest &&
-		d.Live.Digest != digest
+	return name != "" && d != nil && d.Live != nil && d.Live.Digest != digest
 }
 
 // judge counts the end of a request for a model by the name that the client has asked for, and gives up the canary of a

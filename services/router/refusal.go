@@ -145,6 +145,14 @@ func (s *strikes) add(tokens int, b sched.Blame, cause error) {
 // if the next pipeline misses a deadline too are they told apart. There are two more losses left for that.
 func (s *strikes) suspect() bool { return s.count >= brokenFor }
 
+// carried returns the strikes of a request that runs again on another version of its model. The version that it has
+// failed on may be at fault, so it is not set aside yet. It may itself be, so it is a suspect and has one loss left.
+func (s *strikes) carried() strikes {
+	c := *s
+	c.count = min(c.count, maxStrikes-brokenFor)
+	return c
+}
+
 // verdict returns the error of a request that is set aside, or nil.
 func (s *strikes) verdict(request string) error {
 	if s.count < maxStrikes {

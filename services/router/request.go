@@ -98,7 +98,7 @@ func (q *request) run(
 	asked := *q // with its id and span
 	if err = q.runVersion(ctx, encode); q.failedOnCanary(ctx, err) {
 		q.service.log.InfoContext(ctx, "run the request on the live version", "digest", q.digest, "error", err)
-		asked.paid = q.paid || q.charged
+		asked.paid, asked.strikes = q.paid || q.charged, q.strikes.carried()
 		*q = asked
 		q.stable = true
 		err = q.runVersion(ctx, encode)

@@ -1,0 +1,63 @@
+package router_test
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// A row that ends processes of the canary may be its fault or that of the version. So its request runs again on the live
+// version, but there it is set aside after the first process.
+func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, hosts := deployMesh(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"})
+		var mu sync.Mutex
+		var shards []*fakeShard
+		for _, h := range hosts {
+			h.mu.Lock()
+			h.ruin = func(s *fakeShard) {
+				s.poison, s.forgets = '!', true
+				mu.Lock()
+				shards = append(shards, s)
+				mu.Unlock()
+			}
+			h.mu.Unlock()
+		}
+		m.served("fake")
+		observe := uint64(600_000)
+		stream, err := m.client.Deploy(t.Context(), &routerv1.DeployRequest{Model: likeDigest, Name: "fake",
+			ObserveMs: &observe})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			resp, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.GetDeployment().GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_CANARY {
+				break
+			}
+		}
+		_, err = m.generate(t.Context(), named("fake", "hello!", 3), nil)
+		if fault.CodeOf(rpc.FromStatus(err)) != fault.Aborted {
+			t.Errorf("the request has ended with %v", err)
+		}
+		ended := map[string]int{} // processes by digest
+		mu.Lock()
+		defer mu.Unlock()
+		for _, s := range shards {
+			s.mu.Lock()
+			ended[s.digest] += s.poisoned
+			s.mu.Unlock()
+		}
+		if ended[likeDigest] != 2 || ended[digest] != 1 {
+			t.Errorf("the row has ended processes of %v", ended)
+		}
+	})
+}
