@@ -4,6 +4,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -60,4 +61,38 @@ func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
 			t.Errorf("the row has ended processes of %v", ended)
 		}
 	})
+}
+
+// A request with an adapter that wakes its model also waits until the adapter is loaded again.
+func TestDeploy_SleepingModelWithAnAdapter(t *testing.T) {
+	dir, sum := adapterFolder(t, 1)
+	synctest.Test(t, func(t *testing.T) {
+		m, h := sleeping(t, []router.AdapterSource{{Name: "law", Dir: dir}})
+		a, err := m.generate(t.Context(), named("chat:law", "hello", 5), nil)
+		if err != nil || a.text != expectWith("hello", 5, sum) || !h.holds(digest) {
+			t.Errorf("%q, %v", a.text, err)
+		}
+	})
+}
+
+// sleeping returns a mesh with a deployment "chat" that sleeps and takes 20 seconds to load.
+func sleeping(t *testing.T, adapters []router.AdapterSource) (*mesh, *fakeHost) {
+	t.Helper()
+	m, hosts := deployMeshWith(t, router.Placement{OnlyDeployed: true}, 1, 1, map[string]string{digest: "fake"}, adapters)
+	h := hosts[0]
+	idle := uint64(30_000)
+	eventually(t, "the deployment", func() bool {
+		states, err := m.deploy(t.Context(), &routerv1.DeployRequest{Model: "fake", Name: "chat", IdleMs: &idle})
+		return err == nil && len(states) > 0
+	})
+	m.served("chat")
+	h.mu.Lock()
+	h.load = 20 * time.Second
+	h.mu.Unlock()
+	eventually(t, "the model sleeps", func() bool { // and the router has left its pipeline
+		resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
+		return err == nil && len(resp.GetMesh().GetPipelines()) == 0 && !h.holds(digest) &&
+			m.deployment("chat").GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_ASLEEP
+	})
+	return m, h
 }

@@ -25,8 +25,15 @@ const likeDigest = "sha256:like"
 // deployMesh is a mesh with hosts that take assignments, each with room for some models of one host.
 func deployMesh(t *testing.T, p router.Placement, hosts, models int, offers map[string]string) (*mesh, []*fakeHost) {
 	t.Helper()
+	return deployMeshWith(t, p, hosts, models, offers, nil)
+}
+
+// deployMeshWith is deployMesh with adapters.
+func deployMeshWith(t *testing.T, p router.Placement, hosts, models int, offers map[string]string,
+	adapters []router.AdapterSource) (*mesh, []*fakeHost) {
+	t.Helper()
 	p.Holder, p.KVLeast, p.KVMost = "router", contextLen, contextLen
-	m := newMesh(t, 0, 0, router.Config{Placement: &p, ProbeLimit: 4 * time.Second})
+	m := newMesh(t, 0, 0, router.Config{Placement: &p, ProbeLimit: 4 * time.Second, Adapters: adapters})
 	var out []*fakeHost
 	for i := range hosts {
 		copied := map[string]string{}

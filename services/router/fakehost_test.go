@@ -148,12 +148,12 @@ func (h *fakeHost) Unload(r *shardv1.UnloadRequest, stream grpc.ServerStreamingS
 }
 
 // firstRead is a stream whose first frame was read already.
-type firstRead struct {
-	grpc.BidiStreamingServer[shardv1.InferRequest, shardv1.InferResponse]
-	first *shardv1.InferRequest
+type firstRead[Req, Resp any] struct {
+	grpc.BidiStreamingServer[Req, Resp]
+	first *Req
 }
 
-func (f *firstRead) Recv() (*shardv1.InferRequest, error) {
+func (f *firstRead[Req, Resp]) Recv() (*Req, error) {
 	if first := f.first; first != nil {
 		f.first = nil
 		return first, nil
@@ -175,7 +175,26 @@ func (h *fakeHost) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shard
 		return fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held", hop.GetLo(), hop.GetHi(),
 			open.GetDigest())
 	}
-	return s.Infer(&firstRead{up, first})
+	return s.Infer(&firstRead[shardv1.InferRequest, shardv1.InferResponse]{up, first})
+}
+
+// LoadAdapter loads an adapter into the span that it is for.
+func (h *fakeHost) LoadAdapter(
+	up grpc.BidiStreamingServer[shardv1.LoadAdapterRequest, shardv1.LoadAdapterResponse],
+) error {
+	first, err := up.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	h.mu.Lock()
+	s := h.spans[spanKey(open.GetDigest(), open.GetLo(), open.GetHi())]
+	h.mu.Unlock()
+	if s == nil {
+		return fault.New(fault.NotFound, "load adapter: layers %d-%d of %s are not held", open.GetLo(), open.GetHi(),
+			open.GetDigest())
+	}
+	return s.LoadAdapter(&firstRead[shardv1.LoadAdapterRequest, shardv1.LoadAdapterResponse]{up, first})
 }
 
 // answerOf returns the fake model of a digest. Models of other digests than the usual one give other tokens.

@@ -40,6 +40,9 @@ func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 	for {
 		left := patience - time.Since(start)
 		p, err := s.choose(ctx, q.model, w, max(0, min(left, loadingEvery)), none)
+		if err == nil && q.wait == nil {
+			q.waits = time.Now() // the load does not shorten the wait for what comes after it, such as an adapter
+		}
 		if err == nil || fault.CodeOf(err) != fault.Unavailable {
 			return p, err
 		}

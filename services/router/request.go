@@ -68,6 +68,7 @@ type request struct {
 	proven   int // positions of the log that some pipeline has computed
 	cached   int // positions of the prompt that came from the prefix cache
 	arrived  time.Time
+	waits    time.Time // when it began to wait for a pipeline
 	admitted time.Time
 	first    time.Time
 	last     time.Time
@@ -116,6 +117,7 @@ func (q *request) failedOnCanary(ctx context.Context, err error) bool {
 func (q *request) runVersion(
 	ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error),
 ) (err error) {
+	q.waits = time.Now()
 	if err := q.bounds(); err != nil {
 		return err
 	}
@@ -257,8 +259,8 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 // when they die is set aside, since it may be the cause.
 func (q *request) generate(ctx context.Context) (err error) {
 	defer func() { q.meterEnd(ctx, err) }()
-	moves := 0         // since the last token
-	since := q.arrived // when the request began to wait for a pipeline
+	moves := 0 // since the last token
+	since := q.waits
 	first := uint64(1)
 	if q.started == nil { // it goes on from a journal, so it has been admitted before
 		first++

@@ -223,7 +223,7 @@ func (s *Service) fromLog(ctx context.Context, l *live, log *requestLog) (*reque
 		echo: echo{on: o.GetEcho() != nil, special: o.GetEcho().GetSpecial()},
 		sink: l.sink(), live: l, keepMarkers: o.GetKeepMarkers(), format: o.GetFormat(), promptEnd: o.GetPromptEnd(),
 		toolGrammar: o.GetToolGrammar(), id: o.GetRequestId(), digest: o.GetDigest(), rules: o.GetRules(),
-		prompt: o.GetPrompt(), arrived: time.Now(),
+		prompt: o.GetPrompt(), arrived: time.Now(), waits: time.Now(),
 		started: &routerv1.Started{
 			RequestId: o.GetRequestId(), Model: o.GetModel(), Digest: o.GetDigest(), PromptIds: o.GetPrompt(),
 			Seed: o.GetRules().GetSeed(), Fingerprint: o.GetFingerprint(), Format: o.GetFormat(),
