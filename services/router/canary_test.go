@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -71,6 +72,37 @@ func TestDeploy_SleepingModelWithAnAdapter(t *testing.T) {
 		a, err := m.generate(t.Context(), named("chat:law", "hello", 5), nil)
 		if err != nil || a.text != expectWith("hello", 5, sum) || !h.holds(digest) {
 			t.Errorf("%q, %v", a.text, err)
+		}
+	})
+}
+
+// Calls that may not use a model do not load it, and do not hear how large it is.
+func TestDeploy_StrangersWakeNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := sleeping(t, nil)
+		b := m.service.Backend()
+		ctx := withKey(t, auth.Key{Models: []string{"another"}})
+		generate := b.Generate(ctx, named("chat", "hello", 5), func(e *routerv1.GenerateResponse) error {
+			t.Errorf("the client has heard %v", e)
+			return nil
+		})
+		_, encode := b.Encode(ctx, "chat", "text", false, false)
+		_, embed := b.Embed(ctx, &routerv1.EmbedRequest{Model: "chat", Inputs: []*routerv1.EmbedInput{
+			{Input: &routerv1.EmbedInput_Text{Text: "text"}}}})
+		for what, err := range map[string]error{"generate": generate, "encode": encode, "embed": embed} {
+			if fault.CodeOf(err) != fault.PermissionDenied {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if state := m.deployment("chat").GetState(); h.holds(digest) ||
+			state != routerv1.DeploymentState_DEPLOYMENT_STATE_ASLEEP {
+			t.Errorf("the model is loaded; its deployment is %v", state)
+		}
+		for _, may := range []string{"chat", "fake", digest} {
+			if err := b.Generate(withKey(t, auth.Key{Models: []string{may}}), named("chat", "hello", 5),
+				func(*routerv1.GenerateResponse) error { return nil }); err != nil {
+				t.Errorf("a key for %s: %v", may, err)
+			}
 		}
 	})
 }

@@ -140,6 +140,9 @@ func (s *Service) embedders(digest string) []plan.Chain {
 // awaitEmbedders returns what embedChains does, and waits for a model that is being loaded: as long as the load may
 // take, but not longer than unheardLimit, since the caller hears nothing meanwhile. The error says when to try again.
 func (s *Service) awaitEmbedders(ctx context.Context, name string) ([]plan.Chain, *shardv1.Held, error) {
+	if err := s.mayWake(ctx, name, ""); err != nil {
+		return nil, nil, err
+	}
 	start, patience := time.Now(), defaultWait
 	d := s.sleeping(name)
 	if d != nil {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -25,6 +26,9 @@ const (
 func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 	s, w := q.service, work{key: drawKey(ctx), stable: q.stable || q.adapterName != ""}
 	none := func(*pipeline) {}
+	if err := s.mayWake(ctx, q.model, q.adapterName); err != nil {
+		return nil, err
+	}
 	d := s.sleeping(q.model)
 	if d == nil {
 		return s.choose(ctx, q.model, w, q.patience(), none)
@@ -66,6 +70,22 @@ func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 			}
 		}
 	}
+}
+
+// mayWake returns an error if the caller may use no version of a deployment, which then is not loaded for the call.
+// Whether it may use the version that answers is checked once that is known.
+func (s *Service) mayWake(ctx context.Context, name, adapterName string) error {
+	d := s.deployed().Find(name)
+	if name == "" || d == nil {
+		return nil
+	}
+	names := []string{adapted(d.Name, adapterName)}
+	for _, v := range []*deploy.Version{d.Live, d.Next} {
+		if v != nil {
+			names = append(names, v.Digest, v.Model, adapted(v.Model, adapterName))
+		}
+	}
+	return auth.CheckModel(ctx, d.Name, name, names...)
 }
 
 // retryLater says in an error when to ask again for a model that is being loaded: when its load will be done if it goes

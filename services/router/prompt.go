@@ -46,6 +46,9 @@ func (s *Service) servedModel(ctx context.Context, model string) (digest string,
 	if err != nil {
 		return "", err
 	}
+	if err := s.mayWake(ctx, base, adapterName); err != nil {
+		return "", err
+	}
 	name, digest, err := s.findServed(ctx, base)
 	if err != nil {
 		return "", err
