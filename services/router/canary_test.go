@@ -69,6 +69,12 @@ func TestDeploy_SleepingModelWithAnAdapter(t *testing.T) {
 	dir, sum := adapterFolder(t, 1)
 	synctest.Test(t, func(t *testing.T) {
 		m, h := sleeping(t, []router.AdapterSource{{Name: "law", Dir: dir}})
+		h.mu.Lock()
+		h.ruin = func(s *fakeShard) { // its pipeline is open before the adapter is loaded
+			s.pauseLoad = make(chan struct{})
+			time.AfterFunc(3*time.Second, func() { close(s.pauseLoad) })
+		}
+		h.mu.Unlock()
 		a, err := m.generate(t.Context(), named("chat:law", "hello", 5), nil)
 		if err != nil || a.text != expectWith("hello", 5, sum) || !h.holds(digest) {
 			t.Errorf("%q, %v", a.text, err)
