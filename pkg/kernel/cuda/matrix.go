@@ -45,8 +45,9 @@ func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 		p := s.put(w.Raw)
 		for row := 0; row < w.Rows; row += maxBlocksY {
 			n := min(maxBlocksY, w.Rows-row)
+			to, none := dense.at+driver.Address(4*row*w.Cols), driver.Address(0)
 			s.launch(k, driver.Dim{X: blocks(w.Cols, k.Threads), Y: uint32(n), Z: 1}, 0,
-				dense.at+driver.Address(4*row*w.Cols), p.at, driver.Address(0), uint32(row), uint32(w.Cols), uint32(stride))
+				to, p.at, none, uint32(row), uint32(w.Cols), uint32(stride))
 		}
 		runtime.KeepAlive(p) // until the last launch is in the queue
 		return dense
@@ -132,7 +133,9 @@ func (s *Set) Embed(y kernel.Buffer[float32], w *kernel.Matrix[float32], ids []i
 }
 
 // gather decodes rows of memory of the device, each of so many bytes, to y[len(rows),c].
-func (s *Set) gather(op string, y kernel.Buffer[float32], from driver.Address, name string, rows []int32, c, bytes int) {
+func (s *Set) gather(
+	op string, y kernel.Buffer[float32], from driver.Address, name string, rows []int32, c, bytes int,
+) {
 	k := s.need(op, name)
 	rows = append([]int32(nil), rows...)
 	for at := 0; at < len(rows); at += maxBlocksY {
