@@ -117,8 +117,8 @@ func UpdateKeys(path string, change func([]Key) ([]Key, error)) (err error) {
 
 // lockFile locks a file of the operating system's locks, which end with their process, and returns a function that
 // unlocks it. The file stays: a process could otherwise lock one that another one has just removed. So one that is left
-// over, also by a version that took its existence for the lock, locks nothing. It is made for the owner and the group of
-// its folder: an administrator who changes the keys must not lock out the service that changes them afterwards.
+// over, also by a version that took its existence for the lock, locks nothing. It is made for the owner and the group
+// of its folder: an administrator who changes the keys must not lock out the service that changes them afterwards.
 func lockFile(path string) (func() error, error) {
 	if made, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o640); err == nil {
 		if folder, err := os.Stat(filepath.Dir(path)); err == nil {

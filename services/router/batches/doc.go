@@ -14,7 +14,8 @@
 // for each batch. Files with the suffix .json are written atomically, after what they speak of. A batch appends each
 // result to its output or its error file and syncs it before it counts; these files get their .json only when the
 // batch ends. After a restart the batches that have not ended go on: the custom ids in both files say which requests
-// have ended. A request whose result was not stored runs again.
+// have ended. A request whose result was not stored runs again. While these files cannot be read the batch waits, and
+// with damaged ones it fails and keeps them.
 //
 // A folder belongs to one process at a time, which holds the lock of the file lock. A router without a folder, or with
 // one that another process has, refuses every call.

@@ -87,26 +87,8 @@ func TestBatch_GoesOnAfterARestart(t *testing.T) {
 func TestBatch_WaitsForResultsThatCannotBeRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		first := newRig(t, dir, newBackend(func(ctx context.Context, text string) error {
-			if text == "a" {
-				return nil
-			}
-			<-ctx.Done()
-			return ctx.Err()
-		}), nil)
-		id := first.create(first.upload(chats("a", "b")), chat)
-		synctest.Wait()
-		first.stop()
-
-		text, err := os.ReadFile(filepath.Join(dir, "batches", id+".json"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var stored struct{ Output string }
-		if err := json.Unmarshal(text, &stored); err != nil {
-			t.Fatal(err)
-		}
-		content, away := filepath.Join(dir, "files", stored.Output), filepath.Join(t.TempDir(), "away")
+		id, content := interrupted(t, dir)
+		away := filepath.Join(t.TempDir(), "away")
 		if err := errors.Join(os.Rename(content, away), os.Mkdir(content, 0o700)); err != nil {
 			t.Fatal(err)
 		}
@@ -126,4 +108,56 @@ func TestBatch_WaitsForResultsThatCannotBeRead(t *testing.T) {
 			t.Errorf("%+v with %q; %v ran", got, all, b.ran())
 		}
 	})
+}
+
+// TestBatch_DamagedResultsAreKept damages a stored result. The batch cannot go on, but what it has is not lost.
+func TestBatch_DamagedResultsAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		id, content := interrupted(t, dir)
+		text, err := os.ReadFile(content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(content, append([]byte("damaged\n"), text...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		second := newRig(t, dir, newBackend(nil), nil)
+		got := second.ended(id)
+		second.stop()
+		if got.Status != batch.Failed || got.OutputFileID == nil || got.ErrorFileID != nil {
+			t.Fatalf("%+v", got)
+		}
+		third := newRig(t, dir, newBackend(nil), nil)
+		defer third.stop()
+		w := third.raw("GET", "/v1/files/"+*got.OutputFileID+"/content", "", "")
+		if w.Code != 200 || w.Body.String() != "damaged\n"+string(text) {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+	})
+}
+
+// interrupted stops a service in the middle of a batch of two requests, of which the first has a result, and returns
+// the batch and the path of its output.
+func interrupted(t *testing.T, dir string) (id, content string) {
+	t.Helper()
+	r := newRig(t, dir, newBackend(func(ctx context.Context, text string) error {
+		if text == "a" {
+			return nil
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}), nil)
+	id = r.create(r.upload(chats("a", "b")), chat)
+	synctest.Wait()
+	r.stop()
+	text, err := os.ReadFile(filepath.Join(dir, "batches", id+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stored struct{ Output string }
+	if err := json.Unmarshal(text, &stored); err != nil {
+		t.Fatal(err)
+	}
+	return id, filepath.Join(dir, "files", stored.Output)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -162,21 +163,31 @@ func (r *results) publish() (output, failed *string, err error) {
 	if err := r.close(); err != nil {
 		return nil, nil, err
 	}
-	record := r.job.now()
+	return r.store.publishResults(r.job.now())
+}
+
+// publishResults is publish for the files of a batch as they are, which nobody writes.
+func (s *store) publishResults(r record) (output, failed *string, err error) {
 	for i, to := range []**string{&output, &failed} {
-		f := &r.files[i]
-		if f.size == 0 {
-			if err := os.Remove(r.store.content(f.id)); err != nil {
+		id, name := r.Output, r.Batch.ID+"_output.jsonl"
+		if i == 1 {
+			id, name = r.Errors, r.Batch.ID+"_error.jsonl"
+		}
+		switch info, err := os.Stat(s.content(id)); {
+		case errors.Is(err, fs.ErrNotExist): // it was not begun
+		case err != nil:
+			return output, failed, storeError(err)
+		case info.Size() == 0:
+			if err := os.Remove(s.content(id)); err != nil {
 				return output, failed, storeError(err)
 			}
-			continue
+		default:
+			if err := s.publish(&file{ID: id, Tenant: r.Tenant, Name: name, Purpose: purposeOutput, Bytes: info.Size(),
+				Created: time.Now().Unix()}); err != nil {
+				return output, failed, err
+			}
+			*to = &id
 		}
-		name := record.Batch.ID + []string{"_output", "_error"}[i] + ".jsonl"
-		if err := r.store.publish(&file{ID: f.id, Tenant: record.Tenant, Name: name, Purpose: purposeOutput,
-			Bytes: f.size, Created: time.Now().Unix()}); err != nil {
-			return output, failed, err
-		}
-		*to = &f.id
 	}
 	return output, failed, nil
 }

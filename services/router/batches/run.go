@@ -123,8 +123,9 @@ func (s *Service) work(running, ctx context.Context, j *job) error {
 	switch {
 	case err != nil && running.Err() != nil:
 		return err
-	case err != nil:
-		return s.fail(j, err, nil, nil)
+	case err != nil: // its results are kept as they are, since nothing else would speak of them after a restart
+		output, failed, kept := s.store.publishResults(j.now())
+		return s.fail(j, errors.Join(err, kept), output, failed)
 	}
 	if err = s.workOn(running, ctx, j, results); running.Err() != nil {
 		return errors.Join(err, results.close())
@@ -141,8 +142,7 @@ func (s *Service) work(running, ctx context.Context, j *job) error {
 	})
 }
 
-// openResults opens the files of a batch. While they cannot be read it tries again, until ctx ends: a batch that fails
-// here loses the results that it has.
+// openResults opens the files of a batch. While they cannot be read it tries again, until ctx ends.
 func (s *Service) openResults(ctx context.Context, j *job) (*results, error) {
 	for {
 		r, err := openResults(s.store, j)

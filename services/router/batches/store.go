@@ -217,8 +217,8 @@ func (s *store) beginUpload(tenant string) (end func(), err error) {
 		all += n
 	}
 	if own := s.uploads[tenant]; all >= maxUploads || own >= maxUploads/4 {
-		return nil, fault.New(fault.Exhausted, "store file: of at most %d uploads %d are under way, and %d of yours, of "+
-			"at most %d", maxUploads, all, own, maxUploads/4).After(time.Second).Because("RATE_LIMIT_EXCEEDED")
+		return nil, fault.New(fault.Exhausted, "store file: of at most %d uploads %d are under way, and %d of yours, "+
+			"of at most %d", maxUploads, all, own, maxUploads/4).After(time.Second).Because("RATE_LIMIT_EXCEEDED")
 	}
 	s.uploads[tenant]++
 	return func() {
