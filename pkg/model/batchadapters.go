@@ -96,7 +96,8 @@ func (s *Stage[F]) adaptBatch(x kernel.Buffer[F], products []output[F]) {
 // ServeAdapter is NewAdapter for entries of batches: everything that does not depend on the rows is computed here
 // and not in the first batch. An adapter that replaces whole tensors is refused, since rows of the others need
 // the base's.
-func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (*Adapter[F], error) {
+func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (_ *Adapter[F], err error) {
+	defer refused(&err, "put an adapter beside layers %v", s.Range)
 	if err := a.CheckServed(); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"weak"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -90,21 +91,47 @@ func TestLoadBeside_KeepsTheMemoryOfDecodedMatricesOnly(t *testing.T) {
 	}
 }
 
-// full is a set of a device that has no memory left.
-type full struct{ kernel.Set[float32] }
+// full is a set of a device that may have no memory left.
+type full struct {
+	kernel.Set[float32]
+	now *bool
+}
 
 // errFull is what its allocations panic with.
 var errFull = errors.New("cuda:0: out of device memory")
 
-func (f full) Scope() kernel.Memory[float32]             { return f }
-func (full) Alloc(int) kernel.Buffer[float32]            { panic(errFull) }
-func (full) FromHost(x []float32) kernel.Buffer[float32] { panic(errFull) }
+func (f full) Scope() kernel.Memory[float32] { return f }
 
-// A stage that does not fit a device is an error that names the layers, not the end of the process.
-func TestLoad_OfWhatDoesNotFit(t *testing.T) {
-	files := open(t, shared(t, "models/tiny/llama"))
-	_, err := model.Load(files, model.Range{Hi: 2}, kernel.Set[float32](full{ref.New[float32]()}), model.LoadOptions{})
-	if !errors.Is(err, errFull) || !strings.Contains(err.Error(), "load layers 0-2 of "+files.Path) {
+func (f full) Alloc(n int) kernel.Buffer[float32] { return f.FromHost(make([]float32, n)) }
+
+func (f full) FromHost(x []float32) kernel.Buffer[float32] {
+	if *f.now {
+		panic(errFull)
+	}
+	return x
+}
+
+// A stage or an adapter that does not fit a device is an error that names the layers, not a panic.
+func TestStage_ThatDoesNotFit(t *testing.T) {
+	files, now := open(t, shared(t, "models/tiny/llama")), true
+	load := func() (*model.Stage[float32], error) {
+		return model.Load(files, model.Range{Hi: 2}, kernel.Set[float32](full{ref.New[float32](), &now}),
+			model.LoadOptions{})
+	}
+	if _, err := load(); !errors.Is(err, errFull) || !strings.Contains(err.Error(), "load layers 0-2 of "+files.Path) {
 		t.Errorf("loading without memory: %v", err)
+	}
+	now = false
+	stage, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = true
+	a := &adapter.Adapter{Modules: []adapter.Module{{Name: "model.layers.0.mlp.down_proj", Rank: 1, Scale: 1,
+		In: stage.Spec.Layers[0].FFN.Width, Out: stage.Spec.Width}}}
+	a.Modules[0].A, a.Modules[0].B = make([]float32, a.Modules[0].In), make([]float32, a.Modules[0].Out)
+	if _, err := stage.ServeAdapter(a); !errors.Is(err, errFull) ||
+		!strings.Contains(err.Error(), "put an adapter beside layers 0-2") {
+		t.Errorf("an adapter without memory: %v", err)
 	}
 }

@@ -30,21 +30,24 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 	return load(f, r, set, o, nil)
 }
 
+// refused is deferred. It makes an error of the panic of a device that has no memory left: Alloc returns none.
+func refused(err *error, doing string, args ...any) {
+	switch r := recover().(type) {
+	case nil:
+	case runtime.Error:
+		panic(r)
+	case error:
+		*err = fmt.Errorf("%s: %w", fmt.Sprintf(doing, args...), r)
+	default:
+		panic(r)
+	}
+}
+
 // load builds a stage that shares packed matrices with the held ones.
 func load[F tensor.Float](
 	f *Files, span Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
 ) (_ *Stage[F], err error) {
-	defer func() { // Alloc returns no error: a device panics with it
-		switch r := recover().(type) {
-		case nil:
-		case runtime.Error:
-			panic(r)
-		case error:
-			err = fmt.Errorf("load layers %v of %s: %w", span, f.Path, r)
-		default:
-			panic(r)
-		}
-	}()
+	defer refused(&err, "load layers %v of %s", span, f.Path)
 	if f.Spec.Encoder() && (!o.Encoder || o.Dense) {
 		return nil, fmt.Errorf("load %s: %w", f.Path, &UnsupportedError{"use of the encoder", f.Spec.Architecture,
 			"embeddings of texts; it continues no text and cannot be trained"})
