@@ -113,6 +113,34 @@ func TestDeploy_StrangersWakeNothing(t *testing.T) {
 	})
 }
 
+// An encoder is not given up because its shard has too many calls of other models to answer a probe.
+func TestDeploy_EncoderOnABusyShard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, hosts := deployMesh(t, router.Placement{OnlyDeployed: true}, 1, 1, map[string]string{digest: "fake"})
+		h := hosts[0]
+		h.mu.Lock()
+		h.encoder, h.busy = true, 60 // for a minute
+		h.mu.Unlock()
+		var err error
+		eventually(t, "the deployment", func() bool { // until a router knows the model it is refused
+			_, err = m.deploy(t.Context(), &routerv1.DeployRequest{Model: "fake"})
+			return err == nil || m.deployment("fake") != nil
+		})
+		d := m.deployment("fake")
+		if err != nil {
+			t.Errorf("deploy: %v", err)
+		}
+		if d.GetState() != routerv1.DeploymentState_DEPLOYMENT_STATE_LIVE || d.GetFailed() != nil {
+			t.Errorf("the deployment is %v", d)
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.busy > 0 {
+			t.Errorf("it is served before %d probes that are refused", h.busy)
+		}
+	})
+}
+
 // sleeping returns a mesh with a deployment "chat" that sleeps and takes 20 seconds to load.
 func sleeping(t *testing.T, adapters []router.AdapterSource) (*mesh, *fakeHost) {
 	t.Helper()

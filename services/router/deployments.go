@@ -358,8 +358,7 @@ func (s *Service) judge(ctx context.Context, name, digest string, err error) {
 // blamesVersion reports whether an error may be the fault of the model's version or of its pipelines. It is not if the
 // request itself is at fault, the client has gone, or the router is full or stops.
 func blamesVersion(err error) bool {
-	var e *fault.Error
-	if errors.Is(err, errStopping) || errors.As(err, &e) && e.Reason == reasonQueue {
+	if errors.Is(err, errStopping) || queueFull(err) {
 		return false
 	}
 	switch fault.CodeOf(err) {
@@ -367,6 +366,12 @@ func blamesVersion(err error) bool {
 		return true
 	}
 	return false
+}
+
+// queueFull reports whether a router or shard has refused work because it has too much.
+func queueFull(err error) bool {
+	var e *fault.Error
+	return errors.As(err, &e) && e.Reason == reasonQueue
 }
 
 // pipelineFailed notes that a pipeline of a model could not be opened, was not computing, or was lost. opened says

@@ -89,7 +89,9 @@ func (l *leader) probeEncoder(ctx context.Context, p *encoderProbe, chain plan.C
 		l.s.mu.Unlock()
 	case ctx.Err() == nil:
 		l.s.log.Warn("probe encoder", "chain", chain.String(), "error", err)
-		l.s.pipelineFailed(chain.Digest(), false, err)
+		if !queueFull(err) { // a shard has one queue for the calls of all its models
+			l.s.pipelineFailed(chain.Digest(), false, err)
+		}
 	}
 }
 

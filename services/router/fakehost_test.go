@@ -11,6 +11,8 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
 // Sizes of the models of a fakeHost. A layer with its KV cache takes less than 2 kB.
@@ -27,12 +29,15 @@ type fakeHost struct {
 	id     string
 	memory uint64
 
+	encoder bool // its models are encoders
+
 	mu      sync.Mutex
 	offers  map[string]string // names of models by digest
 	spans   map[string]*fakeShard
 	load    time.Duration    // of a span
 	refuse  map[string]error // of loads, by digest
 	refused int              // loads
+	busy    int              // calls of Embed that are refused before the others are answered
 	ruin    func(*fakeShard) // is called with each new span
 	started map[string]bool  // digests of which a span was loaded
 	loading []*shardv1.Loading
@@ -59,7 +64,7 @@ func (h *fakeHost) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1
 	for digest, name := range h.offers {
 		out.Inventory.Offers = append(out.Inventory.Offers, &shardv1.Offer{
 			Model: name, Digest: digest, LayerBytes: []uint64{fakeLayerBytes, fakeLayerBytes}, KvBytes: fakeKVBytes,
-			HiddenBytes: 4, Context: contextLen,
+			HiddenBytes: 4, Context: contextLen, Encoder: h.encoder,
 		})
 		out.Inventory.Times = append(out.Inventory.Times,
 			&shardv1.LayerTime{Digest: digest, LayerBytes: fakeLayerBytes, DecodeMs: 1, RowMs: 0.25})
@@ -107,7 +112,7 @@ func (h *fakeHost) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingS
 	h.mu.Lock()
 	h.loading = slices.DeleteFunc(h.loading, func(other *shardv1.Loading) bool { return other == l })
 	s := newFakeShard(h.mesh.dialer, int(r.GetLo()), int(r.GetHi()))
-	s.model, s.digest, s.answer = name, r.GetDigest(), answerOf(r.GetDigest())
+	s.model, s.digest, s.answer, s.encoder = name, r.GetDigest(), answerOf(r.GetDigest()), h.encoder
 	s.cost = func(int) time.Duration { return 20 * time.Millisecond }
 	if h.ruin != nil {
 		h.ruin(s)
@@ -176,6 +181,38 @@ func (h *fakeHost) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shard
 			open.GetDigest())
 	}
 	return s.Infer(&firstRead[shardv1.InferRequest, shardv1.InferResponse]{up, first})
+}
+
+// Embed refuses the calls that are too many, and answers others with zeros.
+func (h *fakeHost) Embed(stream grpc.BidiStreamingServer[shardv1.EmbedRequest, shardv1.EmbedResponse]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	busy := h.busy > 0
+	h.busy = max(0, h.busy-1)
+	h.mu.Unlock()
+	if busy {
+		return fault.New(fault.Unavailable, "embed texts: 16 calls are running").Because("QUEUE_FULL")
+	}
+	open, rows := first.GetOpen(), 0
+	for _, n := range open.GetLengths() {
+		rows += int(n)
+	}
+	if open.GetHi() == fakeLayers {
+		rows = len(open.GetLengths())
+	}
+	head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{rows, 1}, make([]float32, rows))
+	if err := stream.Send(&shardv1.EmbedResponse{Frame: &shardv1.EmbedResponse_Result{Result: head}}); err != nil {
+		return err
+	}
+	for _, c := range chunks {
+		if err := stream.Send(&shardv1.EmbedResponse{Frame: &shardv1.EmbedResponse_Chunk{Chunk: c}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // LoadAdapter loads an adapter into the span that it is for.
