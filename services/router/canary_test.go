@@ -13,8 +13,8 @@ import (
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
-// A row that ends processes of the canary may be its fault or that of the version. So its request runs again on the live
-// version, but there it is set aside after the first process.
+// A row that ends processes of the canary may be its fault or that of the version. So its request runs again on the
+// live version, but there it is set aside after the first process.
 func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, hosts := deployMesh(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"})
@@ -144,7 +144,8 @@ func TestDeploy_EncoderOnABusyShard(t *testing.T) {
 // sleeping returns a mesh with a deployment "chat" that sleeps and takes 20 seconds to load.
 func sleeping(t *testing.T, adapters []router.AdapterSource) (*mesh, *fakeHost) {
 	t.Helper()
-	m, hosts := deployMeshWith(t, router.Placement{OnlyDeployed: true}, 1, 1, map[string]string{digest: "fake"}, adapters)
+	m, hosts := deployMeshWith(t, router.Placement{OnlyDeployed: true}, 1, 1, map[string]string{digest: "fake"},
+		adapters)
 	h := hosts[0]
 	idle := uint64(30_000)
 	eventually(t, "the deployment", func() bool {

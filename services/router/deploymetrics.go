@@ -42,8 +42,8 @@ func shortVersion(digest string) string {
 	return digest[:min(len(digest), 12)]
 }
 
-// ended counts a request. Without a name it was for a model of any deployment that has the digest. One of a version that
-// has left the metrics is not counted, since its series would stay.
+// ended counts a request. Without a name it was for a model of any deployment that has the digest. One of a version
+// that has left the metrics is not counted, since its series would stay.
 func (m *deployMetrics) ended(state *deploy.State, name, digest string, failed bool) {
 	end := endedOK
 	if failed {
