@@ -10,7 +10,7 @@ failed=
 for set in cpu cuda; do
   mkdir "$made/$set"
   go -C "pkg/kernel/$set/gen" run . -out "$made/$set"
-  go -C "pkg/kernel/$set/gen" test .
+  go -C "pkg/kernel/$set/gen" test -count=1 . # a cached result knows nothing of files outside the module
   for file in "$made/$set"/*; do
     cmp "$file" "pkg/kernel/$set/${file##*/}" || failed=1
   done
