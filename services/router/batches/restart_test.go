@@ -96,6 +96,7 @@ func TestBatch_WaitsForResultsThatCannotBeRead(t *testing.T) {
 		second := newRig(t, dir, b, nil)
 		defer second.stop()
 		time.Sleep(time.Minute) // of virtual time
+		synctest.Wait()         // a try at the same time must not see the file while it is being moved
 		if _, got := second.call("GET", "/v1/batches/"+id, ""); got["status"] != "in_progress" || len(b.ran()) != 0 {
 			t.Errorf("it is %v, and %v ran", got, b.ran())
 		}
