@@ -143,7 +143,9 @@ func TestGenerate_CancelFreesEveryStage(t *testing.T) {
 	mesh := start(t, Layout{2, 1})
 	ctx, cancelAll := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancelAll()
-	for i := range 20 {
+	const streams = 20
+	cancelled := 0
+	for i := range streams {
 		ctx, cancel := context.WithCancel(ctx)
 		stream, err := mesh.Router.Generate(ctx, greedy(prompts[i%len(prompts)], 0))
 		if err != nil {
@@ -158,9 +160,15 @@ func TestGenerate_CancelFreesEveryStage(t *testing.T) {
 		for err == nil {
 			_, err = stream.Recv()
 		}
-		if status.Code(err) != codes.Canceled {
+		switch {
+		case status.Code(err) == codes.Canceled:
+			cancelled++
+		case !errors.Is(err, io.EOF): // a whole answer, sent while this process had no processor, comes before its cancel
 			t.Fatalf("cancel %d ended with %v", i, err)
 		}
+	}
+	if cancelled < streams/2 {
+		t.Fatalf("%d of %d streams ended by their cancel: the test proves nothing", cancelled, streams)
 	}
 	for {
 		resp, err := mesh.Router.Topology(ctx, &routerv1.TopologyRequest{})
