@@ -75,8 +75,8 @@ func chatOnce(ctx context.Context, router routerv1.RouterServiceClient, text, ad
 }
 
 // TestTune_ChatModelServedAndMerged trains an adapter of the chat model over two stages for a few steps, by the
-// command. It is served beside the base on two stages, and gives what the merged model gives, up to rounding. Caches hold
-// float32 here: float16 rounds keys and values that hardly differ to different ones.
+// command. It is served beside the base on two stages, and gives what the merged model gives, up to rounding. Caches
+// hold float32 here: float16 rounds keys and values that hardly differ to different ones.
 func TestTune_ChatModelServedAndMerged(t *testing.T) {
 	if os.Getenv("LAMINA_SLOW") == "" {
 		t.Skip("it takes minutes on two cores: set LAMINA_SLOW")

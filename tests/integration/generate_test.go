@@ -163,7 +163,7 @@ func TestGenerate_CancelFreesEveryStage(t *testing.T) {
 		switch {
 		case status.Code(err) == codes.Canceled:
 			cancelled++
-		case !errors.Is(err, io.EOF): // a whole answer, sent while this process had no processor, comes before its cancel
+		case !errors.Is(err, io.EOF): // while this process has no processor, a whole answer may come before its cancel
 			t.Fatalf("cancel %d ended with %v", i, err)
 		}
 	}
