@@ -12,6 +12,7 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
@@ -106,7 +107,7 @@ func unary(log *slog.Logger, m *metrics) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		resp, err := handler(ctx, req)
-		err = ToStatus(err)
+		err = callStatus(ctx, err)
 		observe(ctx, log, m, info.FullMethod, start, err)
 		return resp, err
 	}
@@ -117,7 +118,7 @@ func unary(log *slog.Logger, m *metrics) grpc.UnaryServerInterceptor {
 func stream(log *slog.Logger, m *metrics) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		start := time.Now()
-		err := ToStatus(handler(srv, ss))
+		err := callStatus(ss.Context(), handler(srv, ss))
 		method := info.FullMethod
 		if srv == nil { // the method does not exist, and clients must not be able to make up metrics
 			method = "unknown"
@@ -125,6 +126,16 @@ func stream(log *slog.Logger, m *metrics) grpc.StreamServerInterceptor {
 		observe(ss.Context(), log, m, method, start, err)
 		return err
 	}
+}
+
+// callStatus is the status of a call's error. Work that stops because the call's deadline has passed may report that it
+// was canceled: the client is told why.
+func callStatus(ctx context.Context, err error) error {
+	err = ToStatus(err)
+	if status.Code(err) == codes.Canceled && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return status.Error(codes.DeadlineExceeded, status.Convert(err).Message())
+	}
+	return err
 }
 
 func observe(ctx context.Context, log *slog.Logger, m *metrics, method string, start time.Time, err error) {
