@@ -109,6 +109,8 @@ type placed struct {
 	asking bool
 	busy   bool // a load or a release runs
 	full   bool // a load did not fit: spans that no plan names have to go first
+	// cramped says that a load did not fit in place of such spans either.
+	cramped bool
 	// freeable says that it holds such spans.
 	freeable bool
 	refused  map[string]*refusals // by the digest of the model

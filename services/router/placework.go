@@ -22,6 +22,9 @@ type part struct {
 	lo, hi int
 }
 
+// overlaps reports whether two spans have layers in common.
+func (p part) overlaps(o part) bool { return p.digest == o.digest && p.lo < o.hi && o.lo < p.hi }
+
 // wants returns the spans that a plan wants on each host, in the order of its pipelines, and the positions of their
 // KV caches.
 func wants(p *plan.Plan) (order map[string][]part, positions map[string]map[part]int) {
@@ -69,12 +72,21 @@ func (l *leader) carryOut(ctx context.Context) {
 		})
 		freed := slices.IndexFunc(extra, func(e part) bool { return h.full || served[e.digest] || given[e.digest] })
 		h.freeable = len(extra) > 0
+		var replaced []part
+		if next >= 0 && h.full && !h.cramped {
+			// Other spans go first. Those that share layers with the wanted one are replaced by it.
+			w := order[id][next]
+			replaced = extra
+			if other := slices.IndexFunc(extra, func(e part) bool { return !e.overlaps(w) }); other >= 0 {
+				replaced, freed = nil, other
+			}
+		}
 		switch {
-		case next >= 0 && !h.full:
+		case next >= 0 && (!h.full || len(replaced) > 0):
 			w := order[id][next]
 			h.busy = true
 			version := l.doc.Version
-			l.work.Go(func() { l.assign(ctx, id, h, w, positions[id][w], version) })
+			l.work.Go(func() { l.assign(ctx, id, h, w, positions[id][w], replaced, version) })
 		case freed >= 0:
 			grace := unloadGrace
 			if h.full {
@@ -83,7 +95,7 @@ func (l *leader) carryOut(ctx context.Context) {
 			h.busy = true
 			l.work.Go(func() { l.unload(ctx, id, h, extra[freed], grace) })
 		case len(extra) == 0:
-			h.full = false // nothing can be freed: try again
+			h.full, h.cramped = false, false // nothing can be freed: try again
 		}
 	}
 }
@@ -142,6 +154,7 @@ func (l *leader) givenUp() map[string]bool {
 func (l *leader) finish(ctx context.Context, id string, h *placed, err error) {
 	l.mu.Lock()
 	h.full = h.full && err != nil || fault.CodeOf(err) == fault.Exhausted
+	h.cramped = h.cramped && h.full
 	l.mu.Unlock()
 	resp, described := l.s.describeShard(ctx, h.addr)
 	if described == nil {
@@ -155,27 +168,38 @@ func (l *leader) finish(ctx context.Context, id string, h *placed, err error) {
 	h.busy = false
 }
 
-// assign loads a span on a host.
-func (l *leader) assign(ctx context.Context, id string, h *placed, w part, positions int, version uint64) {
+// assign loads a span on a host, in place of those that it replaces.
+func (l *leader) assign(
+	ctx context.Context, id string, h *placed, w part, positions int, replaced []part, version uint64,
+) {
 	ctx, cancel := context.WithTimeout(ctx, assignLimit)
 	defer cancel()
 	start := time.Now()
 	conn, err := l.s.cfg.Dialer.Dial(h.addr)
 	if err == nil {
 		var stream grpc.ServerStreamingClient[shardv1.AssignResponse]
-		stream, err = shardv1.NewShardServiceClient(conn).Assign(ctx, &shardv1.AssignRequest{
+		r := &shardv1.AssignRequest{
 			Digest: w.digest, Lo: uint32(w.lo), Hi: uint32(w.hi), KvPositions: uint32(positions), Fence: l.fence,
-			Version: version,
-		})
+			Version: version, GraceMs: uint32(unloadUrgent.Milliseconds()),
+		}
+		for _, p := range replaced {
+			r.Replaces = append(r.Replaces, &shardv1.Span{Lo: uint32(p.lo), Hi: uint32(p.hi)})
+		}
+		stream, err = shardv1.NewShardServiceClient(conn).Assign(ctx, r)
 		err = drainStream(stream, err, func(*shardv1.AssignResponse) {})
 	}
+	full := fault.CodeOf(err) == fault.Exhausted
 	if err != nil && ctx.Err() == nil {
 		l.mu.Lock()
 		left := h.refusedBy(w, err, time.Now())
+		h.cramped = h.cramped || full && len(replaced) > 0
+		freeable := h.freeable
 		l.mu.Unlock()
 		l.s.log.Warn("assign layers", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "left_out", left,
 			"error", err)
-		l.pause(ctx, lockAgain)
+		if !full || !freeable { // memory is freed at once
+			l.pause(ctx, lockAgain)
+		}
 	} else if err == nil {
 		l.s.log.Info("layers are loaded", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "took",
 			time.Since(start))

@@ -31,6 +31,9 @@ type load struct {
 	kv     int64 // bytes of its KV cache
 	done   chan struct{}
 
+	replaced []*held       // are unloaded before the span is held
+	grace    time.Duration // of pipelines that are open on them
+
 	fetched, fetch atomic.Int64 // bytes of the files that are there, and that are needed; 0 if nothing is fetched
 	read           atomic.Int64 // bytes read
 	err            error        // set before done is closed
@@ -46,6 +49,9 @@ func (l *load) describe() *shardv1.Loading {
 func (s *Service) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingServer[shardv1.AssignResponse]) error {
 	if r.GetKvPositions() > maxAssigned {
 		return fault.Field("kv_positions", "assign layers: want at most %d, got %d", maxAssigned, r.GetKvPositions())
+	}
+	if _, err := graceOf("assign", r.GetGraceMs()); err != nil {
+		return err
 	}
 	o, span, err := s.spanOf(r.GetDigest(), r.GetLo(), r.GetHi())
 	if err != nil {
@@ -137,10 +143,19 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 			beside, spans = append(beside, h.stage), append(spans, h.stage.Range)
 		}
 	}
+	replaced, err := s.replacedBy(o, span, r.GetReplaces())
+	if err != nil {
+		return nil, nil, err
+	}
 	pages := s.pagesFor(int(r.GetKvPositions()))
 	l := &load{digest: o.digest, span: span, total: o.files.SpanBytes(span, spans...), done: make(chan struct{}),
-		kv: int64(pages) * kvcache.DefaultPageLen * int64(span.Len()) * o.kvBytes}
-	if all, _ := s.used(); s.cfg.Memory > 0 && all+l.total+l.kv > s.cfg.Memory {
+		kv:       int64(pages) * kvcache.DefaultPageLen * int64(span.Len()) * o.kvBytes,
+		replaced: replaced, grace: time.Duration(r.GetGraceMs()) * time.Millisecond}
+	all, _ := s.used()
+	for _, h := range replaced {
+		all -= h.kvBytes(o) // its weights stay until the new span is loaded
+	}
+	if s.cfg.Memory > 0 && all+l.total+l.kv > s.cfg.Memory {
 		return nil, nil, fault.New(fault.Exhausted, "assign layers %v of %s: they need %d bytes, and %d of %d are free",
 			span, o.name, l.total+l.kv, max(0, s.cfg.Memory-all), s.cfg.Memory)
 	}
@@ -157,6 +172,9 @@ func (s *Service) load(
 	err := s.fetchSpan(s.ctx, o, l, nil)
 	if err == nil {
 		err = s.readAhead(s.ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
+	}
+	if err == nil {
+		err = s.makeRoom(l)
 	}
 	var h *held
 	if err == nil {
@@ -239,10 +257,9 @@ func (s *Service) holdsLocked(digest string, span model.Range) *held {
 
 // Unload frees a span of layers that was assigned.
 func (s *Service) Unload(r *shardv1.UnloadRequest, stream grpc.ServerStreamingServer[shardv1.UnloadResponse]) error {
-	grace := time.Duration(r.GetGraceMs()) * time.Millisecond
-	if grace > maxGrace {
-		return fault.Field("grace_ms", "unload layers: want at most %d, got %d", maxGrace.Milliseconds(),
-			r.GetGraceMs())
+	grace, err := graceOf("unload", r.GetGraceMs())
+	if err != nil {
+		return err
 	}
 	o, span, err := s.spanOf(r.GetDigest(), r.GetLo(), r.GetHi())
 	if err != nil {
@@ -318,11 +335,16 @@ func (s *Service) retire(o *offer, span model.Range, fence uint64, grace time.Du
 	if !h.assigned {
 		return nil, fault.New(fault.FailedPrecondition, "unload layers %v of %s: they were given by flag", span, o.name)
 	}
+	s.retireLocked(h, grace)
+	return h, nil
+}
+
+// retireLocked takes a span that is held off the list, and begins to free it.
+func (s *Service) retireLocked(h *held, grace time.Duration) {
 	s.held = slices.DeleteFunc(s.held, func(other *held) bool { return other == h })
 	s.retiring = append(s.retiring, h)
 	s.notifyLocked()
 	s.work.Go(func() { s.release(h, grace) })
-	return h, nil
 }
 
 // open returns the number of pipelines that are open on the span.

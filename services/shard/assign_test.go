@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -57,6 +58,7 @@ func newAssignRig(t *testing.T, memory int64) *assignRig {
 	s.Offer("stories", modelDigest, files)
 	server := rpc.NewServer(rpc.ServerOptions{})
 	s.Register(server)
+	samplerv1.RegisterSamplerServiceServer(server, &rowSink{rows: map[string]chan *samplerv1.Row{}})
 	l, err := rpc.Listen("mem:shard", rpc.ListenOptions{Net: network})
 	if err != nil {
 		t.Fatal(err)

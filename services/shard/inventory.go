@@ -132,9 +132,13 @@ func (h *held) kvBytes(o *offer) int64 {
 // spans of a model share count once. The caller holds mu.
 func (s *Service) used() (all, kv int64) {
 	before := map[string][]model.Range{} // the spans of each model that have been counted
-	for _, h := range slices.Concat(s.held, s.retiring) {
+	kept := s.kept()
+	for _, h := range slices.Concat(s.held, s.retiring, kept) {
 		o := s.offers[h.digest]
 		n, weights := h.kvBytes(o), h.weightBytes
+		if slices.Contains(kept, h) {
+			n = 0 // its cache is free
+		}
 		if shared := before[h.digest]; o != nil && len(shared) > 0 {
 			weights = o.files.SpanBytes(h.stage.Range, shared...)
 		}

@@ -1211,7 +1211,13 @@ type AssignRequest struct {
 	// The token of the placer's lock. A lower one than before is refused.
 	Fence uint64 `protobuf:"varint,5,opt,name=fence,proto3" json:"fence,omitempty"`
 	// The version of the plan, for the log.
-	Version       uint64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	Version uint64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	// Assigned spans of the same model that this one takes the place of, for a host without room for both. They are
+	// unloaded when what the new span lacks has been read, and the weights that it shares with them are not read again.
+	// A span that is not held is ignored.
+	Replaces []*Span `protobuf:"bytes,7,rep,name=replaces,proto3" json:"replaces,omitempty"`
+	// How long pipelines that are open on a replaced span may go on, in milliseconds; at most a minute.
+	GraceMs       uint32 `protobuf:"varint,8,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1284,6 +1290,20 @@ func (x *AssignRequest) GetFence() uint64 {
 func (x *AssignRequest) GetVersion() uint64 {
 	if x != nil {
 		return x.Version
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetReplaces() []*Span {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+func (x *AssignRequest) GetGraceMs() uint32 {
+	if x != nil {
+		return x.GraceMs
 	}
 	return 0
 }
@@ -8930,14 +8950,16 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"totalBytes\x12$\n" +
 	"\rfetched_bytes\x18\xa0\x01 \x01(\x04R\ffetchedBytes\x12 \n" +
 	"\vfetch_bytes\x18\xa1\x01 \x01(\x04R\n" +
-	"fetchBytes\"\x9a\x01\n" +
+	"fetchBytes\"\xe8\x01\n" +
 	"\rAssignRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x03 \x01(\rR\x02hi\x12!\n" +
 	"\fkv_positions\x18\x04 \x01(\rR\vkvPositions\x12\x14\n" +
 	"\x05fence\x18\x05 \x01(\x04R\x05fence\x12\x18\n" +
-	"\aversion\x18\x06 \x01(\x04R\aversion\"|\n" +
+	"\aversion\x18\x06 \x01(\x04R\aversion\x121\n" +
+	"\breplaces\x18\a \x03(\v2\x15.lamina.shard.v1.SpanR\breplaces\x12\x19\n" +
+	"\bgrace_ms\x18\b \x01(\rR\agraceMs\"|\n" +
 	"\x0eAssignResponse\x124\n" +
 	"\aloading\x18\x01 \x01(\v2\x18.lamina.shard.v1.LoadingH\x00R\aloading\x12+\n" +
 	"\x04held\x18\x02 \x01(\v2\x15.lamina.shard.v1.HeldH\x00R\x04heldB\a\n" +
@@ -9671,126 +9693,127 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	11,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
 	12,  // 10: lamina.shard.v1.Inventory.offers:type_name -> lamina.shard.v1.Offer
 	13,  // 11: lamina.shard.v1.Inventory.loading:type_name -> lamina.shard.v1.Loading
-	13,  // 12: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
-	23,  // 13: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
-	13,  // 14: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
-	22,  // 15: lamina.shard.v1.PingResponse.times:type_name -> lamina.shard.v1.PingTime
-	33,  // 16: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
-	24,  // 17: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
-	26,  // 18: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	104, // 19: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	103, // 20: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	27,  // 21: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
-	29,  // 22: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
-	30,  // 23: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
-	36,  // 24: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	37,  // 25: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	103, // 26: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	39,  // 27: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	34,  // 28: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	105, // 29: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	38,  // 30: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	104, // 31: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	41,  // 32: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	43,  // 33: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	44,  // 34: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	42,  // 35: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	41,  // 36: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	23,  // 37: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	46,  // 38: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	63,  // 39: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	103, // 40: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	64,  // 41: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	66,  // 42: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	67,  // 43: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	71,  // 44: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	65,  // 45: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	73,  // 46: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	57,  // 47: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	58,  // 48: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	1,   // 49: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	56,  // 50: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	55,  // 51: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	53,  // 52: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	54,  // 53: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	52,  // 54: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	1,   // 55: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	47,  // 56: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
-	48,  // 57: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	51,  // 58: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
-	50,  // 59: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
-	56,  // 60: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	59,  // 61: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	60,  // 62: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	61,  // 63: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	62,  // 64: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,   // 65: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	104, // 66: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	49,  // 67: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	70,  // 68: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	69,  // 69: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	68,  // 70: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
-	77,  // 71: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	78,  // 72: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	79,  // 73: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	83,  // 74: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	85,  // 75: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	82,  // 76: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	74,  // 77: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	75,  // 78: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	76,  // 79: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	101, // 80: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
-	102, // 81: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
-	3,   // 82: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	81,  // 83: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	80,  // 84: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
-	84,  // 85: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	88,  // 86: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	90,  // 87: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	89,  // 88: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	90,  // 89: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	91,  // 90: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	93,  // 91: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	94,  // 92: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	103, // 93: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	104, // 94: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	96,  // 95: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	97,  // 96: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	103, // 97: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	104, // 98: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	99,  // 99: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
-	106, // 100: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
-	8,   // 101: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	35,  // 102: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	45,  // 103: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	92,  // 104: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	98,  // 105: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
-	86,  // 106: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,   // 107: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	25,  // 108: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	31,  // 109: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	14,  // 110: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
-	16,  // 111: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
-	18,  // 112: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
-	20,  // 113: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
-	9,   // 114: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	40,  // 115: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	72,  // 116: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	95,  // 117: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	100, // 118: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
-	87,  // 119: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,   // 120: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	28,  // 121: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	32,  // 122: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	15,  // 123: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
-	17,  // 124: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
-	19,  // 125: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
-	21,  // 126: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
-	114, // [114:127] is the sub-list for method output_type
-	101, // [101:114] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	57,  // 12: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
+	13,  // 13: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
+	23,  // 14: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
+	13,  // 15: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
+	22,  // 16: lamina.shard.v1.PingResponse.times:type_name -> lamina.shard.v1.PingTime
+	33,  // 17: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	24,  // 18: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
+	26,  // 19: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
+	104, // 20: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	103, // 21: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	27,  // 22: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
+	29,  // 23: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
+	30,  // 24: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
+	36,  // 25: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	37,  // 26: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	103, // 27: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	39,  // 28: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	34,  // 29: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	105, // 30: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	38,  // 31: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	104, // 32: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	41,  // 33: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	43,  // 34: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	44,  // 35: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	42,  // 36: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	41,  // 37: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	23,  // 38: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	46,  // 39: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	63,  // 40: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	103, // 41: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	64,  // 42: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	66,  // 43: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	67,  // 44: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	71,  // 45: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	65,  // 46: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	73,  // 47: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	57,  // 48: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	58,  // 49: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,   // 50: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	56,  // 51: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	55,  // 52: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	53,  // 53: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	54,  // 54: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	52,  // 55: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,   // 56: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	47,  // 57: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
+	48,  // 58: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
+	51,  // 59: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
+	50,  // 60: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
+	56,  // 61: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	59,  // 62: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	60,  // 63: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	61,  // 64: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	62,  // 65: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 66: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	104, // 67: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	49,  // 68: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	70,  // 69: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	69,  // 70: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	68,  // 71: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
+	77,  // 72: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	78,  // 73: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	79,  // 74: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	83,  // 75: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	85,  // 76: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	82,  // 77: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	74,  // 78: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	75,  // 79: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	76,  // 80: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	101, // 81: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
+	102, // 82: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
+	3,   // 83: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	81,  // 84: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	80,  // 85: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
+	84,  // 86: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	88,  // 87: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	90,  // 88: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	89,  // 89: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	90,  // 90: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	91,  // 91: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	93,  // 92: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	94,  // 93: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	103, // 94: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 95: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	96,  // 96: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	97,  // 97: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	103, // 98: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	104, // 99: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	99,  // 100: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
+	106, // 101: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
+	8,   // 102: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	35,  // 103: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	45,  // 104: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	92,  // 105: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	98,  // 106: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
+	86,  // 107: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 108: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	25,  // 109: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	31,  // 110: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	14,  // 111: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	16,  // 112: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	18,  // 113: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	20,  // 114: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 115: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	40,  // 116: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	72,  // 117: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	95,  // 118: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	100, // 119: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
+	87,  // 120: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 121: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	28,  // 122: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	32,  // 123: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	15,  // 124: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	17,  // 125: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	19,  // 126: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	21,  // 127: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	115, // [115:128] is the sub-list for method output_type
+	102, // [102:115] is the sub-list for method input_type
+	102, // [102:102] is the sub-list for extension type_name
+	102, // [102:102] is the sub-list for extension extendee
+	0,   // [0:102] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }

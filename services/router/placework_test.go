@@ -1,0 +1,126 @@
+package router
+
+// This test is internal because the placer is not exported.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
+)
+
+// fullHost is a shard without room for two spans. It writes down what it is told.
+type fullHost struct {
+	shardv1.UnimplementedShardServiceServer
+	cramped bool // a span fits only where nothing else is held
+
+	mu    sync.Mutex
+	spans []part
+	told  []string
+}
+
+func (h *fullHost) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := &shardv1.DescribeResponse{Instance: "host", Inventory: &shardv1.Inventory{Assignable: true}}
+	for _, p := range h.spans {
+		out.Held = append(out.Held,
+			&shardv1.Held{Digest: p.digest, Lo: uint32(p.lo), Hi: uint32(p.hi), Assigned: true})
+	}
+	return out, nil
+}
+
+func (h *fullHost) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingServer[shardv1.AssignResponse]) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	line, left := fmt.Sprintf("assign %s %d-%d", r.GetDigest(), r.GetLo(), r.GetHi()), slices.Clone(h.spans)
+	for _, old := range r.GetReplaces() {
+		line += fmt.Sprintf(" for %d-%d", old.GetLo(), old.GetHi())
+		if !h.cramped {
+			left = slices.DeleteFunc(left, func(p part) bool {
+				return p == part{r.GetDigest(), int(old.GetLo()), int(old.GetHi())}
+			})
+		}
+	}
+	h.told = append(h.told, line)
+	if len(left) > 0 {
+		return fault.New(fault.Exhausted, "assign layers: %d spans are held", len(left))
+	}
+	h.spans = []part{{r.GetDigest(), int(r.GetLo()), int(r.GetHi())}}
+	return stream.Send(&shardv1.AssignResponse{Frame: &shardv1.AssignResponse_Held{Held: &shardv1.Held{}}})
+}
+
+func (h *fullHost) Unload(r *shardv1.UnloadRequest, stream grpc.ServerStreamingServer[shardv1.UnloadResponse]) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	gone := part{r.GetDigest(), int(r.GetLo()), int(r.GetHi())}
+	h.spans = slices.DeleteFunc(h.spans, func(p part) bool { return p == gone })
+	h.told = append(h.told, fmt.Sprintf("unload %s %d-%d", gone.digest, gone.lo, gone.hi))
+	return stream.Send(&shardv1.UnloadResponse{Done: true})
+}
+
+// TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort lets a host hold other layers than it has room for beside those
+// that it holds. Spans that share no layer with the new one go first; those that do are replaced, so that no layer is
+// loaded twice. A host that cannot replace unloads.
+func TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cramped bool
+		holds   []part
+		want    []string
+	}{
+		"empty": {want: []string{"assign a 1-3"}},
+		"grows": {holds: []part{{"a", 1, 2}}, want: []string{"assign a 1-3", "assign a 1-3 for 1-2"}},
+		"two": {holds: []part{{"a", 0, 2}, {"a", 2, 4}},
+			want: []string{"assign a 1-3", "assign a 1-3 for 0-2 for 2-4"}},
+		"others": {holds: []part{{"a", 1, 2}, {"b", 1, 2}, {"a", 3, 4}}, want: []string{"assign a 1-3",
+			"unload b 1-2", "assign a 1-3", "unload a 3-4", "assign a 1-3", "assign a 1-3 for 1-2"}},
+		"cannot replace": {cramped: true, holds: []part{{"a", 1, 2}}, want: []string{"assign a 1-3",
+			"assign a 1-3 for 1-2", "unload a 1-2", "assign a 1-3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			network := memnet.New()
+			dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
+			server, h := rpc.NewServer(rpc.ServerOptions{}), &fullHost{cramped: tc.cramped, spans: tc.holds}
+			shardv1.RegisterShardServiceServer(server, h)
+			listener, err := rpc.Listen("mem:host", rpc.ListenOptions{Net: network})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var serving sync.WaitGroup
+			serving.Go(func() { _ = rpc.Serve(ctx, server, listener, nil, rpc.DrainLimit(time.Second)) })
+			s := New(Config{Dialer: dialer, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+			desc, _ := h.Describe(ctx, nil)
+			p := newPlacer(s, Placement{})
+			p.hosts["host"] = &placed{addr: "mem:host", desc: desc}
+			chain := plan.Pipeline{Digest: "a", Stages: []plan.Stage{{Host: "host", Lo: 1, Hi: 3}}}
+			doc := &plan.Document{Plan: plan.Plan{Pipelines: []plan.Pipeline{chain}}}
+			l := &leader{placer: p, work: &sync.WaitGroup{}, doc: doc}
+			for range len(tc.want) + 2 { // one more step than needed: nothing more is to be done
+				l.carryOut(ctx)
+				l.work.Wait()
+			}
+			if !slices.Equal(h.told, tc.want) {
+				t.Errorf("the host is told %q, want %q", h.told, tc.want)
+			}
+			cancel()
+			serving.Wait()
+			if err := dialer.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
