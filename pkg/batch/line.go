@@ -139,30 +139,44 @@ func ParseLine(text []byte, endpoint string) (Line, error) {
 	return Line{CustomID: *in.CustomID, Body: in.Body}, nil
 }
 
+// Place is where a line stands in its file.
+type Place struct {
+	Number int   // from 1 on
+	At     int64 // its offset
+	Bytes  int   // its length with what ends it
+}
+
 // Lines reads the lines of a file one by one. Blank lines count and are skipped.
 type Lines struct {
 	from *bufio.Reader
 	most int // bytes of a line
-	n    int
+	next Place
 	buf  []byte
 }
 
-// NewLines returns the lines of an input file.
-func NewLines(r io.Reader) *Lines { return &Lines{from: bufio.NewReaderSize(r, 64<<10), most: MaxLine} }
+// keptBuffer is the largest buffer that Lines keeps between two lines.
+const keptBuffer = 64 << 10
 
-// Next returns the next line and its number, from 1 on. The text is valid until the next call. At the end it returns
-// io.EOF, and a *Problem for a line that is too long, after which there are no more.
-func (l *Lines) Next() (number int, text []byte, err error) {
+// NewLines returns the lines of an input file.
+func NewLines(r io.Reader) *Lines {
+	return &Lines{from: bufio.NewReaderSize(r, keptBuffer), most: MaxLine}
+}
+
+// Next returns where the next line stands, and its text, which is valid until the next call. At the end it returns
+// io.EOF, and a *Problem for a line that is too long, after which there are no more. It keeps no long text itself, so
+// a caller that drops one has the memory back at once.
+func (l *Lines) Next() (Place, []byte, error) {
 	for {
 		l.buf = l.buf[:0]
-		l.n++
+		l.next.At, l.next.Bytes = l.next.At+int64(l.next.Bytes), 0
+		l.next.Number++
 		for {
 			piece, err := l.from.ReadSlice('\n')
 			l.buf = append(l.buf, piece...)
 			if len(bytes.TrimSuffix(bytes.TrimSuffix(l.buf, []byte("\n")), []byte("\r"))) > l.most {
-				n, p := l.n, problem(CodeLong, "", "it has more than %d bytes", l.most)
+				n, p := l.next.Number, problem(CodeLong, "", "it has more than %d bytes", l.most)
 				p.Line = &n
-				return n, nil, p
+				return l.next, nil, p
 			}
 			if err == nil {
 				break
@@ -171,12 +185,17 @@ func (l *Lines) Next() (number int, text []byte, err error) {
 				continue
 			}
 			if !errors.Is(err, io.EOF) || len(bytes.TrimSpace(l.buf)) == 0 {
-				return l.n, nil, err
+				return l.next, nil, err
 			}
 			break
 		}
-		if text := bytes.TrimSpace(l.buf); len(text) > 0 {
-			return l.n, text, nil
+		l.next.Bytes = len(l.buf)
+		text := bytes.TrimSpace(l.buf)
+		if cap(l.buf) > keptBuffer {
+			l.buf = nil
+		}
+		if len(text) > 0 {
+			return l.next, text, nil
 		}
 	}
 }
@@ -186,7 +205,8 @@ func (l *Lines) Next() (number int, text []byte, err error) {
 func Check(r io.Reader, endpoint string) (total int, problems []*Problem, err error) {
 	lines, first := NewLines(r), map[Key]int{}
 	for len(problems) < maxProblems {
-		n, text, err := lines.Next()
+		place, text, err := lines.Next()
+		n := place.Number
 		var wrong *Problem
 		switch {
 		case errors.Is(err, io.EOF):

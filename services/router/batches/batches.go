@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/batch"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -37,7 +39,7 @@ const (
 	maxBatches = 1 << 14
 	maxActive  = 256
 	maxUploads = 16 // at a time, of which a tenant has a quarter
-	maxDriven  = 64 // batches that are worked on at a time
+	maxPasses  = 4  // files that are read as a whole at a time
 )
 
 func (l Limits) withDefaults() Limits {
@@ -55,6 +57,8 @@ type Options struct {
 	// Handler serves the requests of batches by their paths. It may get its routes later than this API.
 	Handler http.Handler
 	Guard   *auth.Guard // knows the owners of batches; nil if nobody has to authenticate
+	// Metrics gets the metrics; nil for none.
+	Metrics prometheus.Registerer
 	// Lowest returns a context whose requests run at the lowest priority; nil changes nothing.
 	Lowest func(context.Context) context.Context
 	// Fail writes an error in OpenAI's shape, and Error returns the object of such an error.
@@ -67,8 +71,9 @@ type Service struct {
 	Options
 	rules  map[string]auth.Rule // of HTTP routes
 	store  *store
-	slots  chan struct{} // taken by requests that run
-	driven chan struct{} // taken by batches that are worked on
+	turns  *turns        // of requests that run
+	passes chan struct{} // taken by those who read a file as a whole
+	*metrics
 
 	mu    sync.Mutex
 	run   context.Context // of Run; nil before it and after its end
@@ -82,8 +87,10 @@ func New(o Options) *Service {
 	if o.Lowest == nil {
 		o.Lowest = func(ctx context.Context) context.Context { return ctx }
 	}
-	return &Service{Options: o, rules: auth.Routes(), store: newStore(o.Dir, o.Limits, o.Log),
-		slots: make(chan struct{}, o.Limits.Requests), driven: make(chan struct{}, maxDriven)}
+	s := &Service{Options: o, rules: auth.Routes(), store: newStore(o.Dir, o.Limits, o.Log),
+		turns: newTurns(o.Limits.Requests), passes: make(chan struct{}, maxPasses), metrics: newMetrics()}
+	s.observe(o.Metrics)
+	return s
 }
 
 // Routes returns the routes of the API.

@@ -6,7 +6,7 @@
 // identity, the tenant and the budgets of the owner of the batch, at the lowest priority. So it has the same checks,
 // the same answer and the same errors. What the owner may do is asked again for each request: once its key is revoked
 // the batch fails. A request that is refused for now, because a budget is used up or because no pipeline has room,
-// waits and is tried again; any other answer is a result.
+// waits and is tried again, which the owner's budget of requests pays once; any other answer is a result.
 //
 // # What is stored
 //
@@ -22,8 +22,9 @@
 //
 // # Who owns what
 //
-// Run owns every goroutine: one for each batch that has not ended, which reads the input file and owns one goroutine
-// for each of its requests that run or wait. The number of requests that run is bounded for all batches together;
-// batches take turns. When Run's context ends, the requests that run are ended without a result, and all goroutines are
-// joined. The program ends the context after the router has been drained.
+// Run owns every goroutine: one for each batch that has not ended, which owns one for each of its requests that run.
+// The number of requests that run is bounded for all batches together, and tenants share these slots (turns). A request
+// is read from its file when it has a slot, also when it is tried again. So only requests that run are in memory; of
+// those that wait for another try the place in the file is. When Run's context ends, the requests that run are ended
+// without a result, and all goroutines are joined. The program ends the context after the router has been drained.
 package batches

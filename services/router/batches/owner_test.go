@@ -11,6 +11,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/batch"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/services/router/batches"
 )
 
@@ -49,6 +50,35 @@ func TestOwner_BudgetOfRequestsSlowsTheBatch(t *testing.T) {
 		for text, n := range b.ran() {
 			if n != 1 {
 				t.Errorf("%s ran %d times", text, n)
+			}
+		}
+	})
+}
+
+// TestOwner_ATriedAgainRequestCountsOnce has requests that a full router refuses five times. Only the first try takes
+// one of the two requests a minute.
+func TestOwner_ATriedAgainRequestCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, p := newGuard(t, func(k *auth.Key) { k.Requests = 2 })
+		var b *backend
+		b = newBackend(func(_ context.Context, text string) error {
+			if b.ran()[text] <= 5 {
+				return fault.New(fault.Unavailable, "no room").After(time.Second)
+			}
+			return nil
+		})
+		r := newRig(t, t.TempDir(), b, func(o *batches.Options) { o.Guard = guard })
+		defer r.stop()
+		r.caller = p
+		start := time.Now()
+		got := r.ended(r.create(r.upload(chats("a", "b", "c", "d")), chat))
+		// Two requests at once, two within a minute, and half a minute for the tries of the last one.
+		if took := time.Since(start); got.Counts.Completed != 4 || took < time.Minute || took > 3*time.Minute {
+			t.Errorf("%+v after %v", got.Counts, took)
+		}
+		for text, n := range b.ran() {
+			if n != 6 {
+				t.Errorf("%s was tried %d times", text, n)
 			}
 		}
 	})

@@ -26,37 +26,38 @@ const (
 	maxAnswer = batch.MaxResult - 1<<20
 )
 
-// request runs a request until it has a result, and stores that. An error ends the batch.
-func (s *Service) request(ctx context.Context, j *job, results *results, line batch.Line) error {
-	for backoff := retryLeast; ; backoff = min(2*backoff, retryMost) {
-		select {
-		case s.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil
+// request runs a request once, and stores its result. It returns when to try it again if it was refused for now, and
+// nil if it has a result or was ended. An error ends the batch.
+func (s *Service) request(
+	ctx context.Context, j *job, results *results, line batch.Line, a attempt,
+) (again *attempt, err error) {
+	result, wait, err := s.try(ctx, j, line, &a.counted)
+	switch {
+	case err != nil:
+		return nil, err
+	case ctx.Err() != nil && !result.OK():
+		return nil, nil // it was ended
+	case wait == 0:
+		if err := results.add(result, true); err != nil {
+			return nil, err
 		}
-		result, wait, err := s.try(ctx, j, line)
-		<-s.slots
-		switch {
-		case err != nil:
-			return err
-		case ctx.Err() != nil && !result.OK():
-			return nil // it was ended
-		case wait == 0:
-			return results.add(result, true)
+		end := endFailed
+		if result.OK() {
+			end = endOK
 		}
-		timer := time.NewTimer(max(wait, backoff))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		}
+		s.metrics.lines.WithLabelValues(end).Inc()
+		return nil, nil
 	}
+	s.retries.Inc()
+	a.due = time.Now().Add(max(wait, a.backoff))
+	a.backoff = min(2*a.backoff, retryMost)
+	return &a, nil
 }
 
-// try runs a request once. A wait above 0 says that it was refused for now, and when to try again.
+// try runs a request. A wait above 0 says that it was refused for now, and when to try again. counted says whether the
+// owner's budget of requests has paid for the request, which it does once, however often it is tried.
 func (s *Service) try(
-	ctx context.Context, j *job, line batch.Line,
+	ctx context.Context, j *job, line batch.Line, counted *bool,
 ) (result *batch.Result, wait time.Duration, err error) {
 	r, id := j.now(), obs.NewRequestID()
 	owner, err := s.Guard.Renew(r.Owner)
@@ -73,8 +74,11 @@ func (s *Service) try(
 	a := &answer{header: http.Header{}}
 	err = s.mayUse(owner, r.Batch.Endpoint)
 	if err == nil {
-		if err := owner.Meter().Begin(); err != nil {
-			return &batch.Result{}, max(httpapi.Explain(err).RetryAfter, time.Millisecond), nil
+		if !*counted {
+			if err := owner.Meter().Begin(); err != nil {
+				return &batch.Result{}, max(httpapi.Explain(err).RetryAfter, time.Millisecond), nil
+			}
+			*counted = true
 		}
 		ctx = auth.WithPrincipal(auth.WithTenant(obs.WithRequestID(s.Lowest(ctx), id), r.Tenant), owner)
 		err = s.serve(ctx, a, r.Batch.Endpoint, line.Body)

@@ -189,14 +189,14 @@ func (r *rig) create(file, endpoint string, header ...string) string {
 }
 
 // ended waits until a batch has ended, and returns it.
-func (r *rig) ended(id string) batch.Batch {
+func (r *rig) ended(id string, header ...string) batch.Batch {
 	r.t.Helper()
 	every := time.Second
 	for i := range 10_000 {
 		if i > 600 {
 			every = 30 * time.Second
 		}
-		w := r.raw("GET", "/v1/batches/"+id, "", "")
+		w := r.raw("GET", "/v1/batches/"+id, "", "", header...)
 		var b batch.Batch
 		if err := json.Unmarshal(w.Body.Bytes(), &b); err != nil || w.Code != 200 {
 			r.t.Fatalf("get: %d %s", w.Code, w.Body)

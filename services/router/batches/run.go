@@ -90,11 +90,6 @@ func (j *job) end(cause error) {
 // drive works on a batch until it has ended or the router stops. ctx ends with running, with the batch's time, and when
 // the batch is cancelled.
 func (s *Service) drive(running, ctx context.Context, j *job) {
-	select {
-	case s.driven <- struct{}{}:
-		defer func() { <-s.driven }()
-	case <-ctx.Done(): // to end it takes little
-	}
 	err := s.work(running, ctx, j)
 	if running.Err() != nil {
 		return // it goes on after a restart
@@ -104,6 +99,7 @@ func (s *Service) drive(running, ctx context.Context, j *job) {
 		s.Log.ErrorContext(ctx, "work on batch: a restart tries again", "batch", b.ID, "status", b.Status, "error", err)
 		return
 	}
+	s.ended.WithLabelValues(string(b.Status)).Inc()
 	s.Log.InfoContext(ctx, "end batch", "batch", b.ID, "status", b.Status, "completed", b.Counts.Completed, "failed",
 		b.Counts.Failed)
 }
@@ -119,7 +115,7 @@ func (s *Service) work(running, ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	results, err := s.openResults(ctx, j)
+	results, err := s.openResults(running, ctx, j)
 	switch {
 	case err != nil && running.Err() != nil:
 		return err
@@ -142,10 +138,25 @@ func (s *Service) work(running, ctx context.Context, j *job) error {
 	})
 }
 
+// pass waits until a file may be read as a whole, for which long lines are in memory. The caller calls end.
+func (s *Service) pass(ctx context.Context) (end func(), err error) {
+	select {
+	case s.passes <- struct{}{}:
+		return func() { <-s.passes }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // openResults opens the files of a batch. While they cannot be read it tries again, until ctx ends.
-func (s *Service) openResults(ctx context.Context, j *job) (*results, error) {
+func (s *Service) openResults(running, ctx context.Context, j *job) (*results, error) {
 	for {
+		end, err := s.pass(running)
+		if err != nil {
+			return nil, err
+		}
 		r, err := openResults(s.store, j)
+		end()
 		if fault.CodeOf(err) != fault.Unavailable {
 			return r, err
 		}
@@ -210,7 +221,13 @@ func (s *Service) validate(ctx context.Context, j *job) (done bool, err error) {
 		return false, storeError(err)
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	total, problems, err := batch.Check(&reader{ctx, f}, r.Batch.Endpoint)
+	var total int
+	var problems []*batch.Problem
+	end, err := s.pass(ctx)
+	if err == nil {
+		total, problems, err = batch.Check(&reader{ctx, f}, r.Batch.Endpoint)
+		end()
+	}
 	cause := context.Cause(ctx)
 	switch over := errors.Is(cause, errCancelled) || errors.Is(cause, errExpired); {
 	case cause != nil && !over:
@@ -250,62 +267,84 @@ func (r *reader) Read(p []byte) (int, error) {
 	return r.from.Read(p)
 }
 
-// each calls f with every request of the input file that has no result yet, until f fails.
-func (s *Service) each(ctx context.Context, j *job, results *results, f func(batch.Line) error) error {
-	r := j.now()
-	input, err := os.Open(s.store.content(r.Batch.InputFileID))
+// runAll runs all requests that have no result yet, and returns when all that it has begun have ended.
+func (s *Service) runAll(ctx context.Context, j *job, results *results) error {
+	in, err := s.openInput(ctx, j, results)
 	if err != nil {
-		return storeError(err)
+		return err
 	}
-	defer func() { _ = input.Close() }() // it was only read
-	lines := batch.NewLines(&reader{ctx, input})
+	defer in.close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	r := j.now()
+	counts := r.Batch.Counts
+	w := newWork(s.Limits.Requests, counts.Total-counts.Completed-counts.Failed)
+	slots := s.turns.join(r.Tenant)
+	defer slots.leave()
 	for {
-		n, text, err := lines.Next()
+		a, err := w.next(ctx, slots.rest)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
+		if err != nil {
+			return err
+		}
+		give, err := slots.take(ctx)
+		if err != nil {
+			return err
+		}
 		var line batch.Line
-		if err == nil {
-			line, err = batch.ParseLine(text, r.Batch.Endpoint)
+		first := a.place.Number == 0
+		if first {
+			a.place, line, err = in.next()
+		} else {
+			line, err = in.again(a.place)
 		}
-		if err == nil && !results.has(line.CustomID) {
-			err = f(line)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if errors.Is(err, io.EOF) {
+			err = fault.Wrap(fault.DataLoss, err, "read the input file of batch %s: requests are missing", r.Batch.ID)
 		}
 		if err != nil {
-			return fault.Wrap(fault.CodeOf(err), err, "read request of line %d", n)
+			give()
+			return err
 		}
-	}
-}
-
-// runAll runs all requests that have no result yet, and returns when all that it has begun have ended.
-func (s *Service) runAll(ctx context.Context, j *job, results *results) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	open := make(chan struct{}, s.Limits.Requests) // requests of this batch that run or wait
-	err := s.each(ctx, j, results, func(line batch.Line) error {
-		select {
-		case open <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		w.begin(first)
+		j.running.Add(1)
 		wg.Go(func() {
-			defer func() { <-open }()
-			if err := s.request(ctx, j, results, line); err != nil {
+			defer j.running.Add(-1)
+			again, err := s.request(ctx, j, results, line, a)
+			give()
+			if err != nil {
 				j.end(err)
 			}
+			w.ended(again)
 		})
-		return nil
-	})
-	return err
+	}
 }
 
 // skipRest writes that the requests without a result have not run.
 func (s *Service) skipRest(ctx context.Context, j *job, results *results, code, message string) error {
-	return s.each(ctx, j, results, func(line batch.Line) error {
-		return results.add(&batch.Result{ID: newID("batch_req_"), CustomID: line.CustomID,
-			Error: &batch.Failure{Code: code, Message: message}}, false)
-	})
+	end, err := s.pass(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	in, err := s.openInput(ctx, j, results)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	for {
+		_, line, err := in.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = results.add(&batch.Result{ID: newID("batch_req_"), CustomID: line.CustomID,
+				Error: &batch.Failure{Code: code, Message: message}}, false)
+		}
+		if err != nil {
+			return err
+		}
+		s.metrics.lines.WithLabelValues(endNotRun).Inc()
+	}
 }

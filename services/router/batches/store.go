@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -55,7 +56,8 @@ type record struct {
 
 // job is a batch of this process.
 type job struct {
-	writing sync.Mutex // held while the record is changed and written
+	writing sync.Mutex   // held while the record is changed and written
+	running atomic.Int64 // requests that run
 
 	mu     sync.Mutex
 	record record
@@ -198,6 +200,13 @@ func (s *store) take(tenant string, r room) error {
 	}
 	s.add(tenant, r)
 	return nil
+}
+
+// bytes returns what the files of all tenants take.
+func (s *store) bytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used.bytes
 }
 
 // give gives room back.
