@@ -413,8 +413,8 @@ func (p *process) buildHTTP() error {
 	// It ends after the router has been drained, since it starts before, and before the router ends.
 	jobs := batches.New(batches.Options{
 		Options: o, Dir: p.set.router.Batches.Dir, Handler: mux, Guard: p.guard, Lowest: router.Lowest,
-		Limits: batches.Limits{Disk: p.set.router.Batches.Disk, Requests: p.set.router.Batches.Requests},
-		Fail:   openai.Fail(o), Error: openai.ErrorObject,
+		Limits:  batches.Limits{Disk: p.set.router.Batches.Disk, Requests: p.set.router.Batches.Requests},
+		Metrics: p.metrics, Fail: openai.Fail(o), Error: openai.ErrorObject,
 	})
 	p.add(runPart("batches", jobs.Run))
 	config, err := p.consoleOptions(o)
