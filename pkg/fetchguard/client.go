@@ -11,7 +11,9 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -85,7 +87,11 @@ func New(c Config) *Client {
 		Timeout: c.Timeout, Resolver: c.Resolver,
 		// It gets the address that the socket is about to be connected to.
 		ControlContext: func(ctx context.Context, _, address string, _ syscall.RawConn) error {
-			return c.check(ctx, address)
+			err := c.check(ctx, address)
+			if t, ok := ctx.Value(triedKey{}).(*tried); ok && err == nil {
+				t.Store(true)
+			}
+			return err
 		},
 	}
 	f.http = &http.Client{
@@ -99,11 +105,22 @@ func New(c Config) *Client {
 					max(0, c.Redirects))
 			}
 			r.Header.Del("Referer")
-			return checkURL(r.URL)
+			if t, ok := r.Context().Value(triedKey{}).(*tried); ok {
+				t.Store(false)
+			}
+			if err := checkURL(r.URL); err != nil {
+				return err
+			}
+			return c.checkPort(r.URL)
 		},
 	}
 	return f
 }
+
+// tried says whether an address of the host that is asked now may be connected to.
+type tried = atomic.Bool
+
+type triedKey struct{}
 
 // ParseURL parses an address that may be fetched: one of http or https with a host and without credentials.
 func ParseURL(text string) (*url.URL, error) {
@@ -133,6 +150,20 @@ func checkURL(u *url.URL) error {
 	return nil
 }
 
+// checkPort refuses ports before a name is resolved, so that the answer does not depend on the name.
+func (c *Config) checkPort(u *url.URL) error {
+	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return fault.Field("url", "%.20q is no port", port)
+	}
+	if !slices.Contains(c.Ports, uint16(n)) {
+		return fault.New(fault.PermissionDenied, "fetch %s: ports other than %v are not allowed", u.Redacted(), c.Ports).
+			Because(ReasonAddress)
+	}
+	return nil
+}
+
 // disguised reports whether a host is an IPv4 address in a form that only some resolvers understand, such as
 // 0x7f.1 or 2130706433. As in browsers, a host whose last label is a number is an address.
 func disguised(host string) bool {
@@ -148,15 +179,20 @@ func disguised(host string) bool {
 	return strings.Trim(last, digits) == ""
 }
 
-// Get fetches an address. It returns PermissionDenied with ReasonAddress for one that is not public, Invalid for one
-// that is malformed, and FailedPrecondition for an answer that is not accepted.
+// Get fetches an address. It returns PermissionDenied with ReasonAddress for one that is not public and for a name that
+// does not resolve, Invalid for one that is malformed, and FailedPrecondition for an answer that is not accepted.
 func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
 	u, err := ParseURL(address)
+	if err == nil {
+		err = f.c.checkPort(u)
+	}
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.c.Timeout)
 	defer cancel()
+	connects := &tried{}
+	ctx = context.WithValue(ctx, triedKey{}, connects)
 	u.Fragment = ""
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
@@ -168,7 +204,7 @@ func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
 	}
 	resp, err := f.http.Do(req)
 	if err != nil {
-		return nil, f.explain(ctx, u, err)
+		return nil, f.explain(ctx, u, connects.Load(), err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
@@ -184,7 +220,7 @@ func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
 			strings.Join(f.c.Types, ", "))
 	}
 	if out.Body, err = io.ReadAll(io.LimitReader(resp.Body, f.c.Bytes+1)); err != nil {
-		return nil, f.explain(ctx, u, err)
+		return nil, f.explain(ctx, u, connects.Load(), err)
 	}
 	if int64(len(out.Body)) > f.c.Bytes {
 		out.Body, out.Partial = out.Body[:f.c.Bytes], true
@@ -193,24 +229,30 @@ func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
 }
 
 // explain returns the fault of a fetch that failed. The error of the client repeats the address, which is left out.
-func (f *Client) explain(ctx context.Context, u *url.URL, err error) error {
-	var known *fault.Error
-	if errors.As(err, &known) {
-		return known
-	}
-	if ctx.Err() != nil {
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return fault.Wrap(fault.Canceled, ctx.Err(), "fetch %s", u.Redacted())
-		}
-		return fault.New(fault.DeadlineExceeded, "fetch %s: it took longer than %v", u.Redacted(), f.c.Timeout)
+//
+// Whoever asks may not know which names the network of this process has, and where they lead to. So there is one answer
+// for a host of which no address may be connected to, whether its name does not resolve, resolves to an address that is
+// refused, or to one that this machine has no sockets for. Why stands in the cause, which is no fault and thus not in
+// fault.Public.
+func (f *Client) explain(ctx context.Context, u *url.URL, tried bool, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fault.Wrap(fault.Canceled, ctx.Err(), "fetch %s", u.Redacted())
 	}
 	var about *url.Error
 	if errors.As(err, &about) {
 		err = about.Err
 	}
-	var name *net.DNSError
-	if errors.As(err, &name) {
-		return fault.Wrap(fault.Unavailable, err, "fetch %s: its name cannot be resolved", u.Redacted())
+	var known *fault.Error
+	refused := errors.As(err, &known) && known.Reason == ReasonAddress && known.Err != nil
+	var network *net.OpError // of the dialer, with a refusal, too
+	switch {
+	case refused, !tried && (errors.As(err, &network) || ctx.Err() != nil):
+		return fault.Wrap(fault.PermissionDenied, errors.New(err.Error()), "fetch %s: its host has no address that "+
+			"may be reached", u.Redacted()).Because(ReasonAddress)
+	case known != nil:
+		return known
+	case ctx.Err() != nil:
+		return fault.New(fault.DeadlineExceeded, "fetch %s: it took longer than %v", u.Redacted(), f.c.Timeout)
 	}
 	return fault.Wrap(fault.Unavailable, err, "fetch %s: the server does not answer as it should", u.Redacted())
 }

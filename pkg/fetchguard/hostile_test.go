@@ -93,6 +93,7 @@ func (n *names) lookup(name string, v6 bool) []netip.Addr {
 		if _, again := n.asked.LoadOrStore(name, true); again {
 			out = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 		}
+	case strings.HasPrefix(name, "absent"):
 	case name == "public.evil.test":
 		out = []netip.Addr{n.public}
 	default: // another spelling of an address, which some resolvers understand; both.evil.test
@@ -247,6 +248,52 @@ func TestClient_HostileAddressesNeverEscape(t *testing.T) {
 		t.Errorf("%d of %d addresses escaped, and the protected server had %d requests", escapes, len(hosts), n)
 	}
 	t.Logf("%d hostile addresses, each asked for directly and by a redirect: %d escapes", len(hosts), escapes)
+}
+
+// TestClient_OneAnswerForEveryHostThatIsRefused asks for names that do not exist, and for names and addresses that are
+// refused for different reasons. What a caller sees is the same; the whole error, for the log, says why.
+func TestClient_OneAnswerForEveryHostThatIsRefused(t *testing.T) {
+	r := newRig(t)
+	config := r.config
+	config.Own = func(context.Context) []netip.AddrPort {
+		return []netip.AddrPort{netip.MustParseAddrPort("93.184.216.34:0")}
+	}
+	client := fetchguard.New(config)
+	through := "http://" + net.JoinHostPort(publicAddr, r.port) + "/?to="
+	want := ""
+	for _, c := range []struct{ host, why string }{
+		{"absent.evil.test", "no such host"}, {"v4-10-0-0-5.evil.test", "10.0.0.5"}, {"10.0.0.5", "10.0.0.5"},
+		{"v4-127-0-0-1.evil.test", "127.0.0.1"}, {"v4-169-254-169-254.evil.test", "169.254.169.254"},
+		{"v4-93-184-216-34.evil.test", "this server"}, {"93.184.216.34", "this server"},
+	} {
+		target := "http://" + c.host + ":" + r.port + "/"
+		for _, address := range []string{target, through + target} {
+			_, err := client.Get(t.Context(), address)
+			got := fmt.Sprint(fault.CodeOf(err), " ", strings.ReplaceAll(fault.Public(err), address, "ADDRESS"))
+			var f *fault.Error
+			if !errors.As(err, &f) || f.Reason != fetchguard.ReasonAddress || f.RetryAfter != 0 {
+				t.Errorf("%s: %#v", address, err)
+			}
+			if want == "" {
+				want = got
+			}
+			if got != want {
+				t.Errorf("%s: a caller sees %q, want %q", address, got, want)
+			}
+			if !strings.Contains(err.Error(), c.why) {
+				t.Errorf("%s: the log has %q, want %q in it", address, err, c.why)
+			}
+		}
+	}
+	for _, host := range []string{"absent.evil.test", "v4-10-0-0-5.evil.test", "public.evil.test"} {
+		_, err := client.Get(t.Context(), "http://"+host+":9/")
+		if text := fault.Public(err); !strings.Contains(text, "ports other than") {
+			t.Errorf("port 9 of %s: a caller sees %q", host, text)
+		}
+	}
+	if r.reached.Load() != 0 {
+		t.Errorf("the protected server had %d requests", r.reached.Load())
+	}
 }
 
 func TestClient_ChangedNamesNeverEscape(t *testing.T) {
