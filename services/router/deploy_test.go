@@ -15,6 +15,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/services/router"
@@ -445,5 +446,27 @@ func TestPlacer_HostThatCannotLoadIsLeftOut(t *testing.T) {
 		bad.mu.Unlock()
 		m.stops["good"]()
 		eventually(t, "the host that has changed serves", func() bool { return bad.holds(digest) })
+	})
+}
+
+// A host is full because it loads what an earlier placer has asked for. It is asked until that has ended, and is not
+// left out.
+func TestPlacer_HostThatStillLoadsIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, hosts := deployMesh(t, router.Placement{}, 1, 1, map[string]string{digest: "fake"})
+		h := hosts[0]
+		h.mu.Lock()
+		h.refuse[digest] = fault.New(fault.Exhausted, "assign layers: another span is being loaded")
+		h.loading = []*shardv1.Loading{{Digest: digest, Lo: 0, Hi: 1, DoneBytes: 1, TotalBytes: 1000}}
+		h.mu.Unlock()
+		eventually(t, "it is asked five times", func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.refused >= 5
+		})
+		h.mu.Lock()
+		h.loading, h.refuse[digest] = nil, nil
+		h.mu.Unlock()
+		m.served("fake")
 	})
 }

@@ -57,8 +57,8 @@ func shapeOf(d *shardv1.DescribeResponse) uint64 {
 }
 
 // refusedBy counts the end of a load. Errors that say nothing of the host, such as that it could not be reached or
-// that the placer was replaced, do not count. A host that is full and can free something is no reason either. The
-// caller holds mu of the placer.
+// that the placer was replaced, do not count. A host that is full and can free something is no reason either, nor is
+// one that still loads what an earlier placer, or an earlier plan, has asked for. The caller holds mu of the placer.
 func (h *placed) refusedBy(w part, err error, now time.Time) (left bool) {
 	switch fault.CodeOf(err) {
 	case fault.Unspecified:
@@ -67,7 +67,7 @@ func (h *placed) refusedBy(w part, err error, now time.Time) (left bool) {
 	case fault.Unavailable, fault.Aborted, fault.Canceled, fault.DeadlineExceeded:
 		return false
 	case fault.Exhausted:
-		if h.freeable { // it is asked again when that is gone
+		if h.freeable || len(h.desc.GetInventory().GetLoading()) > 0 { // it is asked again when that is gone
 			return false
 		}
 	}
