@@ -215,7 +215,8 @@ func TestDeploy_BadVersionsAreRolledBack(t *testing.T) {
 		states string
 		why    string
 	}{
-		"probe": {ruin: func(s *fakeShard) { s.silent = true }, states: "[loading live]", why: "computes nothing"},
+		"probe":   {ruin: func(s *fakeShard) { s.silent = true }, states: "[loading live]", why: "computes nothing"},
+		"weights": {ruin: func(s *fakeShard) { s.spoilt = true }, states: "[loading live]", why: "are not finite"},
 		"load": {refuse: fault.New(fault.FailedPrecondition, "load layers: tensor blk.0 is damaged"),
 			states: "[loading live]", why: "tensor blk.0 is damaged"},
 		"requests": {ruin: func(s *fakeShard) { s.poison = '9' }, states: "[loading canary live]"},

@@ -49,6 +49,7 @@ type failures struct {
 	row    int // since a pipeline was last opened
 	all    int // with the pipelines that were lost
 	reason string
+	at     time.Time // of the last one
 }
 
 func newDeployments() *deployments {
@@ -391,7 +392,24 @@ func (s *Service) pipelineFailed(digest string, opened bool, err error) {
 		f.row++
 	}
 	f.all++
-	f.reason = err.Error()
+	f.reason, f.at = err.Error(), time.Now()
+}
+
+const (
+	retireTries = 3           // in a row to open a pipeline of a retiring version, before the tries become rare
+	retireAgain = time.Second // after the last of them; doubled after each further one
+	retireMost  = 7           // doublings
+)
+
+// retires reports whether a model is only a version that ends its requests, and whose pipeline should not be tried yet:
+// each try computes rows, as a request does, and a version that cannot be opened would never become quiet. Its requests,
+// if it has any, wait for one of the tries. The caller holds mu.
+func (s *Service) retires(digest string) bool {
+	f := s.deploys.failures[digest]
+	if f == nil || f.row < retireTries || len(s.deploys.state.Of(digest)) > 0 || !s.deploys.state.Hidden(digest) {
+		return false
+	}
+	return time.Since(f.at) < retireAgain<<min(f.row-retireTries, retireMost)
 }
 
 // unused reports whether no deployment wants the model of a pipeline and no request runs on it. The caller holds mu.

@@ -24,6 +24,13 @@ type encoderProbe struct {
 
 // probeEncoders sends a token through the stages of each planned encoder that are all held, until that has worked once.
 func (l *leader) probeEncoders(ctx context.Context) {
+	resting := map[string]bool{}
+	l.s.mu.Lock()
+	for k := range l.doc.Plan.Pipelines {
+		digest := l.doc.Plan.Pipelines[k].Digest
+		resting[digest] = l.s.retires(digest)
+	}
+	l.s.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	probes := map[string]*encoderProbe{}
@@ -38,7 +45,7 @@ func (l *leader) probeEncoders(ctx context.Context) {
 			p = &encoderProbe{}
 		}
 		probes[key] = p
-		if p.running || p.passed || time.Since(p.at) < probeAgain {
+		if p.running || p.passed || time.Since(p.at) < probeAgain || resting[chain.Digest()] {
 			continue
 		}
 		p.running = true

@@ -44,6 +44,7 @@ type fakeShard struct {
 	fault    func()              // the fault, which happens once
 	at       int                 // the batch in which it happens
 	silent   bool                // takes frames and answers none of them
+	spoilt   bool                // computes rows, of which none is usable
 	refuse   bool                // refuses every entry
 	poison   uint32              // an id that ends the stream of whoever sends it; 0 for none
 	poisoned int                 // how often it came
@@ -431,6 +432,12 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	rows, err := p.compute(b, ids)
 	if err != nil {
 		return err
+	}
+	s.mu.Lock()
+	spoilt := s.spoilt
+	s.mu.Unlock()
+	if spoilt {
+		return fault.New(fault.Internal, "compute: the rows are not finite")
 	}
 	if b.GetReplayUntil() == s.hi {
 		return p.computed(b)

@@ -261,6 +261,9 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup, notify func()) 
 		if s.models[chain.Digest()] == nil && i < len(answer) {
 			continue // a model cannot be served without a tokenizer
 		}
+		if s.retires(chain.Digest()) {
+			continue
+		}
 		// round robin, so that a lost sampler is not tried twice in a row
 		sampler := samplers[s.tries%len(samplers)].Addr
 		s.tries++
