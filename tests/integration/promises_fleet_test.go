@@ -89,6 +89,7 @@ type fleetSpec struct {
 	model     string // its folder; empty for the bundled one
 	routerArg []string
 	auto      []int64 // memory limits of shards that take their layers from the placer
+	autoDir   string  // the folder of their models; empty for that of model
 }
 
 // fleet is a deployment of one process for each service, whose members tests kill, freeze and wedge.

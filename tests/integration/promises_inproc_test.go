@@ -249,7 +249,7 @@ func TestPromise_S7_FullPoolOnlySlows(t *testing.T) {
 	want := undisturbed(t, startLocal(t, app.MeshConfig{Stages: 2}).router, requests)
 	l := startLocal(t, app.MeshConfig{Stages: 2, KVPositions: demand / 4})
 	for round := range pickInt(1, 8) {
-		f := &flow{t: t, want: want, quit: make(chan struct{})}
+		f := &flow{t: t, right: asBefore(want), quit: make(chan struct{})}
 		for i, r := range requests {
 			f.work.Go(func() { f.one([]routerv1.RouterServiceClient{l.router}, i, r, false) })
 		}

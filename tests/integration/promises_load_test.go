@@ -106,6 +106,7 @@ type client struct {
 	outcome
 	answer
 	id    string
+	model string    // digest of the model that answers
 	last  time.Time // when something was received last
 	token func()    // called for each token
 }
@@ -122,7 +123,7 @@ func (c *client) received() {
 func (c *client) event(started *routerv1.Started, token *routerv1.TokenEvent, end *routerv1.Finished) error {
 	switch {
 	case started != nil:
-		c.id = started.GetRequestId()
+		c.id, c.model = started.GetRequestId(), started.GetDigest()
 	case token != nil:
 		if int(token.GetIndex()) != len(c.ids) {
 			return fmt.Errorf("token %d comes where %d is due", token.GetIndex(), len(c.ids))
@@ -199,24 +200,41 @@ func (c *client) resume(ctx context.Context, router routerv1.RouterServiceClient
 	return err
 }
 
-// flow is a load whose answers are compared with the undisturbed ones. Each of its streams sends one
-// request after another, until one fails or the load is stopped.
+// judge says whether the answer to a request, by the model with a digest, is the right one. Several requests may ask at
+// the same time.
+type judge func(request int, digest string, a answer) bool
+
+// flow is a load whose answers are judged. Each of its streams sends one request after another, until one fails or the
+// load is stopped.
 type flow struct {
-	t    *testing.T
-	want []answer
-	quit chan struct{}
-	work sync.WaitGroup
+	t     *testing.T
+	right judge
+	quit  chan struct{}
+	work  sync.WaitGroup
 
 	mu     sync.Mutex
 	tokens int
 	done   []outcome
 }
 
-// startFlow puts load on routers. resumable lets streams go on at another router.
+// startFlow puts load on routers, whose answers are compared with the undisturbed ones. resumable lets streams go on at
+// another router.
 func startFlow(t *testing.T, routers []routerv1.RouterServiceClient, requests []*routerv1.GenerateRequest,
 	want []answer, streams int, resumable bool) *flow {
 	t.Helper()
-	f := &flow{t: t, want: want, quit: make(chan struct{})}
+	return startJudged(t, routers, requests, asBefore(want), streams, resumable)
+}
+
+// asBefore finds an answer right that equals the undisturbed one.
+func asBefore(want []answer) judge {
+	return func(i int, _ string, a answer) bool { return a.equal(want[i]) }
+}
+
+// startJudged puts load on routers, whose answers are judged.
+func startJudged(t *testing.T, routers []routerv1.RouterServiceClient, requests []*routerv1.GenerateRequest,
+	right judge, streams int, resumable bool) *flow {
+	t.Helper()
+	f := &flow{t: t, right: right, quit: make(chan struct{})}
 	t.Cleanup(f.stop)
 	for s := range streams {
 		turned := append(slices.Clone(routers[s%len(routers):]), routers[:s%len(routers)]...)
@@ -252,7 +270,7 @@ func (f *flow) one(routers []routerv1.RouterServiceClient, i int, r *routerv1.Ge
 	c.request, c.sent = i, time.Now()
 	c.err = c.run(ctx, routers, r)
 	c.end = time.Now()
-	c.same = c.err == nil && c.equal(f.want[i])
+	c.same = c.err == nil && f.right(i, c.model, c.answer)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.done = append(f.done, c.outcome)

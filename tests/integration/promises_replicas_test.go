@@ -70,7 +70,7 @@ func TestPromise_S4_LostStageIsTold(t *testing.T) {
 	for i := range streams {
 		requests = append(requests, seeded(fmt.Sprintf("%s %d", prompts[i%len(prompts)], i), 200, uint64(i)))
 	}
-	flow := &flow{t: t, want: make([]answer, streams), quit: make(chan struct{})}
+	flow := &flow{t: t, right: asBefore(make([]answer, streams)), quit: make(chan struct{})}
 	for i, r := range requests {
 		flow.work.Go(func() { flow.one([]routerv1.RouterServiceClient{router}, i, r, false) })
 	}
