@@ -146,8 +146,18 @@ func (r *record) differ(digest string, want []answer) int {
 	return n
 }
 
-// deploy deploys a model and waits until that has ended. It returns the states that it has gone through.
+// deploy deploys a model and waits until that has ended. It returns the states that it has gone through. A model whose
+// tokenizer the router has not found yet is deployed again.
 func (f *fleet) deploy(r *routerv1.DeployRequest) (states []string, err error) {
+	f.t.Helper()
+	poll(50*time.Millisecond, 5*time.Minute, func() bool {
+		states, err = f.deployOnce(r)
+		return status.Code(err) != codes.FailedPrecondition
+	})
+	return states, err
+}
+
+func (f *fleet) deployOnce(r *routerv1.DeployRequest) (states []string, err error) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Minute)
 	defer cancel()
