@@ -17,11 +17,15 @@ type LowRank[F tensor.Float] struct {
 type LowRanks[F tensor.Float] interface {
 	LowRanks(products []LowRank[F])
 
-	// PackLowRank puts A[r,I] and B[N,r] into the order in which LowRanks reads them, and lets go of their Dense.
-	// After it they are for LowRanks only. A set may leave them as they are. A matrix that is packed already, as one
-	// that is the A of several products, stays so.
-	PackLowRank(a, b *Matrix[F])
+	// PackLowRank puts factors into the order in which LowRanks reads them, and lets go of their Dense. After it they
+	// are for LowRanks only. A set may leave them as they are. The factors of a group are for the same x; those of the
+	// parts of a fused matrix have the same A, in the same memory. LowRanks is fastest if the products of a group
+	// follow one another in its list, in the same order.
+	PackLowRank(groups [][]Factors[F])
 }
+
+// Factors are the two factors of an adapter of a matrix: A[r,I] and B[N,r].
+type Factors[F tensor.Float] struct{ A, B *Matrix[F] }
 
 // AddLowRanks computes low-rank products with a set.
 func AddLowRanks[F tensor.Float](set Set[F], products []LowRank[F]) {

@@ -115,25 +115,26 @@ func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (_ *Adapter[F], err error) {
 }
 
 // pack puts the matrices into the order in which the set reads them, if it has one. Those with magnitudes are
-// multiplied as they are. Parts of a fused matrix share A.
+// multiplied as they are.
 func (ad *Adapter[F]) pack(set kernel.Set[F]) {
 	packer, ok := set.(kernel.LowRanks[F])
 	if !ok {
 		return
 	}
-	shared := map[*F]any{}
-	for _, p := range ad.sites {
-		if p == nil || p.magnitude != nil {
-			continue
+	var groups [][]kernel.Factors[F]
+	for _, linears := range ad.stage.inputs() {
+		var group []kernel.Factors[F]
+		for _, l := range linears {
+			if p := ad.at(l); p != nil && p.magnitude == nil {
+				group = append(group, kernel.Factors[F]{A: &p.a, B: &p.b})
+			}
 		}
-		at := unsafe.SliceData(p.a.Dense)
-		p.a.Packed = shared[at]
-		packer.PackLowRank(&p.a, &p.b)
-		shared[at] = p.a.Packed
-		if p.a.Packed == nil { // the set leaves matrices as they are
-			return
+		if len(group) > 0 {
+			groups = append(groups, group)
 		}
-		p.a.Dense = nil
+	}
+	if packer.PackLowRank(groups); len(groups) == 0 || groups[0][0].A.Packed == nil { // the set leaves them as they are
+		return
 	}
 	for i := range ad.params { // matrices that were packed are not kept as they were
 		ad.params[i].Data = nil

@@ -47,22 +47,25 @@ type lora[F tensor.Float] struct {
 }
 
 // linears lists the matrices of the stage that an adapter may be for.
-func (s *Stage[F]) linears() []*linear[F] {
-	var out []*linear[F]
+func (s *Stage[F]) linears() []*linear[F] { return slices.Concat(s.inputs()...) }
+
+// inputs lists the same matrices, those that multiply the same x together.
+func (s *Stage[F]) inputs() [][]*linear[F] {
+	var out [][]*linear[F]
+	add := func(all ...*linear[F]) {
+		out = append(out, slices.DeleteFunc(all, func(l *linear[F]) bool { return l.Rows == 0 }))
+	}
 	for i := range s.blocks {
 		b := &s.blocks[i]
-		all := []*linear[F]{&b.q, &b.k, &b.v, &b.o}
+		add(&b.q, &b.k, &b.v)
+		add(&b.o)
 		if b.experts == nil {
-			all = append(all, &b.gate, &b.up, &b.down)
-		}
-		for _, l := range all {
-			if l.Rows > 0 {
-				out = append(out, l)
-			}
+			add(&b.gate, &b.up)
+			add(&b.down)
 		}
 	}
 	if s.head != nil {
-		out = append(out, s.head)
+		add(s.head)
 	}
 	return out
 }

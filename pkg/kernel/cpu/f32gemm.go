@@ -77,7 +77,7 @@ type gemmCall struct {
 	bias    []float32 // start from bias[n] unless it is nil; without add and bias from zero
 	a, b    operand
 	pairs   *pairMatrix // the packed right operand, in place of b
-	panels  []float32   // the right operand in panels of the whole reduction, in place of b; see packWhole
+	panels  []float32   // the right operand in panels of the whole reduction, in place of b; see packInto
 	near    bool        // a is in the cache and read in place
 	padded  bool        // b, if its columns run along the reduction, can be read to the end of its last panel
 	m, n, k int
@@ -94,9 +94,9 @@ type gemmScratch struct {
 	panels     []gemmPanels
 	next, near prefetchPlan
 
-	low         []float32 // results of a block of a low-rank product; with its calls
-	up, down    gemmCall
-	lowSegments []gemmSegment
+	low, lowU []float32 // columns of low-rank products before they are added, and x·Aᵀ; with their calls
+	up, down  gemmCall
+	lowPanels []gemmPanels
 }
 
 // gemmWork is a piece of work: rows lo..hi-1 of some columns of calls with the same left operand.
@@ -225,6 +225,7 @@ func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
 		}
 	}
 	w.near.reset()
+	clear(w.panels) // packed memory may be unmapped
 }
 
 // panels packs the panels of depths k..k+n-1.
@@ -328,13 +329,11 @@ func (p *gemmPanels) pack(o *gemmOps, b operand, pairs *pairMatrix) {
 	}
 }
 
-// packWhole returns b[n,k], packed as panels are for all of its columns and the whole reduction.
-func (o *gemmOps) packWhole(b operand, n, k int) []float32 {
-	p := gemmPanels{data: make([]float32, roundUp(n, o.wide)*k), to: n, depth: k}
-	if k > 0 {
+// packInto packs b[n,k] into dst as panels are for all of its columns and the whole reduction.
+func (o *gemmOps) packInto(dst []float32, b operand, n, k int) {
+	if p := (gemmPanels{data: dst, to: n, depth: k}); k > 0 {
 		p.pack(o, b, nil)
 	}
-	return p.data
 }
 
 // panelWidth returns the width of the next panel if left columns remain.

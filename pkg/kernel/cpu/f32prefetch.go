@@ -30,6 +30,13 @@ func (p *prefetchPlan) add(x operand, i0, i1, k0, n int) {
 	p.regions = append(p.regions, r)
 }
 
+// run plans to prefetch consecutive memory.
+func (p *prefetchPlan) run(x []float32) {
+	if len(x) > 0 {
+		p.add(rowsOf(x, len(x)), 0, 1, 0, len(x))
+	}
+}
+
 func address(p *float32) uintptr { return uintptr(unsafe.Pointer(p)) }
 
 // spread cuts the plan into about as many parts as there will be calls of issue.

@@ -77,7 +77,7 @@ func (tc *lowRankCase) run(t *testing.T, s *cpu.Set) {
 	kernel.AddLowRanks[float32](struct{ kernel.Set[float32] }{s}, apart) // hides LowRanks
 	kernel.AddLowRanks[float32](ref.New[float32](), want)
 	for i := range packed {
-		s.PackLowRank(packed[i].A, packed[i].B)
+		s.PackLowRank([][]kernel.Factors[float32]{{{A: packed[i].A, B: packed[i].B}}})
 		if (packed[i].A.Dense == nil) == s.UsesBFloat16() {
 			t.Fatalf("product %d: packed %v", i, packed[i].A.Dense == nil)
 		}
@@ -99,6 +99,122 @@ func (tc *lowRankCase) run(t *testing.T, s *cpu.Set) {
 	}
 }
 
+// lowTargets returns the products of adapters, one for each of rows, that have some matrices each, of widths outs, for
+// one x. With fused the matrices of an adapter share A.
+func lowTargets(rows, ranks []int, in int, outs []int, fused bool) (products []kernel.LowRank[float32]) {
+	for i := range rows {
+		for j, out := range outs {
+			p := lowRanks(uint64(10*i+j), rows[i:i+1], ranks[(i+j)%len(ranks):], in, out)[0]
+			if j > 0 {
+				first := &products[len(products)-j]
+				if p.X = first.X; fused {
+					p.A = &kernel.Matrix[float32]{Rows: first.A.Rows, Cols: in, Dense: first.A.Dense}
+					p.B = &kernel.Matrix[float32]{Rows: out, Cols: first.A.Rows, Dense: make([]float32, out*first.A.Rows)}
+					for k := range p.B.Dense {
+						p.B.Dense[k] = float32(k%7) - 3.1
+					}
+					p.U, p.Scale = make([]float32, rows[i]*first.A.Rows), first.Scale
+				}
+			}
+			products = append(products, p)
+		}
+	}
+	return products
+}
+
+// packTargets packs the factors of products in groups of n.
+func packTargets(s *cpu.Set, products []kernel.LowRank[float32], n int) {
+	var groups [][]kernel.Factors[float32]
+	for i := range products {
+		if i%n == 0 {
+			groups = append(groups, nil)
+		}
+		last := &groups[len(groups)-1]
+		*last = append(*last, kernel.Factors[float32]{A: products[i].A, B: products[i].B})
+	}
+	s.PackLowRank(groups)
+}
+
+// TestSet_LowRanksOfOneInput compares the bits of products whose A are packed side by side with those of products that
+// are computed one after another: all at once, without the first of each adapter, and in the wrong order. A row has
+// the same bits alone.
+func TestSet_LowRanksOfOneInput(t *testing.T) {
+	outs := []int{64, 37, 530}
+	for _, instructions := range cpu.Instructions() {
+		for _, threads := range []int{1, 2, 3} {
+			set, err := cpu.Open(threads, instructions)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer set.Close()
+			for _, rows := range [][]int{{1}, {13, 12, 1, 14}, {60, 3}} {
+				for _, ranks := range [][]int{{8, 8, 8, 8}, {1, 17, 16, 8}, {40, 24, 7, 33}} {
+					for _, fused := range []bool{false, true} {
+						made := func() []kernel.LowRank[float32] { return lowTargets(rows, ranks, 200, outs, fused) }
+						want, packed := made(), made()
+						kernel.AddLowRanks[float32](struct{ kernel.Set[float32] }{set}, want) // hides LowRanks
+						packTargets(set, packed, len(outs))
+						name := fmt.Sprintf("%s, %d threads, rows %v, ranks %v, fused %v", instructions, threads, rows,
+							ranks, fused)
+						for order, list := range lowOrders(packed, len(outs)) {
+							fresh := made()
+							for i := range packed {
+								copy(packed[i].Y, fresh[i].Y)
+							}
+							set.LowRanks(list)
+							for _, p := range list {
+								sameLow(t, name+", "+order, &p, packed, want)
+							}
+						}
+						oneRow(t, name, set, made(), packed, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// lowOrders returns lists of products of which each n are of one adapter.
+func lowOrders(all []kernel.LowRank[float32], n int) map[string][]kernel.LowRank[float32] {
+	out := map[string][]kernel.LowRank[float32]{"in order": all}
+	for i := range all {
+		if i%n > 0 {
+			out["without the first"] = append(out["without the first"], all[i])
+		}
+		out["backwards"] = append(out["backwards"], all[len(all)-1-i])
+	}
+	return out
+}
+
+// sameLow compares a product of a list with the one that is wanted.
+func sameLow(t *testing.T, name string, p *kernel.LowRank[float32], list, want []kernel.LowRank[float32]) {
+	t.Helper()
+	for i := range list {
+		for j := range list[i].Y {
+			if &list[i].Y[0] == &p.Y[0] && math.Float32bits(p.Y[j]) != math.Float32bits(want[i].Y[j]) {
+				t.Fatalf("%s: product %d, element %d is %v, want %v", name, i, j, p.Y[j], want[i].Y[j])
+			}
+		}
+	}
+}
+
+// oneRow computes the last row of each product alone, with the factors of packed.
+func oneRow(t *testing.T, name string, set *cpu.Set, alone, packed, want []kernel.LowRank[float32]) {
+	t.Helper()
+	for i := range alone {
+		p, in, out := alone[i], packed[i].A.Cols, packed[i].B.Rows
+		p.A, p.B = packed[i].A, packed[i].B
+		p.X, p.Y, p.Rows = p.X[len(p.X)-in:], p.Y[len(p.Y)-out:], 1
+		p.U, p.V = make([]float32, p.A.Rows), p.V[:out]
+		set.LowRanks([]kernel.LowRank[float32]{p})
+		for j, v := range want[i].Y[len(want[i].Y)-out:] {
+			if math.Float32bits(p.Y[j]) != math.Float32bits(v) {
+				t.Fatalf("%s: the last row of product %d, element %d is %v alone, want %v", name, i, j, p.Y[j], v)
+			}
+		}
+	}
+}
+
 // BenchmarkSet_LowRanks measures the products of 64 rows over the base and four adapters with queries, keys and values
 // of a small model.
 func BenchmarkSet_LowRanks(b *testing.B) {
@@ -112,7 +228,7 @@ func BenchmarkSet_LowRanks(b *testing.B) {
 			}
 			for i := range products {
 				if pack {
-					set.PackLowRank(products[i].A, products[i].B)
+					set.PackLowRank([][]kernel.Factors[float32]{{{A: products[i].A, B: products[i].B}}})
 				}
 			}
 			b.ReportAllocs()
