@@ -7,12 +7,12 @@ import (
 )
 
 func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
-	return buildBeside(spec, r, set, fill, nil)
+	return buildBeside(spec, r, set, fill, beside[F]{})
 }
 
-// buildBeside builds a stage that shares packed matrices with the held ones.
+// buildBeside builds a stage that shares matrices with the held ones.
 func buildBeside[F tensor.Float](
-	spec Spec, r Range, set kernel.Set[F], fill filler[F], held []*Stage[F],
+	spec Spec, r Range, set kernel.Set[F], fill filler[F], held beside[F],
 ) (*Stage[F], error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -79,25 +79,27 @@ func (s *Stage[F]) writtenWhole() []bool {
 	return out
 }
 
-// pack has the kernel set pack the raw matrices, and calls packed after each layer. The
-// embedding is not packed, because its rows are looked up. What held stages have packed is shared.
-func (s *Stage[F]) pack(packed func(), held []*Stage[F]) {
-	pack := func(m *kernel.Matrix[F]) {
-		m.Plain = s.Spec.Width < kernel.Narrow
-		s.set.Pack(m)
+// pack has the kernel set pack the raw matrices that are not shared with held stages, and calls packed after each
+// layer. The embedding is not packed, because its rows are looked up.
+func (s *Stage[F]) pack(packed func(), held beside[F]) {
+	pack := func(matrices ...*kernel.Matrix[F]) {
+		read := false
+		for _, m := range matrices {
+			m.Plain = s.Spec.Width < kernel.Narrow
+			read = read || m.Packed == nil
+			s.set.Pack(m)
+		}
+		if read {
+			packed()
+		}
 	}
 	for i := range s.blocks {
-		if s.share(s.Range.Lo+i, held) {
-			continue
-		}
-		for _, m := range s.blocks[i].packable() {
-			pack(m)
-		}
-		packed()
+		s.share(s.Range.Lo+i, held)
+		pack(s.blocks[i].packable()...)
 	}
-	if s.head != nil && !s.share(len(s.Spec.Layers), held) {
+	if s.head != nil {
+		s.share(len(s.Spec.Layers), held)
 		pack(&s.head.Matrix)
-		packed()
 	}
 }
 

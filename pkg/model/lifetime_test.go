@@ -75,7 +75,7 @@ func TestLoadBeside_KeepsTheMemoryOfDecodedMatricesOnly(t *testing.T) {
 		files := open(t, shared(t, "models/tiny", name))
 		set := &scopes{Set: ref.New[float32]()}
 		load := func(r model.Range, held ...*model.Stage[float32]) *model.Stage[float32] {
-			s, err := model.LoadBeside(files, r, kernel.Set[float32](set), held)
+			s, err := model.LoadBeside(files, r, kernel.Set[float32](set), model.LoadOptions{}, held)
 			if err != nil {
 				t.Fatal(err)
 			}

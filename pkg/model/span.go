@@ -87,9 +87,21 @@ func (f *Files) SpanFiles(r Range) []string {
 }
 
 // LoadBeside builds a stage like Load, and shares the packed matrices of layers that stages of the same model and
-// kernel set hold already. Both stages may compute at the same time, and either may be dropped first.
-func LoadBeside[F tensor.Float](f *Files, r Range, set kernel.Set[F], held []*Stage[F]) (*Stage[F], error) {
-	return load(f, r, set, LoadOptions{Encoder: f.Spec.Encoder()}, held)
+// kernel set hold already. With Dense it shares nothing. All of them may compute at the same time, and any may be
+// dropped first, together with its files: what is packed does not read them.
+func LoadBeside[F tensor.Float](
+	f *Files, r Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
+) (*Stage[F], error) {
+	if o.Dense {
+		held = nil
+	}
+	return load(f, r, set, o, beside[F]{held, o.Saved != nil})
+}
+
+// beside are stages that hold matrices which another one may share.
+type beside[F tensor.Float] struct {
+	stages     []*Stage[F]
+	packedOnly bool // what is decoded may be trained
 }
 
 // heldBy returns the block of a layer, and whether the stage has it.
@@ -114,12 +126,9 @@ func (b *block[F]) packable() []*kernel.Matrix[F] {
 	return out
 }
 
-// keep keeps what a matrix of another stage is in, since either stage may be dropped first. A packed matrix has a
-// lifetime of its own: for its sake the other stage's vectors must not stay as long as this stage.
-func (s *Stage[F]) keep(other *Stage[F], m *kernel.Matrix[F]) {
-	if m.Dense == nil {
-		return
-	}
+// keep keeps what a decoded matrix of another stage is in, since either stage may be dropped first. A packed matrix has
+// a lifetime of its own: for its sake the other stage's vectors must not stay as long as this stage.
+func (s *Stage[F]) keep(other *Stage[F]) {
 	for _, from := range append([]kernel.Memory[F]{other.memory}, other.owners...) { // held stages are read by several
 		if !slices.Contains(s.owners, from) {
 			s.owners = append(s.owners, from)
@@ -127,15 +136,25 @@ func (s *Stage[F]) keep(other *Stage[F], m *kernel.Matrix[F]) {
 	}
 }
 
-// share takes over the packed matrices of a layer, or of the head if layer is that behind the last one. It returns
-// false if no stage holds it.
-func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
-	for _, other := range held {
+// take takes over a matrix of another stage in the form in which that holds it.
+func (s *Stage[F]) take(other *Stage[F], to, from *kernel.Matrix[F], packedOnly bool) {
+	switch {
+	case to.Dense == nil && from.Dense == nil:
+		to.Packed = from.Packed // Raw stays, since each stage may have mapped the file on its own
+	case to.Dense != nil && from.Dense != nil && !packedOnly && other.trained == nil:
+		*to = *from
+		s.keep(other)
+	}
+}
+
+// share takes over the matrices of a layer, or of the head if layer is that behind the last one, from a stage that
+// holds it.
+func (s *Stage[F]) share(layer int, held beside[F]) {
+	for _, other := range held.stages {
 		if layer == len(s.Spec.Layers) {
 			if other.head != nil && s.head != nil {
-				s.head.Matrix = other.head.Matrix
-				s.keep(other, &s.head.Matrix)
-				return true
+				s.take(other, &s.head.Matrix, &other.head.Matrix, held.packedOnly)
+				return
 			}
 			continue
 		}
@@ -149,10 +168,8 @@ func (s *Stage[F]) share(layer int, held []*Stage[F]) bool {
 			continue
 		}
 		for i := range want {
-			*want[i] = *have[i]
-			s.keep(other, want[i])
+			s.take(other, want[i], have[i], held.packedOnly)
 		}
-		return true
+		return
 	}
-	return false
 }

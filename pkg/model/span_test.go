@@ -31,7 +31,7 @@ func TestLoadBeside_GivesTheBitsOfLoad(t *testing.T) {
 		tested++
 		last := len(f.Spec.Layers)
 		load := func(r model.Range, held ...*model.Stage[float32]) *model.Stage[float32] {
-			s, err := model.LoadBeside(f, r, set, held)
+			s, err := model.LoadBeside(f, r, set, model.LoadOptions{}, held)
 			if err != nil {
 				t.Fatalf("%s: %v", path, err)
 			}

@@ -27,7 +27,7 @@ type LoadOptions struct {
 // With Dense, queries and keys are in Hugging Face's order and Gemma's norms have OnePlus
 // even if the file is GGUF; Stage.Spec says so. A device whose memory the stage does not fit is an error.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
-	return load(f, r, set, o, nil)
+	return load(f, r, set, o, beside[F]{})
 }
 
 // refused is deferred. It makes an error of the panic of a device that has no memory left: Alloc returns none.
@@ -43,9 +43,9 @@ func refused(err *error, doing string, args ...any) {
 	}
 }
 
-// load builds a stage that shares packed matrices with the held ones.
+// load builds a stage that shares matrices with the held ones.
 func load[F tensor.Float](
-	f *Files, span Range, set kernel.Set[F], o LoadOptions, held []*Stage[F],
+	f *Files, span Range, set kernel.Set[F], o LoadOptions, held beside[F],
 ) (_ *Stage[F], err error) {
 	defer refused(&err, "load layers %v of %s", span, f.Path)
 	if f.Spec.Encoder() && (!o.Encoder || o.Dense) {

@@ -179,7 +179,8 @@ func (s *Service) load(
 	var h *held
 	if err == nil {
 		var stage *model.Stage[float32]
-		if stage, err = model.LoadBeside(o.files, l.span, s.cfg.Kernels, beside); err == nil {
+		if stage, err = model.LoadBeside(o.files, l.span, s.cfg.Kernels, model.LoadOptions{
+			Encoder: o.files.Spec.Encoder()}, beside); err == nil {
 			h = s.newHeld(o.name, o.digest, stage, pages)
 			h.assigned, h.weightBytes = true, o.files.SpanBytes(l.span)
 			h.pooling, h.poolingErr = o.files.Pooling()

@@ -48,13 +48,13 @@ func openInitial(w *shardv1.InitialWeights, spec *model.Spec) (initial, error) {
 }
 
 // stage builds a range of layers. Of a model's files it reads the tensors of these layers only. a is the adapter that
-// is trained, or nil.
+// is trained, or nil. A base that is used as it is stored shares the packed matrices of the held stages.
 func (i initial) stage(spec model.Spec, at model.Range, set kernel.Set[float32], o *shardv1.TrainOpen,
-	a *adapter.Adapter) (*model.Stage[float32], error) {
+	a *adapter.Adapter, held []*model.Stage[float32]) (*model.Stage[float32], error) {
 	if i.files == nil {
 		return model.Init(spec, at, set, o.GetSeed())
 	}
-	return model.Load(i.files, at, set, model.LoadOptions{Dense: !o.GetAdapter().GetStoredBase(), Saved: a})
+	return model.LoadBeside(i.files, at, set, model.LoadOptions{Dense: !o.GetAdapter().GetStoredBase(), Saved: a}, held)
 }
 
 func (i initial) close() error {

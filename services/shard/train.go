@@ -46,6 +46,7 @@ type training struct {
 	mu      sync.Mutex
 	runs    map[string]*trainRun // by chain and stage
 	epochs  map[string]uint64    // the largest one of each lease
+	bases   []base               // that stages of adapters have, or had until the garbage collector comes
 	ended   chan struct{}        // closed and replaced when a run ends
 	leave   chan struct{}        // closed when the shard is drained
 }
@@ -142,6 +143,9 @@ func (s *Service) Train(stream trainServer) error {
 	}
 	ctx, fail := context.WithCancelCause(stream.Context())
 	defer fail(nil)
+	if err := s.training.settle(ctx, open); err != nil {
+		return err
+	}
 	r, err := s.training.build(ctx, fail, stream, open)
 	if err != nil {
 		return err
@@ -266,7 +270,15 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 		return fault.Field("open.spans", "layers %v of %d in span %d of stage %d of %d", at, len(spec.Layers), i,
 			o.GetStage(), o.GetStages())
 	}
-	stage, err := source.stage(spec, at, kernels, o, r.adapter)
+	var held []*model.Stage[float32]
+	stored := o.GetAdapter().GetStoredBase()
+	if stored {
+		held = r.service.training.beside(o.GetInitial().GetDigest(), kernels)
+	}
+	stage, err := source.stage(spec, at, kernels, o, r.adapter, held)
+	if err == nil && stored {
+		r.service.training.remember(o.GetInitial().GetDigest(), stage)
+	}
 	if err == nil && r.adapter != nil {
 		err = trainAdapter(stage, r.adapter)
 	}

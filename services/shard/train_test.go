@@ -38,9 +38,10 @@ func TestMain(m *testing.M) { leak.Main(m) }
 
 // trainRig is one shard that trains. The test plays the trainer.
 type trainRig struct {
-	t      *testing.T
-	ctx    context.Context
-	client shardv1.ShardServiceClient
+	t       *testing.T
+	ctx     context.Context
+	service *shard.Service
+	client  shardv1.ShardServiceClient
 }
 
 func newTrainRig(t *testing.T, bus shard.Bus) *trainRig { return newSharedRig(t, bus, nil) }
@@ -59,9 +60,16 @@ func newSharedRig(t *testing.T, bus shard.Bus, runs checkpoint.FS) *trainRig {
 
 func newRig(t *testing.T, bus shard.Bus, runs checkpoint.FS, set kernel.Set[float32]) *trainRig {
 	t.Helper()
+	return newRigOf(t, shard.Config{Kernels: set, Bus: bus, Runs: runs})
+}
+
+// newRigOf returns a rig whose shard has a configuration, to which a dialer is added.
+func newRigOf(t *testing.T, config shard.Config) *trainRig {
+	t.Helper()
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-	s := shard.New(shard.Config{Dialer: dialer, Kernels: set, Bus: bus, Runs: runs})
+	config.Dialer = dialer
+	s := shard.New(config)
 	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
 	s.Register(server)
 	l, err := rpc.Listen("mem:shard", rpc.ListenOptions{Net: network})
@@ -81,7 +89,7 @@ func newRig(t *testing.T, bus shard.Bus, runs checkpoint.FS, set kernel.Set[floa
 			t.Error(err)
 		}
 	})
-	return &trainRig{t: t, ctx: ctx, client: shardv1.NewShardServiceClient(conn)}
+	return &trainRig{t: t, ctx: ctx, service: s, client: shardv1.NewShardServiceClient(conn)}
 }
 
 // trainOpening returns a valid first frame for a single stage.
