@@ -81,6 +81,18 @@ func TestAdapters_FromARunToARouterAndBack(t *testing.T) {
 	if now, _ := list(); now != first {
 		t.Errorf("after the roll back it is %q, want %q", now, first)
 	}
+	// The manifest that tune prints publishes as tune does. It is the same run, so the adapter is the same.
+	verbOK(t, "", "adapters", "rollback", "x", "--router", addr)
+	if now, _ := list(); now != second {
+		t.Errorf("after two roll backs it is %q, want %q", now, second)
+	}
+	repeat := []string{"train", "--manifest", filepath.Join(dir, "one", "manifest.json"), "--out", filepath.Join(dir, "repeat")}
+	if out := verbOK(t, "", repeat...); !strings.Contains(out, "llama:x is "+first) {
+		t.Errorf("train prints %q", out)
+	}
+	if now, _ := list(); now != first {
+		t.Errorf("after the run of the manifest it is %q, want %q", now, first)
+	}
 	// A run of the mesh's own trainer.
 	manifest := readJSON[map[string]any](t, filepath.Join(dir, "two", "manifest.json"))
 	manifest["name"], manifest["seed"] = "third", 3

@@ -13,6 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
 type adaptersPublishCmd struct {
@@ -30,8 +31,8 @@ func (c *adaptersPublishCmd) Run(e *verb.Env) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	trainer := trainerFlags{connectFlags: c.connectFlags, Trainer: c.Trainer}
-	if err := trainer.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+	from := trainerFlags{connectFlags: c.connectFlags, Trainer: c.Trainer}
+	if err := from.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
 		last, err := (&progress{}).watch(ctx, client, c.Training)
 		if err == nil {
 			err = runError(last)
@@ -47,6 +48,21 @@ func (c *adaptersPublishCmd) Run(e *verb.Env) (err error) {
 		return fault.Wrap(fault.CodeOf(err), err, "publish run %s", c.Training)
 	}
 	return c.publish(e, dir, c.Training, c.As, c.AnyBase)
+}
+
+// publishDone sends the adapter of a run of this process that is done to the router that its manifest names, if it names
+// one: the mesh of this process has no routers of others.
+func (f connectFlags) publishDone(e *verb.Env, manifest []byte, last *trainerv1.Run) error {
+	m, err := trainer.ParseManifest(manifest)
+	if err != nil || m.Publish == nil || m.Publish.Router == "" {
+		return err
+	}
+	router := adapterRouterFlags{connectFlags: f, Router: m.Publish.Router}
+	as := cmp.Or(m.Publish.Name, last.GetName())
+	if m.Publish.Model != "" {
+		as = m.Publish.Model + ":" + as
+	}
+	return router.publish(e, last.GetModelPath(), last.GetName(), as, m.Publish.AnyBase)
 }
 
 // publish sends the adapter in a folder to the router. as is NAME or MODEL:NAME; without a model it is for the one that

@@ -79,12 +79,20 @@ func (c *trainCmd) start(
 	if err != nil {
 		return err
 	}
+	text, done := *e, last.GetState() == trainerv1.RunState_RUN_STATE_DONE
 	if c.Format == "json" {
-		return errors.Join(printProto(e, last), runError(last))
+		if err := errors.Join(printProto(e, last), runError(last)); err != nil || !done || c.Trainer != "" {
+			return err
+		}
+		text.Stdout = e.Stderr
+		return c.publishDone(&text, manifest, last)
 	}
 	switch last.GetState() {
 	case trainerv1.RunState_RUN_STATE_DONE:
-		return printTrained(e, last)
+		if err := printTrained(e, last); err != nil || c.Trainer != "" {
+			return err
+		}
+		return c.publishDone(e, manifest, last)
 	case trainerv1.RunState_RUN_STATE_STOPPED:
 		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
 	default:

@@ -20,6 +20,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
 	"github.com/lamina-mesh/lamina/pkg/weights"
+	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
 type tuneCmd struct {
@@ -305,6 +306,11 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 	if width >= 512 {
 		m["recompute"] = "layers"
 	}
+	if c.Publish != "" {
+		p := trainer.Publish{Router: c.Publish}
+		p.Model, p.Name = splitAdapter(c.PublishAs)
+		m["publish"] = p
+	}
 	return json.MarshalIndent(m, "", "  ")
 }
 
@@ -381,11 +387,10 @@ func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
 		return err
 	}
 	last, err := c.follow(ctx, e, &run, client, manifest)
-	if err = errors.Join(err, done()); err != nil || last == nil || c.Publish == "" {
+	if err = errors.Join(err, done()); err != nil || last == nil {
 		return err
 	}
-	router := adapterRouterFlags{connectFlags: c.connectFlags, Router: c.Publish}
-	return router.publish(e, last.GetModelPath(), last.GetName(), c.PublishAs, false)
+	return c.publishDone(e, manifest, last)
 }
 
 // follow starts the run and shows its progress. It returns the run if it is done, or nil if it was stopped.

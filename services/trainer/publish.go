@@ -26,11 +26,15 @@ type Publish struct {
 	Name string `json:"name,omitempty"`
 	// Model is the name or digest of the model that it is offered for; the one that it was trained on when absent.
 	Model string `json:"model,omitempty"`
+	// Router is the address of the only router that offers it; every router of the mesh when absent. A trainer of a mesh
+	// sends to its own routers alone. Without a trainer service, the command that runs the manifest sends to any.
+	Router string `json:"router,omitempty"`
 	// AnyBase accepts that Model is another base, such as the same weights in another element type.
 	AnyBase bool `json:"any_base,omitempty"`
 }
 
 const (
+	maxAddress   = 256              // bytes of a router's address
 	publishTime  = 10 * time.Minute // for all routers, which are sent to at once
 	publishAgain = time.Second      // before the second try at a router; doubled after each
 	publishLimit = 30 * time.Second // between two tries at most
@@ -47,6 +51,9 @@ func (m *Manifest) checkPublish() error {
 	if adapter.CheckName(cmp.Or(m.Publish.Name, m.Name)) != nil {
 		return fault.Field("publish.name", "want 1 to 64 letters, digits and -_., got %.80q",
 			cmp.Or(m.Publish.Name, m.Name))
+	}
+	if n := len(m.Publish.Router); n > maxAddress {
+		return fault.Field("publish.router", "an address of %d bytes, want at most %d", n, maxAddress)
 	}
 	return nil
 }
@@ -71,7 +78,13 @@ func (r *run) publish(ctx context.Context) error {
 	}()
 	defer func() { cancel(); <-ended }()
 	addrs, err := r.service.routers(limited)
-	if err != nil {
+	if p.Router != "" {
+		if err == nil && !slices.Contains(addrs, p.Router) {
+			err = fault.Field("publish.router", "no router of this mesh has the address %s", p.Router)
+		}
+		addrs = []string{p.Router}
+	}
+	if err != nil && len(addrs) == 0 {
 		addrs = []string{""}
 	}
 	published := make([]*trainerv1.Published, len(addrs))

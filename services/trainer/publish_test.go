@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,13 +39,12 @@ func (r *takingRouter) LoadAdapter(
 	return stream.SendAndClose(&routerv1.LoadAdapterResponse{})
 }
 
-// TestRun_PublishReachesTheRoutersBehindOneThatIsGone publishes to two routers, of which nobody listens at the first.
-func TestRun_PublishReachesTheRoutersBehindOneThatIsGone(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
+// startRouters starts a trainer, and a router at mem:there; one at mem:gone is registered, too. The run that it
+// returns publishes.
+func startRouters(t *testing.T, ctx context.Context, p *Publish) (*run, *takingRouter, chan struct{}) {
+	t.Helper()
 	network, registry := memnet.New(), discovery.NewMemory()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-	defer dialer.Close()
 	for _, name := range []string{"gone", "there"} {
 		i := discovery.Instance{ID: name, Service: "router", Addr: "mem:" + name}
 		if _, err := registry.Register(ctx, i); err != nil {
@@ -60,10 +60,15 @@ func TestRun_PublishReachesTheRoutersBehindOneThatIsGone(t *testing.T) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	defer func() { server.Stop(); <-served }()
-
+	t.Cleanup(func() {
+		server.Stop()
+		<-served
+		if err := dialer.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	s := New(Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Dialer: dialer, Registry: registry})
-	m := &Manifest{Name: "letters", Publish: &Publish{}}
+	m := &Manifest{Name: "letters", Publish: p}
 	r, stop := newRun(s, m, nil, t.TempDir()), make(chan struct{})
 	r.manifest, r.stop = m, stop
 	if err := adapter.Write(filepath.Join(r.dir, adapterDir), &adapter.Adapter{
@@ -73,6 +78,14 @@ func TestRun_PublishReachesTheRoutersBehindOneThatIsGone(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	return r, router, stop
+}
+
+// TestRun_PublishReachesTheRoutersBehindOneThatIsGone publishes to two routers, of which nobody listens at the first.
+func TestRun_PublishReachesTheRoutersBehindOneThatIsGone(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	r, router, stop := startRouters(t, ctx, &Publish{})
 	ended := make(chan error, 1)
 	go func() { ended <- r.publish(ctx) }()
 	select {
@@ -91,5 +104,32 @@ func TestRun_PublishReachesTheRoutersBehindOneThatIsGone(t *testing.T) {
 	if len(published) != 2 || published[0].GetRouter() != "mem:gone" || published[0].GetError() == "" ||
 		published[1].GetRouter() != "mem:there" { // the answer of the second may have been cut off
 		t.Errorf("published %v", published)
+	}
+}
+
+// A manifest may name one router of the mesh, and no address outside of it.
+func TestRun_PublishToTheRouterThatTheManifestNames(t *testing.T) {
+	for addr, fails := range map[string]string{"mem:there": "", "mem:elsewhere": "publish.router"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		r, router, _ := startRouters(t, ctx, &Publish{Router: addr, Name: "mine"})
+		if err := r.publish(ctx); err != nil {
+			t.Fatal(err)
+		}
+		published := r.state.GetPublished()
+		if len(published) != 1 || published[0].GetRouter() != addr || !strings.Contains(published[0].GetError(), fails) ||
+			(published[0].GetError() == "") != (fails == "") {
+			t.Errorf("%s: published %v", addr, published)
+		}
+		select {
+		case name := <-router.taken:
+			if fails != "" || name != "mine" {
+				t.Errorf("%s: the router has taken %q", addr, name)
+			}
+		default:
+			if fails == "" {
+				t.Errorf("%s: the router has taken nothing", addr)
+			}
+		}
 	}
 }
