@@ -26,3 +26,16 @@ func TestFleet_ExpectsTheFirstStepByItsOperations(t *testing.T) {
 	f.took(3 * time.Second)
 	usual(3 * time.Second)
 }
+
+// TestTraining_GivesTheNextFleetMoreTime doubles how long a stage may be without progress for each fleet that was lost
+// before it completed a step, within limits.
+func TestTraining_GivesTheNextFleetMoreTime(t *testing.T) {
+	tr := &training{run: &run{service: &Service{}}}
+	for fruitless, want := range map[int]time.Duration{0: defaultWedged, 1: 2 * defaultWedged, 3: 8 * defaultWedged,
+		rebuilds: defaultWedged << rebuilds, 100: defaultWedged << rebuilds} {
+		tr.fruitless = fruitless
+		if got := tr.timing(); got.wedged != want || got.silence != defaultSilence {
+			t.Errorf("after %d fleets a stage may take %v, want %v; %v of silence", fruitless, got.wedged, want, got.silence)
+		}
+	}
+}

@@ -207,6 +207,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	}
 	for broken := 0; ; broken++ {
 		before := t.step()
+		t.fruitless = broken
 		stopped, err = t.attempt(ctx)
 		if damaged := (*damagedError)(nil); errors.As(err, &damaged) { // each checkpoint is tried once
 			t.skip(damaged.step, damaged.err)

@@ -38,6 +38,8 @@ type training struct {
 	sent       traffic // since the start; of bytes alone
 	torn       int     // attempts in a row that have lost a link between replicas of one machine
 
+	fruitless int // fleets in a row that have been lost without completing a step
+
 	history history // of losses and norms, for the rule about spikes
 
 	client routerv1.RouterServiceClient // of the router that samples; nil before the first answer
@@ -46,6 +48,14 @@ type training struct {
 	doubts doubts
 	norms  measure   // of gradients
 	led    time.Time // when the claim was last checked
+}
+
+// timing returns when stages count as lost. A stage that has no progress may only be slow, on a machine that has other
+// work: after each fleet that was lost before it completed a step, the next one has twice the time.
+func (t *training) timing() timing {
+	out := t.run.service.timing()
+	out.wedged <<= min(t.fruitless, rebuilds)
+	return out
 }
 
 func (t *training) step() uint64 {
@@ -97,7 +107,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	}
 	f, err := openFleet(ctx, fleetConfig{log: r.service.log, dialer: r.service.cfg.Dialer, manifest: m, spec: t.spec,
 		initial: initial, adapter: low, untied: r.plan.lowRank.isUntied(), layout: r.layout,
-		timing: r.service.timing(), lease: r.lock(), epoch: r.epoch.Load(), claim: t.store.Claim(),
+		timing: t.timing(), lease: r.lock(), epoch: r.epoch.Load(), claim: t.store.Claim(),
 		share: func() (share, func() error, error) { return newShare(r.service.cfg.Dir, r.dir) }}, addrs)
 	if err != nil {
 		return false, err
