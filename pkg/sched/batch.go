@@ -118,6 +118,7 @@ func (s *Scheduler) form() *Batch {
 		}
 		return nil
 	}
+	f.decodes = decodes
 	if decodes > 0 {
 		s.timing.sent(decodes, !f.decode, slow)
 	}

@@ -101,3 +101,40 @@ func TestScheduler_ShortPromptsBesideAStream(t *testing.T) {
 			2*(base+row))
 	}
 }
+
+// TestScheduler_ShortRequestsTogether submits 64 requests of 16 tokens that want 32 more each, one after another beside
+// a stream. They take at most 1.5 times as long as they would if all of their rows were in full batches, also if
+// batches are late now and then: rows of prompts are not taken for expensive because the number of decoding rows has
+// grown, or because a few of them were late.
+func TestScheduler_ShortRequestsTogether(t *testing.T) {
+	const base, requests, length, more = 12 * time.Millisecond, 64, 16, 32
+	for _, late := range []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond} {
+		for _, row := range []time.Duration{500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond} {
+			const seeds = 5
+			var took time.Duration
+			for seed := range uint64(seeds) {
+				rnd := rand.New(rand.NewPCG(seed, 1))
+				p := newTimed(t, 1, base, row, config(1<<13))
+				p.late = func() time.Duration { return time.Duration(rnd.ExpFloat64() * float64(late)) }
+				p.submit(0, sched.Submit{ID: "stream", Log: []int32{1, 2, 3}, MaxLen: 1000})
+				from, end := time.Second, time.Duration(0)
+				for i := range requests {
+					p.submit(from+time.Duration(i)*time.Millisecond, sched.Submit{ID: sched.ID(fmt.Sprint(i)),
+						Log: prompt(rnd, length), MaxLen: length + more})
+				}
+				p.run()
+				for id, at := range p.emitted {
+					if id != "stream" {
+						end = max(end, at[len(at)-1])
+					}
+				}
+				took += end - from
+			}
+			best := requests*(length+more-1)*row + more*(base+row+late)
+			t.Logf("late %v, row %v: %.2f times as long", late, row, took.Seconds()/seeds/best.Seconds())
+			if took/seeds > best*3/2 {
+				t.Errorf("late by %v on average, rows of %v: %v, want at most 1.5 times %v", late, row, took/seeds, best)
+			}
+		}
+	}
+}

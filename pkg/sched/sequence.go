@@ -128,6 +128,7 @@ type flight struct {
 	limit   time.Duration
 	rows    int
 	prompts int // rows beyond the first of each entry
+	decodes int // entries of sequences that decode
 	ahead   int // the same of the batches that the stages may have to compute before it
 	drafts  int
 	decode  bool // it has no rows of prompts

@@ -27,8 +27,9 @@ type timed struct {
 	steps     int
 	attend    time.Duration // what a row takes more for each position before it
 	emitted   map[sched.ID][]time.Duration
-	batches   map[sched.ID]int // how many had rows of it before its first token
-	longest   time.Duration    // of a batch, from its start on the first stage to its end
+	batches   map[sched.ID]int     // how many had rows of it before its first token
+	longest   time.Duration        // of a batch, from its start on the first stage to its end
+	late      func() time.Duration // by which a batch takes longer; nil for not at all
 }
 
 type planned struct {
@@ -106,6 +107,9 @@ func (p *timed) compute(b sched.Batch) {
 		if _, known := p.first[e.ID]; !known {
 			p.batches[e.ID]++
 		}
+	}
+	if p.late != nil {
+		took += p.late()
 	}
 	for i := range p.busy {
 		at = max(at, p.busy[i])

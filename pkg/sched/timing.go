@@ -55,7 +55,7 @@ type timing struct {
 
 	last  time.Duration // when the last batch was done
 	chain cost          // what a batch adds to the time of those before it
-	stage cost          // the same as far as one stage is busy with it
+	stage share         // the same as far as one stage is busy with it
 	worst float64       // decaying maximum of chain.row
 
 	draft    float64 // moving average of what the draft model takes for a token
@@ -77,6 +77,21 @@ func (c *cost) of(service float64, prompts int) float64 {
 	more := max(service-c.batch, service/10)
 	c.row = blend(c.row, more/float64(prompts))
 	return more
+}
+
+// share is the cost from which the number of rows of prompts beside decoding rows follows. Its row is the average of
+// times over the average of rows, not that of their ratios: in that one a few rows that were late by chance count as
+// much as many, and because rows that seem slow are sent a few at a time, they would seem slow for good.
+type share struct {
+	cost
+	more, rows float64 // what batches with rows of prompts took longer than batch, and with how many rows more
+}
+
+// of measures a batch that has rows more, of prompts or decoding, than those whose time is batch.
+func (c *share) of(busy float64, rows int) {
+	c.more = blend(c.more, max(busy-c.batch, busy/10))
+	c.rows = blend(c.rows, float64(rows))
+	c.row = c.more / c.rows
 }
 
 func newTiming(floor, lone time.Duration) timing {
@@ -111,9 +126,9 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside, only b
 	if !f.decode {
 		if f.prompts > 0 {
 			if t.staleRows {
-				t.staleRows, t.chain.row, t.stage.row, t.worst = false, 0, 0, 0
+				t.staleRows, t.chain.row, t.worst, t.stage = false, 0, 0, share{cost: cost{batch: t.stage.batch}}
 			}
-			t.stage.of(busy, f.prompts)
+			t.stage.of(busy, f.prompts+max(0, f.decodes-t.decodes))
 			more := t.chain.of(service, f.prompts)
 			// The time of a few rows is mostly that of the batch.
 			t.worst = max(more/float64(max(f.prompts, fewRows)), t.worst*0.98)
