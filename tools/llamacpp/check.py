@@ -3,8 +3,9 @@
 
 Usage: check.py LAMINA LLAMA_PERPLEXITY TEXT MODEL...
 
-LLAMA_PERPLEXITY is the llama-perplexity program of llama.cpp. Every MODEL, a Hugging Face folder or a GGUF file, is written
-in every type. llama.cpp must load each file, and its perplexity on the text must differ by at most 0.5 % from lamina's.
+LLAMA_PERPLEXITY is the llama-perplexity program of llama.cpp, or perplexity.cpp of this folder. Every MODEL, a Hugging
+Face folder or a GGUF file, is written in every type. llama.cpp must load each file, and its perplexity on the text must
+differ by at most 0.5 % from lamina's.
 """
 import json
 import pathlib
