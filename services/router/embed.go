@@ -45,7 +45,7 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (_ *
 	if n := len(r.GetInputs()); n == 0 || n > maxInputs {
 		return nil, fault.Field("inputs", "%d texts are not within 1..%d", n, maxInputs)
 	}
-	chains, h, err := s.awaitEmbedders(ctx, r.GetModel())
+	chains, h, err := s.awaitEmbedders(ctx, r.GetModel(), defaultWait)
 	if err != nil {
 		return nil, err
 	}
@@ -84,12 +84,21 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (_ *
 		if !fault.Retryable(err) || try == embedTries || ctx.Err() != nil {
 			return nil, err
 		}
-		s.mu.Lock()
-		if now := s.embedders(h.GetDigest()); len(now) > 0 { // layers may have moved
-			chains = now
+		// Layers may have moved, or will: those of a lost shard are placed elsewhere.
+		now, _, missing := s.awaitEmbedders(ctx, h.GetDigest(), s.embedPatience()-time.Since(start))
+		if missing != nil {
+			return nil, err
 		}
-		s.mu.Unlock()
+		chains = now
 	}
+}
+
+// embedPatience is how long a call waits for the layers that it has lost: longer where they are placed again.
+func (s *Service) embedPatience() time.Duration {
+	if s.placer != nil && s.placer.wanted() {
+		return unheardLimit
+	}
+	return defaultWait
 }
 
 // embedderName returns what a client calls a model: the name of the deployment that it asked for, or that of the model.
@@ -296,6 +305,10 @@ func (s *Service) embedBatch(
 		}
 		var err error
 		if hidden, err = s.embedStage(ctx, span, open, chunks, want); err != nil {
+			if fault.CodeOf(err) == fault.Unavailable && !queueFull(err) && ctx.Err() == nil {
+				s.forget(plan.Chain{span}) // it is used again once the shard has said that it holds the span
+				s.poke()
+			}
 			return nil, err
 		}
 	}

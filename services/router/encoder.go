@@ -146,13 +146,16 @@ func (s *Service) embedders(digest string) []plan.Chain {
 	return plan.Chains(s.spans(false, func(h *shardv1.Held) bool { return h.GetDigest() == digest }))
 }
 
-// awaitEmbedders returns what embedChains does, and waits for a model that is being loaded: as long as the load may
-// take, but not longer than unheardLimit, since the caller hears nothing meanwhile. The error says when to try again.
-func (s *Service) awaitEmbedders(ctx context.Context, name string) ([]plan.Chain, *shardv1.Held, error) {
+// awaitEmbedders returns what embedChains does, and waits for a while if there are none, for a model that is being loaded
+// as long as the load may take, but not longer than unheardLimit, since the caller hears nothing meanwhile. The error
+// says when to try again.
+func (s *Service) awaitEmbedders(
+	ctx context.Context, name string, patience time.Duration,
+) ([]plan.Chain, *shardv1.Held, error) {
 	if err := s.mayWake(ctx, name, ""); err != nil {
 		return nil, nil, err
 	}
-	start, patience := time.Now(), defaultWait
+	start := time.Now()
 	d := s.sleeping(name)
 	if d != nil {
 		patience = min(d.LoadLimit(), unheardLimit)
