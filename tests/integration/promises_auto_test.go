@@ -46,8 +46,12 @@ func roomFor(t *testing.T, path string, quarters ...int) []int64 {
 	defer files.Close()
 	set := cpu.New(1)
 	defer set.Close()
-	const positions, headroom = 2048, 0.2 // defaults of a plan
+	const headroom = 0.2 // default of a plan
 	z, all := files.Sizes(), int64(0)
+	positions := int64(2048) // the same
+	if files.Spec.Encoder() {
+		positions = int64(files.Spec.Context) // of a batch of texts
+	}
 	for _, n := range z.Layers {
 		all += n + files.Spec.KVBytes(set.KV())*positions
 	}

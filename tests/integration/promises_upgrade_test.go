@@ -147,12 +147,12 @@ func (r *record) differ(digest string, want []answer) int {
 }
 
 // deploy deploys a model and waits until that has ended. It returns the states that it has gone through. A model whose
-// tokenizer the router has not found yet is deployed again.
+// tokenizer the router has not found yet is deployed again, and so is one for which a busy registry has no answer.
 func (f *fleet) deploy(r *routerv1.DeployRequest) (states []string, err error) {
 	f.t.Helper()
 	poll(50*time.Millisecond, 5*time.Minute, func() bool {
 		states, err = f.deployOnce(r)
-		return status.Code(err) != codes.FailedPrecondition
+		return status.Code(err) != codes.FailedPrecondition && status.Code(err) != codes.Unavailable
 	})
 	return states, err
 }
