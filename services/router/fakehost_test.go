@@ -41,6 +41,8 @@ type fakeHost struct {
 	ruin    func(*fakeShard) // is called with each new span
 	started map[string]bool  // digests of which a span was loaded
 	loading []*shardv1.Loading
+	late    func() time.Duration // of an answer to Describe; nil for none
+	frozen  bool                 // it answers no Describe
 }
 
 // addHost starts a host with room for some whole models, which offers models by their digests.
@@ -55,7 +57,17 @@ func (m *mesh) addHost(name string, models int, offers map[string]string) *fakeH
 
 func spanKey(digest string, lo, hi uint32) string { return fmt.Sprintf("%s %d-%d", digest, lo, hi) }
 
-func (h *fakeHost) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
+func (h *fakeHost) Describe(ctx context.Context, _ *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
+	h.mu.Lock()
+	late, frozen := h.late, h.frozen
+	h.mu.Unlock()
+	if frozen {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if late != nil {
+		time.Sleep(late()) // virtual time
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := &shardv1.DescribeResponse{KernelClass: "fake/1", Instance: h.id, Inventory: &shardv1.Inventory{

@@ -151,6 +151,11 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 func (s *Service) describeShard(ctx context.Context, addr string) (*shardv1.DescribeResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, describeLimit)
 	defer cancel()
+	return s.askShard(ctx, addr)
+}
+
+// askShard is describeShard without a limit of its own.
+func (s *Service) askShard(ctx context.Context, addr string) (*shardv1.DescribeResponse, error) {
 	conn, err := s.cfg.Dialer.Dial(addr)
 	if err != nil {
 		return nil, err

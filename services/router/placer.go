@@ -8,7 +8,6 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/inventory"
 	"github.com/lamina-mesh/lamina/pkg/plan"
@@ -27,8 +26,8 @@ type Placement struct {
 	Keeper plan.KeeperConfig
 	// KVLeast and KVMost are the positions of the KV caches, as in plan.Model.
 	KVLeast, KVMost int
-	// Silent is how long a host may not answer before its layers are placed elsewhere; 0 means 1.8 s. A host that
-	// cannot be reached is given up after two tries.
+	// Silent is how long a host may take to answer a probe before its layers are placed elsewhere; 0 means 1.4 s. A host
+	// that cannot be reached is given up after two tries.
 	Silent time.Duration
 	// Settle is how long the set of hosts has to be the same before the first plan; 0 means 1 s.
 	Settle time.Duration
@@ -59,20 +58,17 @@ const (
 	placerLock = "placer"
 	planKey    = "plan"
 
-	placeEvery   = 250 * time.Millisecond  // between two looks at the hosts
-	stepEvery    = time.Second             // between two steps of the keeper while no host changes
-	aliveLimit   = 600 * time.Millisecond  // of a description, for a host that may be dead
-	deadAfter    = 2                       // probes in a row that find nobody
-	silentAfter  = 1800 * time.Millisecond // default of Placement.Silent
-	settleFirst  = time.Second             // default of Placement.Settle
-	settleMost   = 10 * time.Second        // after which the first plan is made with what is there
-	settleKnown  = 3 * time.Second         // for hosts of a plan that a new placer has not seen yet
-	hopsEvery    = 15 * time.Second        // between two measurements of the way to a host
-	maxHops      = 4                       // that run at once
-	assignLimit  = 10 * time.Minute        // of a load
-	unloadGrace  = 10 * time.Second        // of pipelines over a span that no plan names
-	unloadUrgent = 2 * time.Second         // the same where memory is wanted
-	lockAgain    = time.Second             // after a failed try to get the lock
+	placeEvery   = 250 * time.Millisecond // between two looks at the hosts
+	stepEvery    = time.Second            // between two steps of the keeper while no host changes
+	settleFirst  = time.Second            // default of Placement.Settle
+	settleMost   = 10 * time.Second       // after which the first plan is made with what is there
+	settleKnown  = 3 * time.Second        // for hosts of a plan that a new placer has not seen yet
+	hopsEvery    = 15 * time.Second       // between two measurements of the way to a host
+	maxHops      = 4                      // that run at once
+	assignLimit  = 10 * time.Minute       // of a load
+	unloadGrace  = 10 * time.Second       // of pipelines over a span that no plan names
+	unloadUrgent = 2 * time.Second        // the same where memory is wanted
+	lockAgain    = time.Second            // after a failed try to get the lock
 )
 
 // placer keeps the plan while this router holds the lock, and reads it otherwise.
@@ -92,6 +88,7 @@ type placer struct {
 	hosts   map[string]*placed // assignable shards by id
 	left    []plan.LeftOut     // shards that cannot be hosts
 	stirred time.Time          // when the set of living hosts last changed
+	stir    chan struct{}      // wakes the leader when it changes; it holds one
 
 	samplerMS float64 // the way to a sampler and back, measured by health checks
 	sampled   time.Time
@@ -103,9 +100,7 @@ type placer struct {
 type placed struct {
 	addr   string
 	desc   *shardv1.DescribeResponse // nil before the first answer
-	fails  int                       // probes in a row that found nobody
-	heard  time.Time                 // when it last answered
-	dead   bool
+	beat   heartbeat
 	asking bool
 	busy   bool // a load or a release runs
 	full   bool // a load did not fit: spans that no plan names have to go first
@@ -137,7 +132,7 @@ func newPlacer(s *Service, c Placement) *placer {
 	if c.Correct == 0 {
 		c.Correct = correctEvery
 	}
-	return &placer{s: s, cfg: c, hosts: map[string]*placed{}}
+	return &placer{s: s, cfg: c, hosts: map[string]*placed{}, stir: make(chan struct{}, 1)}
 }
 
 // run reads the plan, and makes it whenever this router holds the lock. A mesh without shards that take assignments
@@ -271,6 +266,7 @@ func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
 		l.carryOut(ctx)
 		select {
 		case <-tick.C:
+		case <-p.stir:
 		case <-ctx.Done():
 			return nil
 		}
@@ -306,7 +302,7 @@ func (p *placer) probe(ctx context.Context, wg *sync.WaitGroup) {
 	for id, addr := range listed {
 		h := p.hosts[id]
 		if h == nil {
-			h = &placed{addr: addr}
+			h = &placed{addr: addr, beat: heartbeat{limit: p.cfg.Silent}}
 			p.hosts[id] = h
 		}
 		if !h.asking {
@@ -329,38 +325,6 @@ func (p *placer) probe(ctx context.Context, wg *sync.WaitGroup) {
 		}
 	}
 }
-
-// ask describes a host. It is dead if two tries in a row find nobody, or if it has been silent for a while; either
-// takes less than two seconds.
-func (p *placer) ask(ctx context.Context, id string, h *placed) {
-	limited, cancel := context.WithTimeout(ctx, aliveLimit)
-	resp, err := p.s.describeShard(limited, h.addr)
-	cancel()
-	if err == nil {
-		p.s.redescribe(id, h.addr, resp)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h.asking = false
-	was := h.alive()
-	switch {
-	case err == nil:
-		h.fails, h.heard, h.desc, h.dead = 0, time.Now(), resp, false
-	case ctx.Err() != nil:
-		return
-	case fault.CodeOf(err) != fault.DeadlineExceeded:
-		h.fails++
-	}
-	h.dead = h.dead || h.fails >= deadAfter || h.desc != nil && time.Since(h.heard) > p.cfg.Silent
-	if was != h.alive() && p.hosts[id] == h {
-		p.stirred = time.Now()
-		if was {
-			p.s.log.Info("a host does not answer", "id", id, "address", h.addr, "error", err)
-		}
-	}
-}
-
-func (h *placed) alive() bool { return h.desc != nil && !h.dead }
 
 // living returns the hosts that answer, for a plan.
 func (p *placer) living() (shards []inventory.Shard, stirred time.Time) {

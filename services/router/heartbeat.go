@@ -1,0 +1,131 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+const (
+	// silentAfter is the default of Placement.Silent. A probe begins at most placeEvery after a host has frozen, and
+	// the next plan is made as soon as the probe has ended: that leaves 350 ms of two seconds for making and writing it.
+	silentAfter = 1400 * time.Millisecond
+	waitStep    = 350 * time.Millisecond // of a wait for an answer
+	lateMost    = 250 * time.Millisecond // by which a step may be late and still count in full
+	deadAfter   = 2                      // probes in a row that find nobody
+	backAfter   = 2                      // quick answers in a row
+)
+
+// errSilent ends a probe that is not answered.
+var errSilent = errors.New("the host has not answered in time")
+
+// heartbeat says whether a host is alive, by how the placer's probes end. There is one probe at a time. It has no clock.
+//
+// A host is lost when one probe is not answered within the limit, or when two in a row find nobody. A slow host that
+// answers each probe within the limit is never lost, however late its answers are. Once lost, a host is alive again
+// after two answers in a row that took at most half of the limit: so one whose answers take about as long as the limit
+// is lost once, and does not come and go with each probe.
+type heartbeat struct {
+	limit time.Duration
+	known bool // it has answered
+	lost  bool
+	fails int // probes in a row that found nobody
+	quick int // answers in a row since it was lost
+}
+
+func (b *heartbeat) alive() bool { return b.known && !b.lost }
+
+// answered takes an answer that came after a time.
+func (b *heartbeat) answered(took time.Duration) {
+	b.known, b.fails = true, 0
+	switch {
+	case !b.lost:
+	case took > b.limit/2:
+		b.quick = 0
+	default:
+		if b.quick++; b.quick >= backAfter {
+			b.lost, b.quick = false, 0
+		}
+	}
+}
+
+// refused takes a probe that found nobody.
+func (b *heartbeat) refused() {
+	b.fails, b.quick = b.fails+1, 0
+	b.lost = b.lost || b.fails >= deadAfter
+}
+
+// silent takes a probe that was not answered within the limit.
+func (b *heartbeat) silent() { b.lost, b.quick = true, 0 }
+
+// waitOut waits for a limit or the end of ctx. It waits in steps and counts a step that lasted much longer as a step: a
+// process that was stopped meanwhile, and has its answers still in its sockets, has not waited for that time.
+func waitOut(ctx context.Context, limit time.Duration) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	for limit > 0 && ctx.Err() == nil {
+		step, begin := min(waitStep, limit), time.Now()
+		timer.Reset(step)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		limit -= counted(step, time.Since(begin))
+	}
+}
+
+// counted returns what a step of a wait counts that has taken a time.
+func counted(step, took time.Duration) time.Duration {
+	if took > step+lateMost {
+		return step
+	}
+	return took
+}
+
+// ask describes a host, and wakes the leader if that shows that the host is lost or back.
+func (p *placer) ask(ctx context.Context, id string, h *placed) {
+	limited, cancel := context.WithCancelCause(ctx)
+	var limit sync.WaitGroup
+	limit.Go(func() {
+		waitOut(limited, p.cfg.Silent)
+		cancel(errSilent)
+	})
+	begin := time.Now()
+	resp, err := p.s.askShard(limited, h.addr)
+	took, silent := time.Since(begin), errors.Is(context.Cause(limited), errSilent)
+	cancel(nil)
+	limit.Wait()
+	if err == nil {
+		p.s.redescribe(id, h.addr, resp)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h.asking = false
+	was := h.alive()
+	switch {
+	case err == nil:
+		h.desc = resp
+		h.beat.answered(took)
+	case ctx.Err() != nil:
+		return
+	case silent:
+		h.beat.silent()
+	default:
+		h.beat.refused()
+	}
+	if was == h.alive() || p.hosts[id] != h {
+		return
+	}
+	p.stirred = time.Now()
+	select {
+	case p.stir <- struct{}{}:
+	default:
+	}
+	if was {
+		p.s.log.Info("a host does not answer", "id", id, "address", h.addr, "waited", took, "error", err)
+	}
+}
+
+func (h *placed) alive() bool { return h.desc != nil && h.beat.alive() }
