@@ -73,6 +73,12 @@ func IsClaim(name string) bool {
 // Claim returns the name of the store's claim, for Claimed; empty if it has none.
 func (s *Store) Claim() string { return s.claim }
 
+// Term returns the number of the store's claim, which grows with each holder; 0 if it has none.
+func (s *Store) Term() uint64 {
+	n, _ := claimNumber(s.claim)
+	return n
+}
+
 // Claimed returns a store that writes under a claim that another process has taken.
 func (s *Store) Claimed(claim string) *Store { return &Store{fs: s.fs, dir: s.dir, claim: claim} }
 
