@@ -69,10 +69,10 @@ func TestJudge_ComparesWithTheLiveVersion(t *testing.T) {
 	} {
 		j := deploy.NewJudge()
 		for i := range c.live {
-			j.Ended("a", i < c.liveFailed)
+			j.Ended("a", i < c.liveFailed, 0)
 		}
 		for i := range c.next {
-			j.Ended("b", i < c.nextFailed)
+			j.Ended("b", i < c.nextFailed, 0)
 		}
 		if got := j.Verdict(d); (got != "") != c.bad {
 			t.Errorf("%+v: the verdict is %q", c, got)
@@ -217,15 +217,65 @@ func TestKeeper_RandomLives(t *testing.T) {
 	}
 }
 
-func TestRestOfLoad_Bounds(t *testing.T) {
-	const waited = 50 * time.Second
-	for _, c := range []struct {
-		done, total uint64
-		want        time.Duration
-	}{{80, 100, waited / 4}, {0, 100, time.Second}, {100, 100, time.Second}, {99, 100, time.Second},
-		{1, 1 << 62, time.Minute}, {0, 0, time.Second}} {
-		if got := deploy.RestOfLoad(c.done, c.total, waited); got.Round(time.Millisecond) != c.want {
-			t.Errorf("%d of %d bytes: %v, want %v", c.done, c.total, got, c.want)
+// A client repeats requests that fail. Each prompt counts once, and other requests make up the rest.
+func TestJudge_RepeatedPromptsCountOnce(t *testing.T) {
+	s := &deploy.State{}
+	if err := s.Deploy("chat", deploy.Spec{}, deploy.Version{Digest: "b"}, &deploy.Version{Digest: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	d := s.Find("chat")
+	d.Next.Canary = true
+	j := deploy.NewJudge()
+	for range 20 {
+		j.Ended("b", true, 7)
+		j.Ended("b", true, 8)
+	}
+	if why := j.Verdict(d); why != "" {
+		t.Errorf("two prompts: %s", why)
+	}
+	if j.Ended("b", true, 9); j.Verdict(d) == "" {
+		t.Error("three prompts that fail do not count")
+	}
+	j = deploy.NewJudge()
+	for range 3 {
+		j.Ended("b", true, 0)
+	}
+	if j.Verdict(d) == "" {
+		t.Error("three failures without a prompt do not count")
+	}
+}
+
+func TestProgress_RestIsMeasured(t *testing.T) {
+	type report struct {
+		done uint64
+		at   time.Duration
+	}
+	const s, m = time.Second, time.Minute
+	start := time.Unix(1000, 0)
+	for name, c := range map[string]struct {
+		reports []report
+		total   uint64
+		want    time.Duration
+	}{
+		"nothing is known":                {nil, 0, s},
+		"one report":                      {[]report{{50, 0}}, 100, s},
+		"from nothing":                    {[]report{{0, 0}, {80, 40 * s}}, 100, 10 * s},
+		"the most was there before":       {[]report{{70, 0}, {80, 20 * s}}, 100, 40 * s},
+		"nothing since":                   {[]report{{70, 0}, {70, 20 * s}}, 100, 20 * s},
+		"nothing since for long":          {[]report{{70, 0}, {70, m}, {70, 2 * m}}, 100, m},
+		"it has slowed down":              {[]report{{0, 0}, {50, s}, {50, 20 * s}}, 100, 20 * s},
+		"nearly all":                      {[]report{{0, 0}, {99, 20 * s}}, 100, s},
+		"all":                             {[]report{{0, 0}, {100, 20 * s}}, 100, s},
+		"far too much":                    {[]report{{0, 0}, {1, 20 * s}}, 1 << 62, m},
+		"it was unloaded and begins anew": {[]report{{90, 0}, {0, m}, {50, m + 9*s}}, 100, 9 * s},
+		"nobody has looked for long":      {[]report{{10, 0}, {50, 60 * m}, {75, 60*m + 9*s}}, 100, 9 * s},
+	} {
+		var p deploy.Progress
+		for _, r := range c.reports {
+			p.Report(r.done, c.total, start.Add(r.at))
+		}
+		if got := p.Rest(); got.Round(time.Millisecond) != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
 }

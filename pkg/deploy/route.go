@@ -3,7 +3,6 @@ package deploy
 import (
 	"fmt"
 	"hash/fnv"
-	"time"
 )
 
 // Route returns the digest of the version that a request goes to; empty if there is none. The key of the request or of
@@ -34,26 +33,11 @@ func drawn(key string, share float64) bool {
 	return float64(v>>11)/(1<<53) < share
 }
 
-// Bounds of RestOfLoad.
-const (
-	retryLeast = time.Second
-	retryMost  = time.Minute
-)
-
-// RestOfLoad returns after which time to ask again for a model of which some bytes were loaded in the time waited: when
-// the others are, if that goes on as before, but within a second and a minute.
-func RestOfLoad(done, total uint64, waited time.Duration) time.Duration {
-	if done == 0 || done >= total {
-		return retryLeast
-	}
-	rest := float64(total-done) / float64(done) * float64(waited)
-	return max(retryLeast, time.Duration(min(rest, float64(retryMost))))
-}
-
 // Bounds of what a Judge calls a failure.
 const (
 	leastFailures = 3    // of a canary, before it is rolled back
 	moreFailures  = 0.05 // share of requests by which a canary may fail more often than the live version
+	maxPrompts    = 4096 // of failed requests that are remembered for each version
 )
 
 // Judge compares how often requests fail on the versions of a deployment. Each router has one for what it sees itself.
@@ -61,17 +45,30 @@ type Judge struct {
 	counts map[string]*tally // by digest
 }
 
-type tally struct{ ended, failed int }
+type tally struct {
+	ended, failed int
+	prompts       map[uint64]bool // of failed requests
+}
 
 // NewJudge returns a Judge that has seen nothing.
 func NewJudge() *Judge { return &Judge{counts: map[string]*tally{}} }
 
-// Ended counts a request. failed says that the version or its pipelines are to blame, not the client.
-func (j *Judge) Ended(digest string, failed bool) {
+// Ended counts a request. failed says that the version or its pipelines may be to blame, not the client. A client may
+// repeat a request that is itself to blame, so of the failures with the same number for the prompt only the first one
+// counts. Those with 0 count always.
+func (j *Judge) Ended(digest string, failed bool, prompt uint64) {
 	t := j.counts[digest]
 	if t == nil {
-		t = &tally{}
+		t = &tally{prompts: map[uint64]bool{}}
 		j.counts[digest] = t
+	}
+	if failed && prompt != 0 {
+		if t.prompts[prompt] {
+			return
+		}
+		if len(t.prompts) < maxPrompts {
+			t.prompts[prompt] = true
+		}
 	}
 	t.ended++
 	if failed {

@@ -65,6 +65,7 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 		case o.lost != nil: // the other one goes on
 			q.proven = max(q.proven, o.proven)
 			if o.blamed != nil {
+				q.lost++
 				q.blame(*o.blamed, o.lost)
 			}
 			r.drop(from)
@@ -154,6 +155,7 @@ func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
 // token sends a token to the client and reports whether it was the last.
 func (q *request) token(o result) (bool, error) {
 	t, now := o.token, time.Now()
+	q.prove()
 	if q.first.IsZero() {
 		q.admitted, q.cached = o.admitted, o.cached
 	}

@@ -1,6 +1,7 @@
 package router_test
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -31,22 +32,8 @@ func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
 			h.mu.Unlock()
 		}
 		m.served("fake")
-		observe := uint64(600_000)
-		stream, err := m.client.Deploy(t.Context(), &routerv1.DeployRequest{Model: likeDigest, Name: "fake",
-			ObserveMs: &observe})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for {
-			resp, err := stream.Recv()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if resp.GetDeployment().GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_CANARY {
-				break
-			}
-		}
-		_, err = m.generate(t.Context(), named("fake", "hello!", 3), nil)
+		m.canary(1)
+		_, err := m.generate(t.Context(), named("fake", "hello!", 3), nil)
 		if fault.CodeOf(rpc.FromStatus(err)) != fault.Aborted {
 			t.Errorf("the request has ended with %v", err)
 		}
@@ -62,6 +49,57 @@ func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
 			t.Errorf("the row has ended processes of %v", ended)
 		}
 	})
+}
+
+// canary deploys another version beside the live one and waits until it takes its share of the requests, for ten minutes.
+func (m *mesh) canary(share float32) {
+	m.t.Helper()
+	observe := uint64(600_000)
+	stream, err := m.client.Deploy(m.t.Context(), &routerv1.DeployRequest{Model: likeDigest, Name: "fake",
+		ObserveMs: &observe, Canary: &share})
+	for err == nil {
+		var resp *routerv1.DeployResponse
+		if resp, err = stream.Recv(); err == nil &&
+			resp.GetDeployment().GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_CANARY {
+			return
+		}
+	}
+	m.t.Fatal(err)
+}
+
+// A client repeats a request that fails on every version, and some others like it. The canary stays, with or without the
+// loss of processes: it is not to blame.
+func TestDeploy_FaultyRequestsAreNotTheCanarysFault(t *testing.T) {
+	for name, ends := range map[string]bool{"fails": false, "ends processes": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, hosts := deployMesh(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"})
+				for _, h := range hosts {
+					h.mu.Lock()
+					h.ruin = func(s *fakeShard) { s.poison, s.forgets = '!', ends }
+					h.mu.Unlock()
+				}
+				m.served("fake")
+				m.canary(1)
+				for i := range 8 {
+					_, err := m.generate(t.Context(), named("fake", fmt.Sprintf("hello %d!", i%4), 3), nil)
+					if err == nil {
+						t.Fatal("a request that fails on both versions has an answer")
+					}
+					m.served("fake") // what it has ended is open again
+				}
+				<-time.After(10 * time.Second)
+				d := m.deployment("fake")
+				if d.GetState() != routerv1.DeploymentState_DEPLOYMENT_STATE_CANARY || d.GetFailed() != nil {
+					t.Errorf("the deployment is %v", d)
+				}
+				a, err := m.generate(t.Context(), named("fake", "hello", 5), nil)
+				if err != nil || a.started.GetDigest() != likeDigest {
+					t.Errorf("%v, %v, want an answer of the canary", a.started, err)
+				}
+			})
+		})
+	}
 }
 
 // A request with an adapter that wakes its model also waits until the adapter is loaded again.

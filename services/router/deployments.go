@@ -321,58 +321,14 @@ func (s *Service) nameFor(asked string, p *pipeline) string {
 	return p.model()
 }
 
-// isCanary reports whether a digest that requests of a deployment go to is not its live version: it is a canary, or was
-// one until a moment ago.
-func (s *Service) isCanary(name, digest string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.deploys.state.Find(name)
-	return name != "" && d != nil && d.Live != nil && d.Live.Digest != digest
-}
-
-// judge counts the end of a request for a model by the name that the client has asked for, and gives up the canary of a
-// deployment whose requests fail.
-func (s *Service) judge(ctx context.Context, name, digest string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.deploys
-	s.m.deployed.ended(d.state, name, digest, ctx.Err() == nil && blamesVersion(err))
-	of := d.state.Of(digest)
-	if digest == "" || !slices.ContainsFunc(of,
-		func(d *deploy.Deployment) bool { return d.Next != nil && d.Next.Canary }) {
-		return
+// failuresOf returns the entry of a digest. The caller holds mu.
+func (s *Service) failuresOf(digest string) *failures {
+	f := s.deploys.failures[digest]
+	if f == nil {
+		f = &failures{}
+		s.deploys.failures[digest] = f
 	}
-	d.judge.Ended(digest, ctx.Err() == nil && blamesVersion(err))
-	for _, deployment := range of {
-		if _, known := d.faulty[deployment.Name]; known {
-			continue
-		}
-		if reason := d.judge.Verdict(deployment); reason != "" {
-			s.log.Warn("roll a version back", "deployment", deployment.Name, "digest", deployment.Next.Digest, "reason",
-				reason)
-			d.faulty[deployment.Name] = faultyVersion{*deployment.Next, reason}
-			s.poke()
-		}
-	}
-}
-
-// blamesVersion reports whether an error may be the fault of the model's version or of its pipelines. It is not if the
-// request itself is at fault, the client has gone, or the router is full or stops.
-func blamesVersion(err error) bool {
-	if errors.Is(err, errStopping) || queueFull(err) {
-		return false
-	}
-	switch fault.CodeOf(err) {
-	case fault.Internal, fault.Unavailable, fault.DataLoss, fault.Aborted, fault.Unimplemented:
-		return true
-	}
-	return false
-}
-
-// queueFull reports whether a router or shard has refused work because it has too much.
-func queueFull(err error) bool {
-	var e *fault.Error
-	return errors.As(err, &e) && e.Reason == reasonQueue
+	return f
 }
 
 // pipelineFailed notes that a pipeline of a model could not be opened, was not computing, or was lost. opened says
@@ -383,11 +339,7 @@ func (s *Service) pipelineFailed(digest string, opened bool, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.deploys.failures[digest]
-	if f == nil {
-		f = &failures{}
-		s.deploys.failures[digest] = f
-	}
+	f := s.failuresOf(digest)
 	if !opened {
 		f.row++
 	}

@@ -65,11 +65,11 @@ func TestDeployMetrics_FollowTheVersions(t *testing.T) {
 	canary := func(n *deploy.State) { n.Deployments[0].Next.Canary = true }
 	change(deployed("b"))
 	change(canary)
-	s.judge(t.Context(), "chat", "b", errNoPlacer)
-	s.judge(t.Context(), "chat", "b", errStopping)
-	s.judge(t.Context(), "chat", "b", fault.New(fault.Internal, "run a stage: it computes nothing"))
-	s.judge(t.Context(), "", "sha256:0123456789abcdef", nil)
-	s.judge(t.Context(), "", "of no deployment", nil)
+	s.judge(t.Context(), "chat", "b", errNoPlacer, 0)
+	s.judge(t.Context(), "chat", "b", errStopping, 0)
+	s.judge(t.Context(), "chat", "b", fault.New(fault.Internal, "run a stage: it computes nothing"), 0)
+	s.judge(t.Context(), "", "sha256:0123456789abcdef", nil, 0)
+	s.judge(t.Context(), "", "of no deployment", nil, 0)
 	check("a canary",
 		"requests_total chat failed 0123456789ab = 0", "requests_total chat failed b = 1",
 		"requests_total chat ok 0123456789ab = 1", "requests_total chat ok b = 2",
@@ -77,7 +77,7 @@ func TestDeployMetrics_FollowTheVersions(t *testing.T) {
 		"share chat m live 0123456789ab = 0.75", "share chat m next b = 0.25", "state chat canary = 1")
 	change(func(n *deploy.State) { n.RollBack("chat", "b", 0, "it is slow") })
 	change(func(n *deploy.State) { n.Deployments[0].Retiring = nil })
-	s.judge(t.Context(), "chat", "b", nil) // the last request of a version that is gone
+	s.judge(t.Context(), "chat", "b", nil, 0) // the last request of a version that is gone
 	check("rolled back",
 		"requests_total chat failed 0123456789ab = 0", "requests_total chat ok 0123456789ab = 1",
 		"rollbacks_total chat = 1",

@@ -70,7 +70,7 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (_ *
 		return nil, err
 	}
 	defer settle(tokens)
-	defer func() { s.judge(ctx, r.GetModel(), h.GetDigest(), err) }()
+	defer func() { s.judge(ctx, r.GetModel(), h.GetDigest(), err, 0) }()
 	start := time.Now()
 	out := &routerv1.EmbedResponse{Model: name, Digest: h.GetDigest()}
 	for try := 1; ; try++ {

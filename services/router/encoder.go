@@ -178,7 +178,11 @@ func (s *Service) awaitEmbedders(
 			woken = woken || now.Rest == deploy.Awake
 		}
 		if left <= 0 {
-			return nil, nil, s.retryLater(ctx, err, d, time.Since(start))
+			return nil, nil, s.retryLater(ctx, err, d)
+		}
+		if d != nil {
+			s.loading(ctx, d.Name, d.Live.Digest) // measures it
+			left = min(left, loadingEvery)
 		}
 		timer := time.NewTimer(left)
 		select {

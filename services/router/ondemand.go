@@ -52,10 +52,8 @@ func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 		}
 		switch {
 		case left > 0:
-		case q.wait != nil: // its client has said how long it waits
-			return nil, err
 		default:
-			return nil, s.retryLater(ctx, err, d, time.Since(start))
+			return nil, s.retryLater(ctx, err, d)
 		}
 		if d = s.deployed().Find(q.model); d == nil || d.Live == nil {
 			return nil, err
@@ -64,8 +62,9 @@ func (q *request) awaitModel(ctx context.Context) (*pipeline, error) {
 			return nil, err
 		}
 		woken = woken || d.Rest == deploy.Awake
+		l := s.loading(ctx, d.Name, d.Live.Digest) // measures it for the others, too
 		if q.sink.loading != nil {
-			if err := q.sink.loading(s.loading(ctx, d.Name, d.Live.Digest)); err != nil {
+			if err := q.sink.loading(l); err != nil {
 				return nil, err
 			}
 		}
@@ -89,14 +88,21 @@ func (s *Service) mayWake(ctx context.Context, name, adapterName string) error {
 }
 
 // retryLater says in an error when to ask again for a model that is being loaded: when its load will be done if it goes
-// on as in the time that the request has waited.
-func (s *Service) retryLater(ctx context.Context, err error, d *deploy.Deployment, waited time.Duration) error {
+// on as since this router has looked at it.
+func (s *Service) retryLater(ctx context.Context, err error, d *deploy.Deployment) error {
 	var e *fault.Error
 	if d == nil || d.Live == nil || !errors.As(err, &e) {
 		return err
 	}
-	l, later := s.loading(ctx, d.Name, d.Live.Digest), *e
-	return later.After(deploy.RestOfLoad(l.GetDoneBytes(), l.GetTotalBytes(), waited))
+	s.loading(ctx, d.Name, d.Live.Digest)
+	t, later := &s.deploys.loads, *e
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.progress[d.Live.Digest]
+	if p == nil {
+		return err
+	}
+	return later.After(p.Rest())
 }
 
 // sleeping returns the deployment of a name if no pipeline of its live version is open and requests load it; nil
@@ -120,6 +126,25 @@ type loadTable struct {
 	busy  bool // somebody asks the shards
 	at    time.Time
 	byDig map[string]*routerv1.ModelLoading
+	// progress has the models that were not whole when the shards were last asked.
+	progress map[string]*deploy.Progress
+}
+
+// take takes what shards have loaded at a time. The caller holds mu.
+func (t *loadTable) take(byDigest map[string]*routerv1.ModelLoading, now time.Time) {
+	before := t.progress
+	t.byDig, t.at, t.progress = byDigest, now, map[string]*deploy.Progress{}
+	for digest, m := range byDigest {
+		if m.GetDoneBytes() >= m.GetTotalBytes() {
+			continue
+		}
+		p := before[digest]
+		if p == nil {
+			p = &deploy.Progress{}
+		}
+		p.Report(m.GetDoneBytes(), m.GetTotalBytes(), now)
+		t.progress[digest] = p
+	}
 }
 
 // loading says how far the loading of a model is.
@@ -136,7 +161,8 @@ func (s *Service) loading(ctx context.Context, name, digest string) *routerv1.Mo
 		cancel()
 		known = fresh[digest]
 		t.mu.Lock()
-		t.busy, t.byDig, t.at = false, fresh, time.Now()
+		t.busy = false
+		t.take(fresh, time.Now())
 		t.mu.Unlock()
 	}
 	out := &routerv1.ModelLoading{Model: name, Digest: digest}

@@ -64,6 +64,8 @@ type request struct {
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
 	canary   bool              // the version is a canary: started is held back until the first token
 	answered bool              // its client has seen something of the answer
+	proves   func()            // counts the failure on the canary before, once the live version answers; or nil
+	lost     int               // pipelines that were lost while they computed the request
 	strikes  strikes
 	proven   int // positions of the log that some pipeline has computed
 	cached   int // positions of the prompt that came from the prefix cache
@@ -96,21 +98,7 @@ func (q *request) run(
 			"tokens", max(0, len(q.log)-len(q.prompt)), "took", time.Since(q.arrived), "error", err)
 	}()
 	defer func() { q.service.m.requests.WithLabelValues(endLabel(err)).Inc() }()
-	asked := *q // with its id and span
-	if err = q.runVersion(ctx, encode); q.failedOnCanary(ctx, err) {
-		q.service.log.InfoContext(ctx, "run the request on the live version", "digest", q.digest, "error", err)
-		asked.paid, asked.strikes = q.paid || q.charged, q.strikes.carried()
-		*q = asked
-		q.stable = true
-		err = q.runVersion(ctx, encode)
-	}
-	return err
-}
-
-// failedOnCanary reports whether the request has failed by the fault of a canary before its client has seen anything of
-// the answer, so that the live version can answer it. Once a request is in the journal it stays on its version.
-func (q *request) failedOnCanary(ctx context.Context, err error) bool {
-	return err != nil && q.canary && !q.stable && q.live == nil && !q.answered && ctx.Err() == nil && blamesVersion(err)
+	return q.runVersions(ctx, encode)
 }
 
 // runVersion runs the request on one version of its model.
@@ -135,7 +123,6 @@ func (q *request) runVersion(
 		return err
 	}
 	q.digest, q.meters, q.canary = p.digest, p.meters, q.service.isCanary(q.model, p.digest)
-	defer func() { q.service.judge(ctx, q.model, q.digest, err) }()
 	q.name = q.service.nameFor(q.model, p)
 	if err := auth.CheckModel(ctx, q.name, p.digest, p.model(), adapted(q.name, q.adapterName),
 		adapted(p.model(), q.adapterName)); err != nil {
@@ -293,6 +280,7 @@ func (q *request) generate(ctx context.Context) (err error) {
 		moved = true
 		q.proven = max(q.proven, end.proven)
 		if end.blamed != nil {
+			q.lost++
 			q.blame(*end.blamed, end.lost)
 		}
 		if err := q.strikes.verdict(q.id); err != nil {

@@ -16,8 +16,9 @@ const silentLimit = 50 * time.Second
 // SilentWait ends a request whose answer is not streamed, and which has waited for long for its model to be loaded. The
 // model goes on loading. The zero value is ready; it is safe for concurrent use.
 type SilentWait struct {
-	mu    sync.Mutex
-	began time.Time
+	mu       sync.Mutex
+	began    time.Time
+	progress deploy.Progress
 }
 
 // Loading takes a report of the loading. Once the wait is too long it returns the error that ends the request, which
@@ -30,11 +31,11 @@ func (w *SilentWait) loading(m *routerv1.ModelLoading, now time.Time) error {
 	if w.began.IsZero() {
 		w.began = now
 	}
-	waited := now.Sub(w.began)
-	if waited < silentLimit {
+	w.progress.Report(m.GetDoneBytes(), m.GetTotalBytes(), now)
+	if now.Sub(w.began) < silentLimit {
 		return nil
 	}
 	return fault.New(fault.Unavailable, "load model %s: %d of %d bytes are loaded; ask again, or for a stream: %s",
 		m.GetModel(), m.GetDoneBytes(), m.GetTotalBytes(), m.GetState()).
-		After(deploy.RestOfLoad(m.GetDoneBytes(), m.GetTotalBytes(), waited)).Because("MODEL_LOADING")
+		After(w.progress.Rest()).Because("MODEL_LOADING")
 }
