@@ -71,6 +71,7 @@ func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify f
 			continue
 		}
 		load, unload := l.due(pl, now)
+		unload = append(unload, l.strangers(pl, now, s.strangerTime())...)
 		if len(load)+len(unload) == 0 {
 			continue
 		}
@@ -84,6 +85,7 @@ func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify f
 			notify() // more may be due
 		})
 	}
+	maps.DeleteFunc(l.strange, func(k strangerKey, _ time.Time) bool { return !l.at[k.place][k.digest] })
 	for key, a := range l.all {
 		if !a.wanted() && !l.held(key) {
 			l.store.touch(a.dir, now)

@@ -119,6 +119,7 @@ type adapters struct {
 	at      map[place]map[adapter.Sum]bool           // what shards hold
 	failed  map[place]map[adapter.Sum]*adapterFailed // why they do not
 	working map[place]bool
+	strange map[strangerKey]time.Time // since when shards hold what this router does not know
 	// readings are those in memory. A failed one stays only until the places that wait for it know.
 	readings map[*servedAdapter]*adapterReading
 
@@ -132,6 +133,7 @@ func newAdapters(c Config) *adapters {
 		names: map[adapterName]*namedAdapter{}, all: map[adapterKey]*servedAdapter{},
 		at:     map[place]map[adapter.Sum]bool{},
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
+		strange: map[strangerKey]time.Time{},
 		refused: map[AdapterSource]error{}, restored: map[adapterName]bool{},
 		readings: map[*servedAdapter]*adapterReading{},
 	}
