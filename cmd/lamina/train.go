@@ -79,13 +79,14 @@ func (c *trainCmd) start(
 	if err != nil {
 		return err
 	}
-	text, done := *e, last.GetState() == trainerv1.RunState_RUN_STATE_DONE
 	if c.Format == "json" {
-		if err := errors.Join(printProto(e, last), runError(last)); err != nil || !done || c.Trainer != "" {
+		err := errors.Join(printProto(e, last), runError(last))
+		if err != nil || last.GetState() != trainerv1.RunState_RUN_STATE_DONE || c.Trainer != "" {
 			return err
 		}
-		text.Stdout = e.Stderr
-		return c.publishDone(&text, manifest, last)
+		beside := *e // of the object on standard output
+		beside.Stdout = e.Stderr
+		return c.publishDone(&beside, manifest, last)
 	}
 	switch last.GetState() {
 	case trainerv1.RunState_RUN_STATE_DONE:

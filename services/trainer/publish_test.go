@@ -41,7 +41,7 @@ func (r *takingRouter) LoadAdapter(
 
 // startRouters starts a trainer, and a router at mem:there; one at mem:gone is registered, too. The run that it
 // returns publishes.
-func startRouters(t *testing.T, ctx context.Context, p *Publish) (*run, *takingRouter, chan struct{}) {
+func startRouters(ctx context.Context, t *testing.T, p *Publish) (*run, *takingRouter, chan struct{}) {
 	t.Helper()
 	network, registry := memnet.New(), discovery.NewMemory()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
@@ -85,7 +85,7 @@ func startRouters(t *testing.T, ctx context.Context, p *Publish) (*run, *takingR
 func TestRun_PublishReachesTheRoutersBehindOneThatIsGone(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	r, router, stop := startRouters(t, ctx, &Publish{})
+	r, router, stop := startRouters(ctx, t, &Publish{})
 	ended := make(chan error, 1)
 	go func() { ended <- r.publish(ctx) }()
 	select {
@@ -112,7 +112,7 @@ func TestRun_PublishToTheRouterThatTheManifestNames(t *testing.T) {
 	for addr, fails := range map[string]string{"mem:there": "", "mem:elsewhere": "publish.router"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
-		r, router, _ := startRouters(t, ctx, &Publish{Router: addr, Name: "mine"})
+		r, router, _ := startRouters(ctx, t, &Publish{Router: addr, Name: "mine"})
 		if err := r.publish(ctx); err != nil {
 			t.Fatal(err)
 		}
