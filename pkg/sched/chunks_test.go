@@ -103,7 +103,7 @@ func TestScheduler_ShortPromptsBesideAStream(t *testing.T) {
 }
 
 // TestScheduler_ShortRequestsTogether submits 64 requests of 16 tokens that want 32 more each, one after another beside
-// a stream. They take at most 1.5 times as long as they would if all of their rows were in full batches, also if
+// a stream. They take at most 1.4 times as long as they would if all of their rows were in full batches, also if
 // batches are late now and then: rows of prompts are not taken for expensive because the number of decoding rows has
 // grown, or because a few of them were late.
 func TestScheduler_ShortRequestsTogether(t *testing.T) {
@@ -132,8 +132,8 @@ func TestScheduler_ShortRequestsTogether(t *testing.T) {
 			}
 			best := requests*(length+more-1)*row + more*(base+row+late)
 			t.Logf("late %v, row %v: %.2f times as long", late, row, took.Seconds()/seeds/best.Seconds())
-			if took/seeds > best*3/2 {
-				t.Errorf("late by %v on average, rows of %v: %v, want at most 1.5 times %v", late, row, took/seeds, best)
+			if took/seeds > best*7/5 {
+				t.Errorf("late by %v on average, rows of %v: %v, want at most 1.4 times %v", late, row, took/seeds, best)
 			}
 		}
 	}

@@ -28,6 +28,7 @@ const (
 	slackEvery   = 200
 	shortRows    = slackMost * leastChunk
 	measureEvery = 256 // batches with rows of prompts beside decoding rows until one has none
+	manyMore     = 4   // decoding rows more, at least, for such a batch before that
 	fewRows      = 8
 	average      = 0.2 // weight of a new value in moving averages
 	singleShare  = 0.05
@@ -84,14 +85,23 @@ func (c *cost) of(service float64, prompts int) float64 {
 // much as many, and because rows that seem slow are sent a few at a time, they would seem slow for good.
 type share struct {
 	cost
+	decodes    int     // the rows of a batch that takes as long as batch
 	more, rows float64 // what batches with rows of prompts took longer than batch, and with how many rows more
 }
 
-// of measures a batch that has rows more, of prompts or decoding, than those whose time is batch.
-func (c *share) of(busy float64, rows int) {
+// of measures a batch with rows of prompts.
+func (c *share) of(busy float64, prompts, decodes int) {
 	c.more = blend(c.more, max(busy-c.batch, busy/10))
-	c.rows = blend(c.rows, float64(rows))
+	c.rows = blend(c.rows, float64(prompts+max(0, decodes-c.decodes)))
 	c.row = c.more / c.rows
+}
+
+// resize makes batch the time of a batch with another number of decoding rows, as far as that is known.
+func (c *share) resize(decodes int) {
+	if c.batch > 0 && c.decodes > 0 {
+		c.batch = max(c.batch+float64(decodes-c.decodes)*c.row, c.batch/2)
+	}
+	c.decodes = decodes
 }
 
 func newTiming(floor, lone time.Duration) timing {
@@ -126,9 +136,10 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside, only b
 	if !f.decode {
 		if f.prompts > 0 {
 			if t.staleRows {
-				t.staleRows, t.chain.row, t.worst, t.stage = false, 0, 0, share{cost: cost{batch: t.stage.batch}}
+				t.staleRows, t.chain.row, t.worst = false, 0, 0
+				t.stage.row, t.stage.more, t.stage.rows = 0, 0, 0
 			}
-			t.stage.of(busy, f.prompts+max(0, f.decodes-t.decodes))
+			t.stage.of(busy, f.prompts, f.decodes)
 			more := t.chain.of(service, f.prompts)
 			// The time of a few rows is mostly that of the batch.
 			t.worst = max(more/float64(max(f.prompts, fewRows)), t.worst*0.98)
@@ -169,6 +180,9 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside, only b
 	}
 	t.plain = time.Duration(blend(t.plain.Seconds(), took) * float64(time.Second))
 	t.chain.batch = blend(t.chain.batch, service)
+	if f.decodes > 0 {
+		t.stage.resize(f.decodes)
+	}
 	if beside = beside || f.behind; beside && t.stage.batch > 0 { // it may have waited for prompts
 		busy = min(busy, t.stage.batch)
 	}
@@ -243,13 +257,16 @@ func (t *timing) fitMoved(most int) int {
 
 // promptRows returns how many rows of prompts a batch with decoding rows may have, of which the first prompt has left
 // rows to be sent. slow says that they take longer than the decoding rows, because the prompt is short. decodes is how
-// many decoding rows the batch has already. Now and then it has no others, so that their time is measured again.
+// many decoding rows the batch has already. Now and then, and when they have become many more or fewer, it has no
+// others, so that their time is measured again.
 //
 // So a prompt at most doubles the time between tokens, unless a single row of it takes longer than the decoding rows.
 // It gets at least 28 % of the time: where a number of rows is rounded down to one, that one takes more than 0.4 of
 // the decoding rows' time. A moved sequence gets more.
 func (t *timing) promptRows(most, left, decodes int, moved bool) (rows int, slow bool) {
-	if decodes > 0 && (t.unmeasured >= measureEvery || 4*decodes < 3*t.decodes) {
+	few := 4*decodes < 3*t.decodes
+	many := t.decodes > 0 && decodes >= max(2*t.decodes, t.decodes+manyMore)
+	if decodes > 0 && (t.unmeasured >= measureEvery || few || many) {
 		return 0, false
 	}
 	if moved {
