@@ -108,12 +108,13 @@ func lowTargets(rows, ranks []int, in int, outs []int, fused bool) (products []k
 			if j > 0 {
 				first := &products[len(products)-j]
 				if p.X = first.X; fused {
-					p.A = &kernel.Matrix[float32]{Rows: first.A.Rows, Cols: in, Dense: first.A.Dense}
-					p.B = &kernel.Matrix[float32]{Rows: out, Cols: first.A.Rows, Dense: make([]float32, out*first.A.Rows)}
+					rank := first.A.Rows
+					p.A = &kernel.Matrix[float32]{Rows: rank, Cols: in, Dense: first.A.Dense}
+					p.B = &kernel.Matrix[float32]{Rows: out, Cols: rank, Dense: make([]float32, out*rank)}
 					for k := range p.B.Dense {
 						p.B.Dense[k] = float32(k%7) - 3.1
 					}
-					p.U, p.Scale = make([]float32, rows[i]*first.A.Rows), first.Scale
+					p.U, p.Scale = make([]float32, rows[i]*rank), first.Scale
 				}
 			}
 			products = append(products, p)
