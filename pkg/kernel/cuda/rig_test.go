@@ -19,7 +19,7 @@ type rig struct {
 }
 
 func newRig(t testing.TB) *rig {
-	return &rig{t, ptxsim.NewDevice(ptxsim.Options{}), map[string]*ptxsim.Module{}}
+	return &rig{t, ptxsim.NewDevice(ptxsim.Options{Operands: true}), map[string]*ptxsim.Module{}}
 }
 
 // launch runs a kernel of the table and fails the test at a fault.

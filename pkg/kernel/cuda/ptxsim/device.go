@@ -26,6 +26,11 @@ type Options struct {
 	Workers int    // goroutines that run the blocks of a launch; 0: GOMAXPROCS
 	Steps   uint64 // warp instructions of a launch; 0: 1<<28
 	Shared  int    // bytes of shared memory of a block; 0: MaxShared
+
+	// Operands makes the last bit of a float32 that mma computes depend on every bit of its row of A, its column of B
+	// and its element of C, zeros included. Devices may differ so, since they cut products to the largest exponent.
+	// Results that shall have the same bits must then come from the same operands and not only from equal sums.
+	Operands bool
 }
 
 // Device is a simulated device: global memory with a table of its allocations, and modules. Its methods may be called

@@ -90,7 +90,7 @@ func opMma(c *compiler) error {
 	case integer:
 		c.in.run = mul.integers(t[1], t[2], sat)
 	default:
-		c.in.run = mul.floats(t[1], t[0])
+		c.in.run = mul.floats(t[1], t[0], c.m.d.opt.Operands && t[0] == F32)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func half(v uint16) float64 {
 	return math.Float64frombits(uint64(v&0x8000)<<48 | uint64(exp+1023-15)<<52 | uint64(v&0x3ff)<<42)
 }
 
-func (p *product) floats(t, acc Type) func(w *warp, m uint32) {
+func (p *product) floats(t, acc Type, operands bool) func(w *warp, m uint32) {
 	return func(w *warp, m uint32) {
 		if !w.whole(m) {
 			return
@@ -146,6 +146,16 @@ func (p *product) floats(t, acc Type) func(w *warp, m uint32) {
 				}
 			}
 		}
+		var rows [16]uint64
+		var columns [8]uint64
+		if operands {
+			for i := range rows {
+				rows[i] = digest(a[i][:p.f.k])
+			}
+			for i := range columns {
+				columns[i] = digest(b[i][:p.f.k])
+			}
+		}
 		for l := 0; l < warpSize; l++ {
 			var s [4]float64
 			for r := range s {
@@ -164,13 +174,35 @@ func (p *product) floats(t, acc Type) func(w *warp, m uint32) {
 			}
 			for r, d := range p.d {
 				if acc == F32 {
-					w.r[d][l] = bits32(float32(s[r]))
+					v := bits32(float32(s[r]))
+					if operands && s[r] != 0 {
+						row, col := p.f.c(l, r)
+						v ^= mixed(mixed(rows[row]^w.r[p.c[r]][l])^columns[col]) & 1
+					}
+					w.r[d][l] = v
 				} else {
 					w.r[d][l] = pattern(F16, s[2*r]) | pattern(F16, s[2*r+1])<<16
 				}
 			}
 		}
 	}
+}
+
+// digest returns a number that depends on every bit of a list.
+func digest(x []float64) uint64 {
+	var h uint64
+	for _, v := range x {
+		h = mixed(h ^ math.Float64bits(v))
+	}
+	return h
+}
+
+// mixed is SplitMix64's finalizer after a step.
+func mixed(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
 }
 
 func (p *product) integers(ta, tb Type, sat bool) func(w *warp, m uint32) {

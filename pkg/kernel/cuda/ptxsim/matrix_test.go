@@ -143,3 +143,47 @@ func TestMMA_WrongFragmentIsSeen(t *testing.T) {
 		t.Error("a fragment of the wrong columns gives the right product")
 	}
 }
+
+// Under Operands, a product with zero that was another product with zero changes the result, and nothing else does.
+func TestMMA_DependsOnItsOperands(t *testing.T) {
+	d := ptxsim.NewDevice(ptxsim.Options{Operands: true})
+	const k = 16
+	m := load(t, d, mmaKernel(elements[0], k, 0))
+	run := func(last uint32) []uint32 {
+		data := make([]byte, 24*k*2+512)
+		for i := range 24 * k {
+			v := uint16(f32(float32(i%7)) >> 16)
+			if i < 16*k && i%k == k-1 {
+				v = 0
+			}
+			if i >= 16*k && i%k == k-1 {
+				v = uint16(last)
+			}
+			binary.LittleEndian.PutUint16(data[2*i:], v)
+		}
+		p := alloc(t, d, data)
+		if err := m.Launch("k", one(1), one(32), 0, p); err != nil {
+			t.Fatal(err)
+		}
+		return words(t, d, p+24*k*2, 128)
+	}
+	differ := func(a, b []uint32) (n int) {
+		for i := range a {
+			if a[i] != b[i] {
+				n++
+			}
+			x, y := math.Float32frombits(a[i]), math.Float32frombits(b[i])
+			if math.Abs(float64(x-y)) > 1e-6*float64(x) {
+				t.Errorf("element %d is %v and %v", i, x, y)
+			}
+		}
+		return n
+	}
+	first := run(0x3f80)
+	if n := differ(first, run(0x3f80)); n != 0 {
+		t.Errorf("%d elements differ for the same operands", n)
+	}
+	if n := differ(first, run(0)); n < 32 || n > 96 {
+		t.Errorf("%d of 128 elements differ for other operands", n)
+	}
+}
