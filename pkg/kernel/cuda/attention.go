@@ -33,6 +33,14 @@ func (t *pageTable) add(kv kernel.KV[float32], pos, rows int) {
 	if len(kv.Pages) == 0 {
 		return
 	}
+	first := t.sequence(kv)
+	for i := range rows {
+		t.rows = append(t.rows, int32(first), int32(pos+i))
+	}
+}
+
+// sequence appends the pages of a sequence and returns the index of the first.
+func (t *pageTable) sequence(kv kernel.KV[float32]) int {
 	// Spans of an encoder's rows share one list.
 	if t.last != &kv.Pages[0] {
 		t.last, t.first = &kv.Pages[0], len(t.pages)/4
@@ -42,9 +50,7 @@ func (t *pageTable) add(kv kernel.KV[float32], pos, rows int) {
 				place(p.KeyScales, nil), place(p.ValueScales, nil))
 		}
 	}
-	for i := range rows {
-		t.rows = append(t.rows, int32(t.first), int32(pos+i))
-	}
+	return t.first
 }
 
 // place is the address of floats, or of codes if there are none.
@@ -121,13 +127,21 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 	to, from := address(s.device, op, y), address(s.device, op, q)
 	for i := 0; i < len(spans); { // spans on one kind of page go together
 		kind, length := spans[i].KV.Type, spans[i].KV.PageLen
-		var t pageTable
+		t, strips, rows := pageTable{}, stripTable{perKV: a.H / a.K}, 0
 		for ; i < len(spans) && spans[i].KV.Type == kind && spans[i].KV.PageLen == length; i++ {
 			pageBounds(op, spans[i].KV, spans[i].Pos+spans[i].Rows)
-			t.add(spans[i].KV, spans[i].Pos, spans[i].Rows)
+			rows += spans[i].Rows
+			if kind == kernel.KVF16 {
+				strips.add(spans[i])
+			} else {
+				t.add(spans[i].KV, spans[i].Pos, spans[i].Rows)
+			}
 		}
-		rows := len(t.rows) / 2
-		s.attendRows(to, from, &t, kind, length, a)
+		if kind == kernel.KVF16 {
+			s.attendStrips(to, from, &strips, length, a)
+		} else {
+			s.attendRows(to, from, &t, kind, length, a)
+		}
 		to, from = to+driver.Address(4*rows*width), from+driver.Address(4*rows*width)
 	}
 }

@@ -2,9 +2,10 @@ package main
 
 import "fmt"
 
-// Attention over paged caches. Positions are cut into chunks of 256 from position zero. A block computes a chunk: the
-// greatest score, the sum of the weights and the weighted sum of the values. A second kernel joins the chunks in order.
-// The result of a row depends on its position and on what the cache holds, and on nothing else in the launch.
+// Attention over paged caches of float32 and bytes; strips.go has that over float16. Positions are cut into chunks of
+// 256 from position zero. A block computes a chunk: the greatest score, the sum of the weights and the weighted sum of
+// the values. A second kernel joins the chunks in order. The result of a row depends on its position and on what the
+// cache holds, and on nothing else in the launch.
 
 const (
 	chunkLen = 256 // positions of a chunk, and threads of a block
@@ -65,6 +66,9 @@ func attention() *Module {
 		tables}
 	for _, c := range caches {
 		store(m, c)
+		if c.name == "f16" { // by strips
+			continue
+		}
 		for _, heads := range []int{1, 4} {
 			attendPart(m, c, heads)
 		}

@@ -28,6 +28,26 @@ func (k *Kernel) Exp(x F32) F32 {
 	return k.SelectF(none, x, k.SelectF(small, F(0), y))
 }
 
+// Log returns the natural logarithm of a normal number, by Cephes' polynomial: within 2 units in the last place.
+func (k *Kernel) Log(x F32) F32 {
+	// x = 2^e·(1+f) with 1+f from sqrt(1/2) on.
+	bits := k.Add(k.Bits(x), X(0x3f800000-0x3f3504f3))
+	e := k.FromS(k.Sub(k.Shr(bits, 23), N(127)))
+	f := k.FSub(k.FromBits(k.Add(k.And(bits, X(0x007fffff)), X(0x3f3504f3))), F(1))
+	square := k.FMul(f, f)
+	y := k.NewF(F(logarithm[0]))
+	for _, c := range logarithm[1:] {
+		y = k.FMA(y, f, F(c))
+	}
+	y = k.FMul(k.FMul(y, f), square)
+	y = k.FMA(e, F(-2.12194440e-4), y)
+	y = k.FMA(square, F(-0.5), y)
+	return k.FMA(e, F(0.693359375), k.FAdd(f, y))
+}
+
+var logarithm = []float64{7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+	-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1}
+
 // Sigmoid returns 1/(1+exp(-x)).
 func (k *Kernel) Sigmoid(x F32) F32 { return k.FDiv(F(1), k.FAdd(F(1), k.Exp(k.FNeg(x)))) }
 

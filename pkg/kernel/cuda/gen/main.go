@@ -27,7 +27,9 @@ func main() {
 
 // generate returns the files by name.
 func generate() (map[string][]byte, error) {
-	modules := append([]*Module{elementwise(), norms(), embeds(), attention(), heads(), training()}, matmuls()...)
+	modules := []*Module{elementwise(), norms(), embeds(), attention(), strips(), heads(), training(),
+		documents()}
+	modules = append(modules, matmuls()...)
 	files := map[string][]byte{}
 	for _, m := range modules {
 		files[m.Name+".ptx"] = []byte(m.Text())

@@ -208,6 +208,9 @@ func (k *Kernel) branch(guard string, body func()) {
 // ReturnIf ends the threads where p holds.
 func (k *Kernel) ReturnIf(p Pred) { k.Op("@" + string(p) + " ret") }
 
+// ReturnUnless ends the threads where p does not hold.
+func (k *Kernel) ReturnUnless(p Pred) { k.Op("@!" + string(p) + " ret") }
+
 // For runs body for i = from, from+step, ... below to.
 func (k *Kernel) For(from, to, step U32, body func(i U32)) {
 	i, p := k.U32(), k.Pred()

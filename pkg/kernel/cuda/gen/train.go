@@ -25,6 +25,15 @@ func training() *Module {
 		to := k.At(k.far(k.Pointer("dw"), k.LdU(k.At(k.Pointer("ids"), t, 4), 0), c), i, 4)
 		k.StF(to, 0, k.FAdd(k.LdF(to, 0), k.LdF(k.At(k.far(k.Pointer("dy"), t, c), i, 4), 0)))
 	})
+	m.each("column_sums", "adds the sum over rows of x[T,C], t ascending, to y[C]. n is C.", []Param{Ptr("y"), Ptr("x"),
+		Int("t")}, func(k *Kernel, i U32) {
+		sum, n := k.NewF(F(0)), k.IntParam("n")
+		k.For(N(0), k.IntParam("t"), N(1), func(t U32) {
+			k.Op("add.rn.f32", sum, sum, k.LdF(k.At(k.far(k.Pointer("x"), t, n), i, 4), 0))
+		})
+		k.store("y", i, k.FAdd(k.load("y", i), sum))
+	})
+	expertGrads(m)
 	dropout(m)
 	adamW(m)
 	normGrads(m)
@@ -33,6 +42,40 @@ func training() *Module {
 		actGrad(m, act)
 	}
 	return m
+}
+
+// expertGrads adds the gradients of dispatch and combine, and of sinks.
+func expertGrads(m *Module) {
+	k := m.Kernel("combine_grad", "writes row rows[j] of dy[T,C] times weight[j] to row j = ctaid.x of dx[R,C], and the sum "+
+		"over c of that row of dy times row j of x[R,C] to dots[R].", rowThreads, Ptr("dx"), Ptr("dots"), Ptr("dy"), Ptr("x"),
+		Ptr("rows"), Ptr("weight"), Int("c"))
+	r, tid, c, j := k.reduction(), k.Special("tid.x"), k.IntParam("c"), k.Special("ctaid.x")
+	dx, x := k.row("dx", c), k.row("x", c)
+	dy := k.AtRow(k.Pointer("dy"), k.LdU(k.At(k.Pointer("rows"), j, 4), 0), k.Shl(c, 2))
+	w, sum := k.load("weight", j), k.NewF(F(0))
+	k.For(tid, c, N(rowThreads), func(i U32) {
+		d := k.LdF(k.At(dy, i, 4), 0)
+		k.FMAInto(sum, d, k.LdF(k.At(x, i, 4), 0))
+		k.StF(k.At(dx, i, 4), 0, k.FMul(d, w))
+	})
+	total := r.sum(sum)
+	k.If(k.Cmp("eq", tid, N(0)), func() { k.store("dots", j, total) })
+
+	m.each("sink_grad_rows", "scales datt[T,H,D] by its share, as sink does, and writes the gradient of the sink of each row "+
+		"and head to terms[T,H]. att is the output of sink. n is T*H.", []Param{Ptr("datt"), Ptr("terms"), Ptr("att"),
+		Ptr("lse"), Ptr("sinks"), Int("h"), Int("d")}, func(k *Kernel, i U32) {
+		h, d := k.IntParam("h"), k.IntParam("d")
+		head := k.Sub(i, k.Mul(k.Div(i, h), h))
+		share := k.FDiv(F(1), k.FAdd(F(1), k.Exp(k.FSub(k.load("sinks", head), k.load("lse", i)))))
+		datt, att, along := k.far(k.Pointer("datt"), i, d), k.far(k.Pointer("att"), i, d), k.NewF(F(0))
+		k.For(N(0), d, N(1), func(e U32) {
+			at := k.At(datt, e, 4)
+			v := k.LdF(at, 0)
+			k.FMAInto(along, v, k.LdF(k.At(att, e, 4), 0))
+			k.StF(at, 0, k.FMul(v, share))
+		})
+		k.store("terms", i, k.FMul(along, k.FSub(share, F(1))))
+	})
 }
 
 // listed returns the index in x[T,C] of element i of a list of rows.
@@ -79,11 +122,7 @@ func dropout(m *Module) {
 			c := k.IntParam("c")
 			row := k.Div(i, c)
 			at := k.Sub(i, k.Mul(row, c))
-			key = k.mix(k.skip(key, k.Add(k.IntParam("from"), row)))
-			random := k.mix(k.skip(key, k.Shr(at, 1)))
-			lo, hi := k.U32(), k.U32()
-			k.Op("mov.b64", group(lo, hi), random)
-			bits := k.Select(k.Cmp("eq", k.And(at, N(1)), N(0)), lo, hi)
+			bits := k.random(key, k.Add(k.IntParam("from"), row), at)
 			dropped := k.Cmp("lt", bits, k.IntParam("threshold"))
 			k.store("x", i, k.SelectF(dropped, F(0), k.FMul(k.load("x", i), k.FloatParam("keep"))))
 		})
