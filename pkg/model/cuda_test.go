@@ -93,3 +93,45 @@ func TestStage_OneResultOnAGPU(t *testing.T) {
 		}
 	}
 }
+
+// TestStage_GradientsOnAGPU compares the loss and the sizes of the gradients of a sequence with those of Transformers.
+// Without LAMINA_SLOW it trains one model.
+func TestStage_GradientsOnAGPU(t *testing.T) {
+	names := []string{"llama"}
+	if os.Getenv("LAMINA_SLOW") != "" {
+		names = trainable
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			want, files := readExpectation(t, name), open(t, shared(t, "models/tiny", name))
+			d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated})
+			set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := set.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			tr := load(t, files, kernel.Set[float32](set), 1)
+			if loss := tr.step(t, want.Cases[0].IDs); math.Abs(loss-want.Training.Loss) > 1e-4 {
+				t.Errorf("loss is %.6f, want %.6f", loss, want.Training.Loss)
+			}
+			checked := 0
+			for _, p := range tr.grads[0].Tensors {
+				w, ok := want.Training.Gradients[p.Name]
+				if !ok {
+					continue
+				}
+				checked++
+				if norm := math.Sqrt(set.SumSquares(p.Data)); !(math.Abs(norm-w.L2) <= 1e-3*w.L2) {
+					t.Errorf("gradient of %s has norm %g, want %g", p.Name, norm, w.L2)
+				}
+			}
+			if checked < len(want.Training.Gradients) {
+				t.Errorf("%d of %d gradients were looked at", checked, len(want.Training.Gradients))
+			}
+		})
+	}
+}

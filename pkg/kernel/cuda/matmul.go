@@ -140,13 +140,7 @@ func (s *Set) Combine(y, x kernel.Buffer[float32], r *kernel.Routing[float32], l
 	must(op, "x", len(x), (hi-lo)*c)
 	k, to, from := s.need(op, "combine"), address(s.device, op, y), address(s.device, op, x)
 	weight := address(s.device, op, r.Weight[lo:hi])
-	rows := make([]int32, hi-lo)
-	for i, row := range r.Rows[lo:hi] {
-		if row < 0 || (row+1)*c > len(y) {
-			panic(fmt.Sprintf("%s: row %d is not one of the %d of y", op, row, len(y)/c))
-		}
-		rows[i] = int32(row)
-	}
+	rows := s.listRows(op, "y", r.Rows[lo:hi], len(y)/c)
 	if n := len(x); n > 0 {
 		s.send(func(w *worker) error {
 			list, err := w.stage(bytesOf(rows))

@@ -43,12 +43,7 @@ func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 	dense.at = dense.scope.alloc(4 * int64(w.Rows) * int64(w.Cols))
 	if k := s.kernels["embed_"+name]; k != nil {
 		p := s.put(w.Raw)
-		for row := 0; row < w.Rows; row += maxBlocksY {
-			n := min(maxBlocksY, w.Rows-row)
-			to, none := dense.at+driver.Address(4*row*w.Cols), driver.Address(0)
-			s.launch(k, driver.Dim{X: blocks(w.Cols, k.Threads), Y: uint32(n), Z: 1}, 0,
-				to, p.at, none, uint32(row), uint32(w.Cols), uint32(stride))
-		}
+		s.decode(k, dense.at, p.at, w, stride)
 		runtime.KeepAlive(p) // until the last launch is in the queue
 		return dense
 	}
@@ -64,6 +59,34 @@ func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 		})
 	}
 	return dense
+}
+
+// decode writes the rows of a matrix to memory of the device, from where they lie there.
+func (s *Set) decode(k *Kernel, to, from driver.Address, w *kernel.Matrix[float32], stride int) {
+	for row := 0; row < w.Rows; row += maxBlocksY {
+		n := min(maxBlocksY, w.Rows-row)
+		s.launch(k, driver.Dim{X: blocks(w.Cols, k.Threads), Y: uint32(n), Z: 1}, 0, to+driver.Address(4*row*w.Cols),
+			from, driver.Address(0), uint32(row), uint32(w.Cols), uint32(stride))
+	}
+}
+
+// decoded returns where a matrix lies in float32, and what must be kept until the last launch that reads it.
+func (s *Set) decoded(w *kernel.Matrix[float32]) (driver.Address, *packed) {
+	if w.Dense != nil {
+		must("matmul grad", "weights", len(w.Dense), w.Rows*w.Cols)
+		return address(s.device, "matmul grad", w.Dense), nil
+	}
+	p, ok := w.Packed.(*packed)
+	if !ok {
+		p = s.pack(w, true)
+	}
+	if p.dense {
+		return p.at, p
+	}
+	out := &packed{scope: s.newScope()}
+	out.at = out.scope.alloc(4 * int64(w.Rows) * int64(w.Cols))
+	s.decode(s.need("matmul grad", "embed_"+p.name), out.at, p.at, w, p.stride)
+	return out.at, out
 }
 
 // aligned reports whether the rows of a 16-bit matrix begin where its kernels need it.

@@ -8,7 +8,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
 )
 
-// Set implements kernel.Set[float32] on a device, without the operations of training. Its methods may be called from
+// Set implements kernel.Set[float32] on a device. Its methods may be called from
 // several goroutines: operations run in the order of the calls. An operation returns when it is in the device's
 // queue. If the device fails, a later operation that needs a result panics with the driver's error.
 type Set struct {
@@ -31,9 +31,6 @@ func (s *Set) Close() error { return s.ctx.Close() }
 
 // Name returns the device's name, such as cuda:0.
 func (s *Set) Name() string { return s.name }
-
-// ForwardOnly returns the device's name: there are no operations of training yet.
-func (s *Set) ForwardOnly() string { return s.name }
 
 // Class names the revision of the summation order and the architecture, whose matrix instructions may sum
 // otherwise than those of another one.
@@ -63,7 +60,7 @@ func (s *Set) Usage() (u driver.Usage, err error) {
 	return u, err
 }
 
-// BFloat16 returns a set whose products round to bfloat16. It has no products yet.
+// BFloat16 returns a set whose products over dense matrices round both operands to bfloat16.
 func (s *Set) BFloat16() kernel.Set[float32] { return &Set{scope: s.scope, kv: s.kv, bf16: true} }
 
 // UsesBFloat16 reports whether the set was made by BFloat16.
@@ -268,12 +265,6 @@ func (s *Set) Route(weight, logits kernel.Buffer[float32], t, e, topK int, norma
 func (s *Set) Dispatch(dst, x kernel.Buffer[float32], r *kernel.Routing[float32], c int) {
 	const op = "dispatch"
 	must(op, "dst", len(dst), len(r.Rows)*c)
-	rows := make([]int32, len(r.Rows))
-	for i, row := range r.Rows {
-		if row < 0 || (row+1)*c > len(x) {
-			panic(fmt.Sprintf("%s: row %d is not one of the %d of x", op, row, len(x)/c))
-		}
-		rows[i] = int32(row)
-	}
+	rows := s.listRows(op, "x", r.Rows, len(x)/c)
 	s.gather(op, dst, address(s.device, op, x), "embed_f32", rows, c, 4*c)
 }
