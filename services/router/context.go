@@ -21,6 +21,8 @@ type lowest struct{}
 // Lowest returns a context whose requests run at the lowest priority, whatever they ask for.
 func Lowest(ctx context.Context) context.Context { return context.WithValue(ctx, lowest{}, true) }
 
+func isLowest(ctx context.Context) bool { return ctx.Value(lowest{}) != nil }
+
 // Defaults and bounds of context policies, priorities and waiting.
 const (
 	defaultSinks = 4

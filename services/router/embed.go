@@ -69,7 +69,12 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (_ *
 	if err != nil {
 		return nil, err
 	}
-	defer settle(tokens)
+	defer func() {
+		if refusedByFleet(ctx, err) {
+			tokens = 0
+		}
+		settle(tokens)
+	}()
 	defer func() { s.judge(ctx, r.GetModel(), h.GetDigest(), err, 0) }()
 	start := time.Now()
 	out := &routerv1.EmbedResponse{Model: name, Digest: h.GetDigest()}
@@ -99,6 +104,13 @@ func (s *Service) embedPatience() time.Duration {
 		return unheardLimit
 	}
 	return defaultWait
+}
+
+// refusedByFleet reports whether a request has ended with an error because the fleet had no room for it or has lost it,
+// and not because of what it asked for or since its client has gone.
+func refusedByFleet(ctx context.Context, err error) bool {
+	code := fault.CodeOf(err)
+	return err != nil && ctx.Err() == nil && (code == fault.Unavailable || code == fault.Exhausted)
 }
 
 // embedderName returns what a client calls a model: the name of the deployment that it asked for, or that of the model.
@@ -284,7 +296,7 @@ func (s *Service) embedOver(
 func (s *Service) embedBatch(
 	ctx context.Context, chain plan.Chain, texts [][]uint32, pooling *shardv1.Pooling, width int,
 ) ([]float32, error) {
-	open := &shardv1.EmbedOpen{Digest: chain.Digest()}
+	open := &shardv1.EmbedOpen{Digest: chain.Digest(), Low: isLowest(ctx)}
 	rows := 0
 	for _, ids := range texts {
 		open.Lengths = append(open.Lengths, uint32(len(ids)))

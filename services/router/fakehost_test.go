@@ -38,6 +38,7 @@ type fakeHost struct {
 	refuse  map[string]error // of loads, by digest
 	refused int              // loads
 	busy    int              // calls of Embed that are refused before the others are answered
+	lows    []bool           // which of those that were answered have no priority
 	ruin    func(*fakeShard) // is called with each new span
 	started map[string]bool  // digests of which a span was loaded
 	loading []*shardv1.Loading
@@ -204,6 +205,9 @@ func (h *fakeHost) Embed(stream grpc.BidiStreamingServer[shardv1.EmbedRequest, s
 	h.mu.Lock()
 	busy := h.busy > 0
 	h.busy = max(0, h.busy-1)
+	if !busy {
+		h.lows = append(h.lows, first.GetOpen().GetLow())
+	}
 	h.mu.Unlock()
 	if busy {
 		return fault.New(fault.Unavailable, "embed texts: 16 calls are running").Because("QUEUE_FULL")

@@ -109,7 +109,7 @@ func (q *request) runVersion(
 	if err := q.bounds(); err != nil {
 		return err
 	}
-	if ctx.Value(lowest{}) != nil {
+	if isLowest(ctx) {
 		q.priority = maxPriority
 	}
 	if err := q.service.grammars.check(ctx, "sampling.grammar", q.sampling.GetGrammar()); err != nil {

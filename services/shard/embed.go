@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	maxEmbeds = 16  // calls of Embed that may read or wait at the same time
+	maxEmbeds = 16  // calls of Embed that may read or wait at the same time; half of them without priority
 	embedRows = 256 // rows that a decoder computes at a time for Embed
 )
 
@@ -28,12 +28,15 @@ func (s *Service) Embed(stream embedServer) error {
 	if _, limited := stream.Context().Deadline(); !limited {
 		return fault.New(fault.FailedPrecondition, "embed texts: the call has no deadline")
 	}
+	full := func(most chan struct{}) error {
+		return fault.New(fault.Unavailable, "embed texts: %d calls are running", cap(most)).After(time.Second).
+			Because("QUEUE_FULL")
+	}
 	select {
 	case s.embeds <- struct{}{}:
 		defer func() { <-s.embeds }()
 	default:
-		return fault.New(fault.Unavailable, "embed texts: %d calls are running", maxEmbeds).After(time.Second).
-			Because("QUEUE_FULL")
+		return full(s.embeds)
 	}
 	first, err := stream.Recv()
 	if err != nil {
@@ -42,6 +45,14 @@ func (s *Service) Embed(stream embedServer) error {
 	open := first.GetOpen()
 	if open == nil {
 		return fault.Field("open", "is missing in the first frame")
+	}
+	if open.GetLow() {
+		select {
+		case s.lows <- struct{}{}:
+			defer func() { <-s.lows }()
+		default:
+			return full(s.lows)
+		}
 	}
 	h, err := s.find(open.GetDigest(), &shardv1.Hop{Lo: open.GetLo(), Hi: open.GetHi()})
 	if err == nil {
@@ -171,8 +182,10 @@ func (h *held) embed(s *Service, stream embedServer, open *shardv1.EmbedOpen, hi
 			err = fault.New(fault.Internal, "embed texts by layers %v of %s: %v", h.stage.Range, h.name, r)
 		}
 	}()
-	h.embedding.Lock() // one call at a time has a cache
-	defer h.embedding.Unlock()
+	if err := h.embedding.lock(stream.Context(), open.GetLow()); err != nil { // one call at a time has a cache
+		return nil, nil, err
+	}
+	defer h.embedding.unlock()
 	pages := 0
 	for _, n := range open.GetLengths() {
 		pages += h.cache.PagesFor(int(n))

@@ -89,6 +89,7 @@ type Service struct {
 	batches prometheus.Counter
 	compute prometheus.Counter
 	embeds  chan struct{} // one for each call of Embed that runs
+	lows    chan struct{} // one for each of them without priority
 
 	reserved atomic.Int64 // bytes of adapters, also of those that are being loaded
 	moved    prometheus.Counter
@@ -122,7 +123,7 @@ type held struct {
 	gone        chan struct{} // closed when the span is unloaded
 	pace        pace
 
-	embedding sync.Mutex // one call of Embed computes at a time; taken before compute
+	embedding embedTurn // one call of Embed computes at a time; taken before compute
 
 	compute sync.Mutex // the stage runs one batch at a time
 
@@ -201,7 +202,7 @@ func New(c Config) *Service {
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
 	s.training = newTraining(s)
-	s.embeds = make(chan struct{}, maxEmbeds)
+	s.embeds, s.lows = make(chan struct{}, maxEmbeds), make(chan struct{}, maxEmbeds/2)
 	return s
 }
 

@@ -433,7 +433,9 @@ type EmbedOpen struct {
 	// For the other stages: the hidden states [rows, width] of the stage before, as float32.
 	Hidden *v1.Tensor `protobuf:"bytes,6,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	// For the last stage.
-	Pooling       *Pooling `protobuf:"bytes,7,opt,name=pooling,proto3" json:"pooling,omitempty"`
+	Pooling *Pooling `protobuf:"bytes,7,opt,name=pooling,proto3" json:"pooling,omitempty"`
+	// Nobody waits for it, as for a batch: calls that are not low compute before it, for up to 20 seconds.
+	Low           bool `protobuf:"varint,8,opt,name=low,proto3" json:"low,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +517,13 @@ func (x *EmbedOpen) GetPooling() *Pooling {
 		return x.Pooling
 	}
 	return nil
+}
+
+func (x *EmbedOpen) GetLow() bool {
+	if x != nil {
+		return x.Low
+	}
+	return false
 }
 
 // EmbedResponse is one frame of the answer.
@@ -8878,7 +8887,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\fEmbedRequest\x120\n" +
 	"\x04open\x18\x01 \x01(\v2\x1a.lamina.shard.v1.EmbedOpenH\x00R\x04open\x12/\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
-	"\x05frame\"\xd5\x01\n" +
+	"\x05frame\"\xe7\x01\n" +
 	"\tEmbedOpen\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
@@ -8886,7 +8895,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\alengths\x18\x04 \x03(\rR\alengths\x12\x10\n" +
 	"\x03ids\x18\x05 \x03(\rR\x03ids\x120\n" +
 	"\x06hidden\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\x122\n" +
-	"\apooling\x18\a \x01(\v2\x18.lamina.shard.v1.PoolingR\apooling\"}\n" +
+	"\apooling\x18\a \x01(\v2\x18.lamina.shard.v1.PoolingR\apooling\x12\x10\n" +
+	"\x03low\x18\b \x01(\bR\x03low\"}\n" +
 	"\rEmbedResponse\x122\n" +
 	"\x06result\x18\x01 \x01(\v2\x18.lamina.tensor.v1.TensorH\x00R\x06result\x12/\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
