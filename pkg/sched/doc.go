@@ -21,8 +21,14 @@
 // The scheduler assigns page ids and sends changes of block tables with the entries. A page is full,
 // free, or being written by exactly one sequence. Full pages are found again by the tokens they hold
 // and by all before them, within one tenant and namespace (Submit), and are shared with reference
-// counts. Pages that no sequence uses are evicted least recently used first. A sequence whose next page
-// is in flight for another one waits for it rather than compute it as well (share.go).
+// counts. A sequence whose next page is in flight for another one waits for it rather than compute it as
+// well (share.go).
+//
+// Pages that no sequence uses are evicted, those of one tenant least recently used first. Tenants with work
+// or pages share the pool by their weights. A tenant that has its share loses pages of its own; one that has
+// less takes them from the tenant that exceeds its share the most. So no flood of one tenant drives pages of
+// another out below the share of the other. Only a sequence that cannot fit otherwise, and beside which
+// nothing runs, takes what it lacks from anybody.
 //
 // # Speculation
 //
