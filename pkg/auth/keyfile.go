@@ -142,7 +142,8 @@ func lockFile(path string) (func() error, error) {
 }
 
 // replaceFile writes a file durably under a temporary name, and then gives it its name. It keeps the mode and, as far
-// as the caller may, the owner of the file that it replaces. A new file is for its owner alone.
+// as the caller may, the owner of the file that it replaces. A new file is for the owner of its folder: a service whose
+// first key an administrator makes must be able to read it.
 func replaceFile(path string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
@@ -151,6 +152,8 @@ func replaceFile(path string, text []byte) error {
 	if old, missing := os.Stat(path); missing == nil {
 		keepOwner(f, old)
 		err = f.Chmod(old.Mode().Perm())
+	} else if folder, missing := os.Stat(filepath.Dir(path)); missing == nil {
+		err = adopt(f, folder)
 	}
 	if err == nil {
 		_, err = f.Write(text)

@@ -4,6 +4,7 @@ package auth_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -38,6 +39,42 @@ func TestUpdateKeys_TheLockIsForTheOwnerOfItsFolder(t *testing.T) {
 	if got.Uid != want.Uid || got.Gid != want.Gid || lock.Mode().Perm()&0o027 != 0 {
 		t.Errorf("the lock belongs to %d:%d with %v, the folder to %d:%d", got.Uid, got.Gid, lock.Mode(), want.Uid,
 			want.Gid)
+	}
+}
+
+// TestUpdateKeys_TheFirstFileIsForTheService is about the same administrator: the service, which is the owner of the folder
+// or of its group, can read the file, and nobody else can.
+func TestUpdateKeys_TheFirstFileIsForTheService(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make files for others")
+	}
+	for name, row := range map[string]struct {
+		uid, gid     int
+		folder, want os.FileMode
+	}{
+		"the service's own":         {12345, 12346, 0o700, 0o600},
+		"read by its group":         {0, 12346, 0o750, 0o640},
+		"closed to its group":       {0, 12346, 0o700, 0o600},
+		"root's, open to everybody": {0, os.Getegid(), 0o755, 0o600},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.Chown(dir, row.uid, row.gid), os.Chmod(dir, row.folder)); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, "keys.json")
+		for range 2 { // the second change replaces the file
+			if _, _, err := auth.AddKey(path, auth.Key{Roles: []auth.Role{auth.User}}, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			file, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := file.Sys().(*syscall.Stat_t)
+			if int(got.Uid) != row.uid || int(got.Gid) != row.gid || file.Mode().Perm() != row.want {
+				t.Errorf("%s: the file is for %d:%d with %v", name, got.Uid, got.Gid, file.Mode())
+			}
+		}
 	}
 }
 
