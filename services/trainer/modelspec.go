@@ -243,7 +243,7 @@ func (b *blueprint) open(allowed PathRule) error {
 	if b.manifest.Model.From == "" {
 		return nil
 	}
-	at, err := allowed("model.from", b.manifest.Model.From)
+	at, err := allowed(fromField, b.manifest.Model.From)
 	if err != nil {
 		return pathFault(err, "model.from")
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,12 +13,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
+// fromField is the field of the model that a run starts from.
+const fromField = "model.from"
+
 // paths says which files of the trainer's machine a manifest may name. A manifest may come from anybody who
 // can reach the trainer, and whatever it names is read and shown in losses, samples and vocabularies.
 type paths struct {
-	data    string   // the folder that relative names are in
-	allowed []string // further folders, which absolute names may be in
-	flag    string   // that allows them
+	data    string            // the folder that relative names are in
+	allowed []string          // further folders, which absolute names may be in
+	flag    string            // that allows them
+	models  map[string]string // files and folders of models by the names that model.from may have for them
 }
 
 // newPaths returns the rule for a data folder and the allowed folders, which need not exist yet.
@@ -52,9 +57,12 @@ func (p paths) resolve(field, name string) (string, error) {
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if at, ok := p.models[name]; ok && field == fromField {
+			return at, nil
+		}
 		// Only inside the folders does the client learn what exists.
 		if _, err := p.resolveNew(field, name); err == nil {
-			return "", &fault.Error{Code: fault.NotFound, Field: field, Msg: fmt.Sprintf("%q does not exist", name)}
+			return "", p.missing(field, name)
 		}
 	}
 	if err != nil || !p.holds(real) {
@@ -68,6 +76,20 @@ func (p paths) resolve(field, name string) (string, error) {
 		return "", fault.Field(field, "%q is neither a file nor a folder", name)
 	}
 	return real, nil
+}
+
+// missing returns the error for a name inside the folders that nothing has. It says which folder that is, since the
+// data folder is often the default one, which nobody has named.
+func (p paths) missing(field, name string) error {
+	msg := fmt.Sprintf("%q does not exist", name)
+	if !filepath.IsAbs(name) {
+		msg += " in the trainer's data folder, " + p.data
+	}
+	if field == fromField && len(p.models) > 0 {
+		msg += fmt.Sprintf(", and is not the name of a model that is served here: %s",
+			strings.Join(slices.Sorted(maps.Keys(p.models)), ", "))
+	}
+	return &fault.Error{Code: fault.NotFound, Field: field, Msg: msg}
 }
 
 // resolveNew does the same for a folder that will be created: its parents may be missing too.

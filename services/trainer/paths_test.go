@@ -77,6 +77,28 @@ func TestPaths_NamesInsideTheDataFolder(t *testing.T) {
 	}
 }
 
+// TestPaths_AServedModelByItsName is about model.from alone, and comes after the files of the data folder.
+func TestPaths_AServedModelByItsName(t *testing.T) {
+	_, data := pathsFixture(t)
+	p, err := newPaths(data, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.models = map[string]string{"served": "/models/served", "sub": "/models/sub"}
+	if got, err := p.resolve("model.from", "served"); err != nil || got != "/models/served" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := p.resolve("model.from", "sub"); err != nil || got != filepath.Join(data, "sub") {
+		t.Errorf("a name that the data folder has, too: %q, %v", got, err)
+	}
+	if _, err := p.resolve("data.text", "served"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), data) {
+		t.Errorf("another field: %v", err)
+	}
+	if _, err := p.resolve("model.from", "other"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "served, sub") {
+		t.Errorf("another name: %v", err)
+	}
+}
+
 // TestPaths_RefusesWhatLeadsOut tries each way out under each way of writing a path.
 func TestPaths_RefusesWhatLeadsOut(t *testing.T) {
 	root, data := pathsFixture(t)

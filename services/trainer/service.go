@@ -42,6 +42,8 @@ type Config struct {
 	Data       string
 	AllowPaths []string
 	AllowWrite []string
+	// Models are files or folders of models, by the names that model.from may have for them.
+	Models map[string]string
 	// Transient keeps the record of a run in the folder of its files. Such a trainer ends with its run.
 	Transient bool
 	// Heartbeat is how often stages say that they live; 1 s when 0. Silence is after how long without a sign of
@@ -86,6 +88,7 @@ func New(c Config) *Service {
 	s := &Service{cfg: c, log: c.Log, started: make(chan struct{}), runs: map[string]*run{}}
 	var data, outs error
 	s.paths, data = newPaths(cmp.Or(c.Data, "."), c.AllowPaths)
+	s.paths.models = c.Models
 	s.outs, outs = newPaths(c.Dir, c.AllowWrite)
 	s.outs.flag = "--allow-write"
 	s.folders = errors.Join(data, outs)

@@ -24,6 +24,9 @@ func (p *process) consoleOptions(o httpapi.Options) (console.Options, error) {
 		Options: o, Guarded: p.guard != nil,
 		Dial: func(addr string) (grpc.ClientConnInterface, error) { return p.dialer.Dial(addr) },
 	}
+	for name := range p.set.runs.models {
+		out.Base = name
+	}
 	if p.guard != nil && p.guard.Keys != nil {
 		out.Keys = p.guard.Keys
 	}

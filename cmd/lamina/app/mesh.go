@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -172,6 +173,13 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		return fault.Field("stages", "%d stages: the model has only %d layers", c.Stages, layers)
 	}
 	p.set.tokenizer = TokenizerConfig{Model: c.Model, Name: served.name}
+	if c.Train && len(c.Auto) == 0 {
+		path, err := filepath.Abs(c.Model)
+		if err != nil {
+			return err
+		}
+		p.set.runs.models = map[string]string{served.name: path}
+	}
 	p.set.pipelines = c.Replicas
 	if path := c.Speculation.Draft; path != "" {
 		draft, err := p.open(path, "")

@@ -229,6 +229,8 @@ type TrainerConfig struct {
 	Standby    bool     // take up runs of Dir whose trainer has gone
 	Transient  bool     // it ends with its only run, and writes into the run's folder alone
 	Programs   bool     // manifests may name programs that score answers
+
+	models map[string]string // served by the same process, which manifests may start from by their names
 }
 
 // Trainer runs the trainer service until ctx ends.

@@ -44,6 +44,7 @@ type Options struct {
 	Guarded bool                                                // callers have to authenticate
 	Keys    Keys                                                // nil without a file of keys
 	Store   Store                                               // nil without a store of models
+	Base    string                                              // model that runs may start from by its name; or empty
 	Dial    func(addr string) (grpc.ClientConnInterface, error) // reaches trainers
 }
 
@@ -140,15 +141,16 @@ type accessBody struct {
 	Name    string      `json:"name,omitempty"` // of the caller's key
 	Tenant  string      `json:"tenant,omitempty"`
 	May     []auth.Verb `json:"may"`
-	Keys    bool        `json:"keys"`    // there is a file of keys
-	Store   bool        `json:"store"`   // there is a store of models
-	Trainer bool        `json:"trainer"` // there is a trainer
+	Keys    bool        `json:"keys"`           // there is a file of keys
+	Store   bool        `json:"store"`          // there is a store of models
+	Trainer bool        `json:"trainer"`        // there is a trainer
+	Base    string      `json:"base,omitempty"` // model that a manifest may name in model.from
 }
 
 func (s *server) access(w http.ResponseWriter, r *http.Request) {
 	p := auth.From(r.Context())
 	out := accessBody{Guarded: s.Guarded, May: []auth.Verb{}, Keys: s.Keys != nil, Store: s.Store != nil,
-		Trainer: len(s.backend.Trainers()) > 0}
+		Trainer: len(s.backend.Trainers()) > 0, Base: s.Base}
 	if p != nil {
 		out.Who, out.Name, out.Tenant = p.ID, p.Name, p.Tenant
 	}

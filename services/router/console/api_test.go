@@ -216,10 +216,10 @@ func TestTopology_StalledReaderIsDisconnected(t *testing.T) {
 func TestAccess_TellsWhatTheCallerMay(t *testing.T) {
 	b := &backend{trainers: []string{"here"}}
 	keys := keyring(t)
-	api := httpapi.Mux(console.Routes(b, console.Options{Guarded: true, Keys: keys}))
+	api := httpapi.Mux(console.Routes(b, console.Options{Guarded: true, Keys: keys, Base: "tolstoy"}))
 	var out struct {
 		Guarded, Keys, Store, Trainer bool
-		Who, Name, Tenant             string
+		Who, Name, Tenant, Base       string
 		May                           []auth.Verb
 	}
 	ask := func(ctx context.Context) {
@@ -231,7 +231,7 @@ func TestAccess_TellsWhatTheCallerMay(t *testing.T) {
 		}
 	}
 	ask(t.Context())
-	if len(out.May) != len(auth.Verbs()) || out.Store || !out.Keys || !out.Trainer || !out.Guarded {
+	if len(out.May) != len(auth.Verbs()) || out.Store || !out.Keys || !out.Trainer || !out.Guarded || out.Base != "tolstoy" {
 		t.Errorf("without a principal: %+v", out)
 	}
 	_, secret, err := keys.Add(auth.Key{Name: "ann", Roles: []auth.Role{auth.User}, Verbs: []auth.Verb{auth.Generate}})

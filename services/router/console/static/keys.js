@@ -22,7 +22,8 @@ export function mount(root, { access }) {
   if (!access.keys) {
     replace(list, empty("This router runs without keys", "Everyone who reaches it may do everything, so it listens on this machine alone.",
       ["Make the first key with ", h("code", {}, "lamina keys create admin --role operator --role user --keys keys.json"),
-        " and start the router with ", h("code", {}, "--auth-keys keys.json"), "."]));
+        ", which prints its secret once, and start the router again with ", h("code", {}, "--auth-keys keys.json"), "."],
+      "The browser then asks for a user, which may be anything, and a password, which is the secret."));
     return undefined;
   }
 

@@ -190,9 +190,10 @@ class Runs {
 
   async startRun() {
     const manifest = h("textarea", { name: "manifest", rows: 16, class: "mono", spellcheck: "false", required: true });
+    const known = manifests(this.context.access.base);
     const kinds = h("select", { onchange: (e) => { manifest.value = pretty(e.target.value); } },
-      Object.entries(manifests).map(([name, { title: text }]) => h("option", { value: name }, text)));
-    const pretty = (name) => JSON.stringify(manifests[name].manifest, null, 2);
+      Object.entries(known).map(([name, { title: text }]) => h("option", { value: name }, text)));
+    const pretty = (name) => JSON.stringify(known[name].manifest, null, 2);
     manifest.value = pretty(kinds.value);
     const number = (name) => h("input", { type: "number", name, min: 1, max: 1024, step: 1, value: 1, required: true });
     const started = await ask("Start a training run", "Start", [
