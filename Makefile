@@ -29,8 +29,8 @@ lamina-cuda: ## Build bin/lamina-cuda: the same program with the driver of NVIDI
 	CGO_ENABLED=0 $(GO) build -tags cuda -trimpath -ldflags "-s -w" -o bin/lamina-cuda ./cmd/lamina
 
 .PHONY: up
-up: build ## Build and serve the bundled model on this machine.
-	./bin/lamina up
+up: build ## Build and serve the bundled model on this machine, with the flags in ARGS.
+	./bin/lamina up $(ARGS)
 
 .PHONY: test
 test: ## Run every test that needs only Go.
