@@ -90,6 +90,8 @@ type fleetSpec struct {
 	routerArg []string
 	auto      []int64 // memory limits of shards that take their layers from the placer
 	autoDir   string  // the folder of their models; empty for that of model
+
+	start map[string][]string // commands before that of a member, by its name
 }
 
 // fleet is a deployment of one process for each service, whose members tests kill, freeze and wedge.
@@ -199,7 +201,8 @@ func (m *member) start() {
 	if m.service == "router" {
 		args, want = append(args, "--http="+m.http), 2
 	}
-	cmd := exec.Command(m.f.binary, args...)
+	command := slices.Concat(m.f.spec.start[m.name], []string{m.f.binary}, args)
+	cmd := exec.Command(command[0], command[1:]...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Error(err)
