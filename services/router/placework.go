@@ -70,6 +70,11 @@ func (l *leader) carryOut(ctx context.Context) {
 			_, refused := h.refuses(w.digest, now) // the plan of before still names it
 			return !have[w] && !refused
 		})
+		if i := h.desc.GetInventory(); slices.ContainsFunc(i.GetLoading(), func(r *shardv1.Loading) bool {
+			return next < 0 || order[id][next] != part{r.GetDigest(), int(r.GetLo()), int(r.GetHi())}
+		}) {
+			continue // it still does what another placer, or an earlier plan, has asked for
+		}
 		freed := slices.IndexFunc(extra, func(e part) bool { return h.full || served[e.digest] || given[e.digest] })
 		h.freeable = len(extra) > 0
 		var replaced []part

@@ -26,15 +26,17 @@ type fullHost struct {
 	shardv1.UnimplementedShardServiceServer
 	cramped bool // a span fits only where nothing else is held
 
-	mu    sync.Mutex
-	spans []part
-	told  []string
+	mu      sync.Mutex
+	spans   []part
+	told    []string
+	loading []*shardv1.Loading
 }
 
 func (h *fullHost) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := &shardv1.DescribeResponse{Instance: "host", Inventory: &shardv1.Inventory{Assignable: true}}
+	out := &shardv1.DescribeResponse{Instance: "host", Inventory: &shardv1.Inventory{
+		Assignable: true, Loading: slices.Clone(h.loading)}}
 	for _, p := range h.spans {
 		out.Held = append(out.Held,
 			&shardv1.Held{Digest: p.digest, Lo: uint32(p.lo), Hi: uint32(p.hi), Assigned: true})
@@ -58,6 +60,7 @@ func (h *fullHost) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingS
 	if len(left) > 0 {
 		return fault.New(fault.Exhausted, "assign layers: %d spans are held", len(left))
 	}
+	h.loading = nil
 	h.spans = []part{{r.GetDigest(), int(r.GetLo()), int(r.GetHi())}}
 	return stream.Send(&shardv1.AssignResponse{Frame: &shardv1.AssignResponse_Held{Held: &shardv1.Held{}}})
 }
@@ -73,11 +76,12 @@ func (h *fullHost) Unload(r *shardv1.UnloadRequest, stream grpc.ServerStreamingS
 
 // TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort lets a host hold other layers than it has room for beside those
 // that it holds. Spans that share no layer with the new one go first; those that do are replaced, so that no layer is
-// loaded twice. A host that cannot replace unloads.
+// loaded twice. A host that cannot replace unloads. One that still loads another span is left alone.
 func TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cramped bool
 		holds   []part
+		loads   part // for an earlier placer
 		want    []string
 	}{
 		"empty": {want: []string{"assign a 1-3"}},
@@ -86,6 +90,8 @@ func TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort(t *testing.T) {
 			want: []string{"assign a 1-3", "assign a 1-3 for 0-2 for 2-4"}},
 		"others": {holds: []part{{"a", 1, 2}, {"b", 1, 2}, {"a", 3, 4}}, want: []string{"assign a 1-3",
 			"unload b 1-2", "assign a 1-3", "unload a 3-4", "assign a 1-3", "assign a 1-3 for 1-2"}},
+		"loads another span": {holds: []part{{"a", 1, 2}}, loads: part{"a", 2, 4}},
+		"loads it already":   {loads: part{"a", 1, 3}, want: []string{"assign a 1-3"}},
 		"cannot replace": {cramped: true, holds: []part{{"a", 1, 2}}, want: []string{"assign a 1-3",
 			"assign a 1-3 for 1-2", "unload a 1-2", "assign a 1-3"}},
 	} {
@@ -95,6 +101,9 @@ func TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort(t *testing.T) {
 			network := memnet.New()
 			dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 			server, h := rpc.NewServer(rpc.ServerOptions{}), &fullHost{cramped: tc.cramped, spans: tc.holds}
+			if l := tc.loads; l != (part{}) {
+				h.loading = []*shardv1.Loading{{Digest: l.digest, Lo: uint32(l.lo), Hi: uint32(l.hi)}}
+			}
 			shardv1.RegisterShardServiceServer(server, h)
 			listener, err := rpc.Listen("mem:host", rpc.ListenOptions{Net: network})
 			if err != nil {
@@ -105,7 +114,7 @@ func TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort(t *testing.T) {
 			s := New(Config{Dialer: dialer, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 			desc, _ := h.Describe(ctx, nil)
 			p := newPlacer(s, Placement{})
-			p.hosts["host"] = &placed{addr: "mem:host", desc: desc}
+			p.hosts["host"] = &placed{addr: "mem:host", desc: desc, beat: heartbeat{limit: time.Second, known: true}}
 			chain := plan.Pipeline{Digest: "a", Stages: []plan.Stage{{Host: "host", Lo: 1, Hi: 3}}}
 			doc := &plan.Document{Plan: plan.Plan{Pipelines: []plan.Pipeline{chain}}}
 			l := &leader{placer: p, work: &sync.WaitGroup{}, doc: doc}
