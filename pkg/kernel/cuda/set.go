@@ -35,7 +35,7 @@ func (s *Set) Name() string { return s.name }
 // Class names the revision of the summation order and the architecture, whose matrix instructions may sum
 // otherwise than those of another one.
 func (s *Set) Class() string {
-	class := "cuda/1/" + s.properties.SM()
+	class := "cuda/2/" + s.properties.SM()
 	if s.bf16 {
 		class += "+bf16"
 	}

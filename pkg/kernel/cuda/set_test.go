@@ -43,7 +43,7 @@ func TestSet_KeepsTheContract(t *testing.T) {
 
 func TestOpen_NamesTheDeviceAndItsArchitecture(t *testing.T) {
 	s := open(t, 0)
-	if s.Name() != "cuda:0" || s.Class() != "cuda/1/sm_80" {
+	if s.Name() != "cuda:0" || s.Class() != "cuda/2/sm_80" {
 		t.Errorf("the set is %s of class %s", s.Name(), s.Class())
 	}
 	if u, err := s.Usage(); u != driver.Unknown || err != nil {
