@@ -90,7 +90,7 @@ type AdamW struct {
 	Scale, Beta1, Beta2, Size, Root, Epsilon, Keep float64
 }
 
-// ForwardOnly is implemented by sets that have no operations of training. A shard refuses to train on them.
+// ForwardOnly is implemented by sets that shards do not train on yet.
 type ForwardOnly interface {
 	// ForwardOnly returns the name of the device, such as "cuda:0".
 	ForwardOnly() (device string)

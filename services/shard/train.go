@@ -130,7 +130,7 @@ func (s *Service) Train(stream trainServer) error {
 		return fault.New(fault.FailedPrecondition, "train: this shard was started without training")
 	}
 	if set, ok := s.cfg.Kernels.(kernel.ForwardOnly); ok {
-		return fault.New(fault.Unimplemented, "train: %s has no kernels of training yet: train on processors",
+		return fault.New(fault.Unimplemented, "train: shards do not train on %s yet: train on processors",
 			set.ForwardOnly())
 	}
 	first, err := stream.Recv()

@@ -556,7 +556,7 @@ func TestTrain_OnADeviceThatOnlyServes(t *testing.T) {
 	}
 	c := &conversation{r, stream}
 	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}})
-	const want = "train: cuda:0 has no kernels of training yet: train on processors"
+	const want = "train: shards do not train on cuda:0 yet: train on processors"
 	if err := c.fails(); fault.CodeOf(err) != fault.Unimplemented || !strings.Contains(err.Error(), want) {
 		t.Errorf("a run on a device without kernels of training: %v", err)
 	}
