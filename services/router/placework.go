@@ -75,6 +75,9 @@ func (l *leader) carryOut(ctx context.Context) {
 		}) {
 			continue // it still does what another placer, or an earlier plan, has asked for
 		}
+		if next < 0 {
+			h.full, h.cramped = false, false // nothing needs the memory any more
+		}
 		freed := slices.IndexFunc(extra, func(e part) bool { return h.full || served[e.digest] || given[e.digest] })
 		h.freeable = len(extra) > 0
 		var replaced []part

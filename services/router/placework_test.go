@@ -74,6 +74,36 @@ func (h *fullHost) Unload(r *shardv1.UnloadRequest, stream grpc.ServerStreamingS
 	return stream.Send(&shardv1.UnloadResponse{Done: true})
 }
 
+// lead serves the host and returns a leader whose plan wants layers 1-3 of model a on it.
+func (h *fullHost) lead(t *testing.T) *leader {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	network := memnet.New()
+	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
+	server := rpc.NewServer(rpc.ServerOptions{})
+	shardv1.RegisterShardServiceServer(server, h)
+	listener, err := rpc.Listen("mem:host", rpc.ListenOptions{Net: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = rpc.Serve(ctx, server, listener, nil, rpc.DrainLimit(time.Second)) })
+	t.Cleanup(func() {
+		cancel()
+		serving.Wait()
+		if err := dialer.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := New(Config{Dialer: dialer, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	desc, _ := h.Describe(ctx, nil)
+	p := newPlacer(s, Placement{})
+	p.hosts["host"] = &placed{addr: "mem:host", desc: desc, beat: heartbeat{limit: time.Second, known: true}}
+	chain := plan.Pipeline{Digest: "a", Stages: []plan.Stage{{Host: "host", Lo: 1, Hi: 3}}}
+	doc := &plan.Document{Plan: plan.Plan{Pipelines: []plan.Pipeline{chain}}}
+	return &leader{placer: p, work: &sync.WaitGroup{}, doc: doc}
+}
+
 // TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort lets a host hold other layers than it has room for beside those
 // that it holds. Spans that share no layer with the new one go first; those that do are replaced, so that no layer is
 // loaded twice. A host that cannot replace unloads. One that still loads another span is left alone.
@@ -96,40 +126,33 @@ func TestLeader_CarryOut_ReplacesSpansWhereMemoryIsShort(t *testing.T) {
 			"assign a 1-3 for 1-2", "unload a 1-2", "assign a 1-3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			network := memnet.New()
-			dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-			server, h := rpc.NewServer(rpc.ServerOptions{}), &fullHost{cramped: tc.cramped, spans: tc.holds}
+			h := &fullHost{cramped: tc.cramped, spans: tc.holds}
 			if l := tc.loads; l != (part{}) {
 				h.loading = []*shardv1.Loading{{Digest: l.digest, Lo: uint32(l.lo), Hi: uint32(l.hi)}}
 			}
-			shardv1.RegisterShardServiceServer(server, h)
-			listener, err := rpc.Listen("mem:host", rpc.ListenOptions{Net: network})
-			if err != nil {
-				t.Fatal(err)
-			}
-			var serving sync.WaitGroup
-			serving.Go(func() { _ = rpc.Serve(ctx, server, listener, nil, rpc.DrainLimit(time.Second)) })
-			s := New(Config{Dialer: dialer, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
-			desc, _ := h.Describe(ctx, nil)
-			p := newPlacer(s, Placement{})
-			p.hosts["host"] = &placed{addr: "mem:host", desc: desc, beat: heartbeat{limit: time.Second, known: true}}
-			chain := plan.Pipeline{Digest: "a", Stages: []plan.Stage{{Host: "host", Lo: 1, Hi: 3}}}
-			doc := &plan.Document{Plan: plan.Plan{Pipelines: []plan.Pipeline{chain}}}
-			l := &leader{placer: p, work: &sync.WaitGroup{}, doc: doc}
+			l := h.lead(t)
 			for range len(tc.want) + 2 { // one more step than needed: nothing more is to be done
-				l.carryOut(ctx)
+				l.carryOut(t.Context())
 				l.work.Wait()
 			}
 			if !slices.Equal(h.told, tc.want) {
 				t.Errorf("the host is told %q, want %q", h.told, tc.want)
 			}
-			cancel()
-			serving.Wait()
-			if err := dialer.Close(); err != nil {
-				t.Error(err)
-			}
 		})
+	}
+}
+
+// TestLeader_CarryOut_KeepsSpansWhenNothingNeedsTheirMemory changes the plan after a load did not fit: the host is to
+// load nothing any more. Its span may still serve, since no other is open, and stays.
+func TestLeader_CarryOut_KeepsSpansWhenNothingNeedsTheirMemory(t *testing.T) {
+	h := &fullHost{spans: []part{{"a", 1, 2}}}
+	l := h.lead(t)
+	for range 3 {
+		l.carryOut(t.Context())
+		l.work.Wait()
+		l.doc = &plan.Document{}
+	}
+	if want := []string{"assign a 1-3"}; !slices.Equal(h.told, want) {
+		t.Errorf("the host is told %q, want %q", h.told, want)
 	}
 }
