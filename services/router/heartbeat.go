@@ -15,6 +15,7 @@ const (
 	lateMost    = 250 * time.Millisecond // by which a step may be late and still count in full
 	deadAfter   = 2                      // probes in a row that find nobody
 	backAfter   = 2                      // quick answers in a row
+	backSlow    = 60                     // answers in a row
 )
 
 // errSilent ends a probe that is not answered.
@@ -25,13 +26,15 @@ var errSilent = errors.New("the host has not answered in time")
 // A host is lost when one probe is not answered within the limit, or when two in a row find nobody. A slow host that
 // answers each probe within the limit is never lost, however late its answers are. Once lost, a host is alive again
 // after two answers in a row that took at most half of the limit: so one whose answers take about as long as the limit
-// is lost once, and does not come and go with each probe.
+// is lost once, and does not come and go with each probe. One that is slow for good comes back after a minute or so of
+// answers within the limit: there may be no other host for its layers.
 type heartbeat struct {
 	limit time.Duration
 	known bool // it has answered
 	lost  bool
 	fails int // probes in a row that found nobody
-	quick int // answers in a row since it was lost
+	quick int // quick answers in a row since it was lost
+	slow  int // answers of any kind in a row since then
 }
 
 func (b *heartbeat) alive() bool { return b.known && !b.lost }
@@ -39,25 +42,26 @@ func (b *heartbeat) alive() bool { return b.known && !b.lost }
 // answered takes an answer that came after a time.
 func (b *heartbeat) answered(took time.Duration) {
 	b.known, b.fails = true, 0
-	switch {
-	case !b.lost:
-	case took > b.limit/2:
+	if !b.lost {
+		return
+	}
+	b.slow++
+	if b.quick++; took > b.limit/2 {
 		b.quick = 0
-	default:
-		if b.quick++; b.quick >= backAfter {
-			b.lost, b.quick = false, 0
-		}
+	}
+	if b.quick >= backAfter || b.slow >= backSlow {
+		b.lost, b.quick, b.slow = false, 0, 0
 	}
 }
 
 // refused takes a probe that found nobody.
 func (b *heartbeat) refused() {
-	b.fails, b.quick = b.fails+1, 0
+	b.fails, b.quick, b.slow = b.fails+1, 0, 0
 	b.lost = b.lost || b.fails >= deadAfter
 }
 
 // silent takes a probe that was not answered within the limit.
-func (b *heartbeat) silent() { b.lost, b.quick = true, 0 }
+func (b *heartbeat) silent() { b.lost, b.quick, b.slow = true, 0, 0 }
 
 // waitOut waits for a limit or the end of ctx. It waits in steps and counts a step that lasted much longer as a step: a
 // process that was stopped meanwhile, and has its answers still in its sockets, has not waited for that time.

@@ -3,6 +3,7 @@ package router
 // This test is internal because the heartbeat is not exported.
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -27,7 +28,11 @@ func TestHeartbeat_LostOnceAndBackWhenQuick(t *testing.T) {
 		"silent, then quick twice":      {[]func(*heartbeat){quick, silent, quick, quick}, true},
 		"quick, but not twice in a row": {[]func(*heartbeat){quick, silent, quick, slow, quick}, false},
 		"refused between quick answers": {[]func(*heartbeat){quick, silent, quick, refused, quick}, false},
-		"back, and silent again":        {[]func(*heartbeat){quick, silent, quick, quick, silent}, false},
+		"silent, then slow for long": {
+			append([]func(*heartbeat){quick, silent}, slices.Repeat([]func(*heartbeat){slow}, backSlow)...), true},
+		"silent now and then": {
+			slices.Repeat(append(slices.Repeat([]func(*heartbeat){slow}, backSlow-1), silent), 3), false},
+		"back, and silent again": {[]func(*heartbeat){quick, silent, quick, quick, silent}, false},
 	} {
 		b := heartbeat{limit: limit}
 		for _, probe := range tc.probes {
