@@ -33,6 +33,7 @@ type load struct {
 
 	replaced []*held       // are unloaded before the span is held
 	grace    time.Duration // of pipelines that are open on them
+	waiting  int           // calls of Assign
 
 	fetched, fetch atomic.Int64 // bytes of the files that are there, and that are needed; 0 if nothing is fetched
 	read           atomic.Int64 // bytes read
@@ -64,6 +65,7 @@ func (s *Service) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingSe
 	if l == nil {
 		return stream.Send(&shardv1.AssignResponse{Frame: &shardv1.AssignResponse_Held{Held: h.describe()}})
 	}
+	defer s.leaveLoad(l)
 	tick := time.NewTicker(progressTick)
 	defer tick.Stop()
 	for waiting := true; waiting; {
@@ -118,7 +120,8 @@ func (s *Service) fenced(fence uint64) error {
 	return nil
 }
 
-// beginLoad starts to load a span, or returns the load that has started already, or the span if it is held.
+// beginLoad starts to load a span, or returns the load that has started already, or the span if it is held. The caller
+// calls leaveLoad when it does not wait for the load any more.
 func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest) (*load, *held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,6 +133,7 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 	}
 	for _, l := range s.loads {
 		if l.digest == o.digest && l.span == span {
+			l.waiting++
 			return l, nil, nil
 		}
 	}
@@ -150,11 +154,9 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 	pages := s.pagesFor(int(r.GetKvPositions()))
 	l := &load{digest: o.digest, span: span, total: o.files.SpanBytes(span, spans...), done: make(chan struct{}),
 		kv:       int64(pages) * kvcache.DefaultPageLen * int64(span.Len()) * o.kvBytes,
-		replaced: replaced, grace: time.Duration(r.GetGraceMs()) * time.Millisecond}
+		replaced: replaced, grace: time.Duration(r.GetGraceMs()) * time.Millisecond, waiting: 1}
 	all, _ := s.used()
-	for _, h := range replaced {
-		all -= h.kvBytes(o) // its weights stay until the new span is loaded
-	}
+	all -= s.freedFor(replaced, o)
 	if s.cfg.Memory > 0 && all+l.total+l.kv > s.cfg.Memory {
 		return nil, nil, fault.New(fault.Exhausted, "assign layers %v of %s: they need %d bytes, and %d of %d are free",
 			span, o.name, l.total+l.kv, max(0, s.cfg.Memory-all), s.cfg.Memory)

@@ -41,9 +41,33 @@ func (s *Service) replacedBy(o *offer, span model.Range, names []*shardv1.Span) 
 	return out, nil
 }
 
-// makeRoom unloads the spans that a load replaces, and waits until their KV caches are free.
+// freedFor returns the bytes of the KV caches of spans that a load replaces, but for those that another load counts on.
+// Their weights stay until the new span is loaded. The caller holds mu.
+func (s *Service) freedFor(replaced []*held, o *offer) (bytes int64) {
+	for _, h := range replaced {
+		if !slices.ContainsFunc(s.loads, func(l *load) bool { return slices.Contains(l.replaced, h) }) {
+			bytes += h.kvBytes(o)
+		}
+	}
+	return bytes
+}
+
+// leaveLoad ends the wait of a call for a load.
+func (s *Service) leaveLoad(l *load) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.waiting--
+}
+
+// makeRoom unloads the spans that a load replaces, and waits until their KV caches are free. If no placer waits for the
+// load any more, they stay: another placer may want them.
 func (s *Service) makeRoom(l *load) error {
 	s.mu.Lock()
+	if len(l.replaced) > 0 && l.waiting == 0 {
+		s.mu.Unlock()
+		return fault.New(fault.Aborted, "assign layers %v of %s in place of others: no placer waits for them any more",
+			l.span, l.replaced[0].name)
+	}
 	for _, h := range l.replaced {
 		if !s.closed && slices.Contains(s.held, h) {
 			s.retireLocked(h, l.grace)
