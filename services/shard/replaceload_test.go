@@ -12,8 +12,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// TestService_LoadsThatReplaceTheSameSpan lets a second placer replace a span that the load of the first one is about to
-// replace. Its KV cache makes room for one of them, and it stays if the first placer has gone.
+// TestService_LoadsThatReplaceTheSameSpan lets a second placer replace a span that the load of the first one is about
+// to replace. Its KV cache makes room for one of them, and it stays if the first placer has gone.
 func TestService_LoadsThatReplaceTheSameSpan(t *testing.T) {
 	files, err := model.Open(fixtures.Path(t, "models/stories260K/stories260K-f32.gguf"))
 	if err != nil {
