@@ -9,7 +9,7 @@ import (
 
 const (
 	// silentAfter is the default of Placement.Silent. A probe begins at most placeEvery after a host has frozen, and
-	// the next plan is made as soon as the probe has ended: that leaves 350 ms of two seconds for making and writing it.
+	// the next plan is made as soon as the probe has ended: that leaves 350 ms of two seconds to make and write it.
 	silentAfter = 1400 * time.Millisecond
 	waitStep    = 350 * time.Millisecond // of a wait for an answer
 	lateMost    = 250 * time.Millisecond // by which a step may be late and still count in full
@@ -21,7 +21,7 @@ const (
 // errSilent ends a probe that is not answered.
 var errSilent = errors.New("the host has not answered in time")
 
-// heartbeat says whether a host is alive, by how the placer's probes end. There is one probe at a time. It has no clock.
+// heartbeat says whether a host is alive, by how the placer's probes end. One probe runs at a time. It has no clock.
 //
 // A host is lost when one probe is not answered within the limit, or when two in a row find nobody. A slow host that
 // answers each probe within the limit is never lost, however late its answers are. Once lost, a host is alive again

@@ -44,7 +44,7 @@ func TestHeartbeat_LostOnceAndBackWhenQuick(t *testing.T) {
 	}
 }
 
-// TestCounted_TimeThatAProcessWasStopped waits in steps of which some last longer: by a little, as on a busy machine, or
+// TestCounted_TimeThatAProcessWasStopped waits in steps of which some last longer: a little, as on a busy machine, or
 // by much, since the process was stopped.
 func TestCounted_TimeThatAProcessWasStopped(t *testing.T) {
 	const step = waitStep
