@@ -183,6 +183,10 @@ func (s *Service) acquire(ctx context.Context, model, modelName, want string) (*
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.adapters.find(model, want)
+	if of := s.otherVersion(model, want); a == nil && of != "" {
+		return nil, fault.New(fault.FailedPrecondition, "find adapter %q of model %q: it was loaded for version %s of the "+
+			"model, and requests go to version %s now: load it for this one, too", want, modelName, of, model)
+	}
 	if a == nil {
 		names := slices.DeleteFunc(s.adapters.of(model), func(name string) bool {
 			return !auth.MayUse(ctx, modelName, model, adapted(modelName, name))
@@ -274,24 +278,13 @@ func (s *Service) splitModel(model, named string) (base, adapterName string, err
 	if at := strings.LastIndexByte(model, ':'); at >= 0 && at+1 < len(model) &&
 		(at == 0 || s.knowsModel(model[:at])) {
 		base, behind = model[:at], model[at+1:]
-	} else if bases := s.adapters.bases(model); len(bases) == 1 {
+	} else if bases := s.bases(model); len(bases) == 1 {
 		base, behind = bases[0], model
 	}
 	if behind != "" && named != "" && behind != named {
 		return "", "", fault.Field("adapter", "%q is not the adapter %q that the model names", named, behind)
 	}
 	return base, cmp.Or(behind, named), nil
-}
-
-// bases lists the digests of the models that have an adapter with the name.
-func (l *adapters) bases(name string) []string {
-	var out []string
-	for key := range l.names {
-		if key.name == name {
-			out = append(out, key.model)
-		}
-	}
-	return out
 }
 
 // knowsModel reports whether a name or digest is that of a model. The caller holds mu.

@@ -32,7 +32,7 @@ func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
 			h.mu.Unlock()
 		}
 		m.served("fake")
-		m.canary(1)
+		m.canary(1, 10*time.Minute)
 		_, err := m.generate(t.Context(), named("fake", "hello!", 3), nil)
 		if fault.CodeOf(rpc.FromStatus(err)) != fault.Aborted {
 			t.Errorf("the request has ended with %v", err)
@@ -51,10 +51,10 @@ func TestDeploy_RowThatEndsProcessesOfBothVersions(t *testing.T) {
 	})
 }
 
-// canary deploys another version beside the live one and waits until it takes its share of the requests, for ten minutes.
-func (m *mesh) canary(share float32) {
+// canary deploys another version beside the live one and waits until it takes its share of the requests, for a time.
+func (m *mesh) canary(share float32, lasts time.Duration) {
 	m.t.Helper()
-	observe := uint64(600_000)
+	observe := uint64(lasts.Milliseconds())
 	stream, err := m.client.Deploy(m.t.Context(), &routerv1.DeployRequest{Model: likeDigest, Name: "fake",
 		ObserveMs: &observe, Canary: &share})
 	for err == nil {
@@ -80,7 +80,7 @@ func TestDeploy_FaultyRequestsAreNotTheCanarysFault(t *testing.T) {
 					h.mu.Unlock()
 				}
 				m.served("fake")
-				m.canary(1)
+				m.canary(1, 10*time.Minute)
 				for i := range 8 {
 					_, err := m.generate(t.Context(), named("fake", fmt.Sprintf("hello %d!", i%4), 3), nil)
 					if err == nil {
