@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -18,9 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
-	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 // askTimeout is the deadline of calls that a person waits for.
@@ -203,65 +200,6 @@ func (c *healthCmd) Run(e *verb.Env) error {
 	}
 	fmt.Fprintln(e.Stdout, "serving")
 	return nil
-}
-
-type chatCmd struct {
-	meshFlags
-	samplingFlags
-	servingFlags
-	System    string `help:"System message."`
-	MaxTokens uint32 `help:"Maximum number of tokens in an answer." short:"n" default:"512"`
-}
-
-// Run reads turns from standard input, one a line, and answers each.
-func (c *chatCmd) Run(e *verb.Env) error {
-	router, done, err := c.dial(e)
-	if err != nil {
-		return err
-	}
-	return errors.Join(c.converse(e, router), done())
-}
-
-func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) error {
-	var messages []*tokenizerv1.Message
-	if c.System != "" {
-		messages = append(messages, &tokenizerv1.Message{Role: "system", Content: c.System})
-	}
-	sampling, err := c.sampling(e)
-	if err != nil {
-		return err
-	}
-	lines := newLines(e.Stdin)
-	for {
-		fmt.Fprint(e.Stdout, "> ")
-		line, err := lines.next()
-		if errors.Is(err, io.EOF) {
-			fmt.Fprintln(e.Stdout)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if strings.TrimSpace(line) == "" {
-			continue
-		}
-		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
-		stream, err := router.Chat(e.Ctx, &routerv1.ChatRequest{
-			Adapter:  c.adapter(),
-			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, ContextPolicy: c.policy(),
-			Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
-		})
-		if err != nil {
-			return rpc.FromStatus(err)
-		}
-		answer, err := collect(func() (event, error) { return stream.Recv() }, e.Stdout, newLoadNotes(e.Stderr))
-		if err != nil {
-			return err
-		}
-		fmt.Fprintln(e.Stdout)
-		answer.notify(e)
-		messages = append(messages, &tokenizerv1.Message{Role: "assistant", Content: answer.Text})
-	}
 }
 
 func rawProto(m proto.Message) json.RawMessage {
