@@ -39,6 +39,7 @@ type fakeShard struct {
 	most     int                 // largest number of entries in a batch
 	batches  int                 // batches received
 	rows     uint64              // rows computed
+	took     time.Duration       // for all of them
 	again    int                 // rows of replays among them
 	asked    int                 // descriptions given
 	fault    func()              // the fault, which happens once
@@ -123,7 +124,7 @@ func (s *fakeShard) held() *shardv1.Held {
 		Adapters: s.heldAdapters(), Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1,
 		Vocab: vocab, Context: contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
-		Rows: s.rows, Encoder: s.encoder,
+		Rows: s.rows, ComputeUs: uint64(s.took.Microseconds()), Encoder: s.encoder,
 	}
 	if s.encoder {
 		held.EmbedTokens = contextLen
@@ -420,6 +421,7 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		took := cost(len(ids))
 		s.mu.Lock()
 		s.busy = took
+		s.took += took
 		s.mu.Unlock()
 		computed := time.NewTimer(took)
 		select {

@@ -22,8 +22,10 @@ const (
 	probeTokens = 6
 
 	// warmLimit bounds the probe of a chain whose stages have all computed before, so that they have read
-	// their weights. It is short, so that a stage that was wedged for a moment is soon used again.
+	// their weights. It is short, so that a stage that was wedged for a moment is soon used again. Stages
+	// that are slow get warmSlack times what their rows have taken on average.
 	warmLimit = 5 * time.Second
+	warmSlack = 5
 
 	pagesEvery = 5 * time.Millisecond // between two looks at the leases of a new pipeline
 	pagesWait  = time.Second          // for pages for the whole probe; then fewer have to do
@@ -97,7 +99,7 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 		return err
 	}
 	if !slices.ContainsFunc(p.stages, func(h *shardv1.Held) bool { return h.GetRows() == 0 }) {
-		warm := min(limit, warmLimit)
+		warm := min(limit, warmLimitOf(p.stages))
 		ctx, cancel = context.WithTimeoutCause(
 			ctx,
 			warm,
@@ -116,6 +118,16 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// warmLimitOf returns how long the probe of stages may take that have all computed before.
+func warmLimitOf(stages []*shardv1.Held) time.Duration {
+	row := 0.0 // through all stages, in microseconds
+	for _, h := range stages {
+		row += float64(h.GetComputeUs()) / float64(h.GetRows())
+	}
+	rows := float64(probeRounds * (probePrompt + probeTokens))
+	return max(warmLimit, time.Duration(min(warmSlack*rows*row, 1e12))*time.Microsecond)
 }
 
 // probeRound computes a prompt and some tokens. Both rounds compute all of them, since they use no prefix cache.

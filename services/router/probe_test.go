@@ -71,6 +71,23 @@ func TestService_WedgedStageOfALonePipeline_NotReadyAtOnce(t *testing.T) {
 	})
 }
 
+// The probe of stages that have computed before is short, unless they are slow: a step of these takes a second, and
+// their probe half a minute.
+func TestService_SlowStages_AreOpenedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, 2, 1, router.Config{})
+		m.slow(time.Second)
+		m.streams(1, 30)
+		ready := func() bool { return m.service.Backend().Ready() == nil }
+		m.network.Cut("shard-0-1", true)
+		eventually(t, "the router not to be ready", func() bool { return !ready() })
+		m.network.Cut("shard-0-1", false)
+		eventually(t, "the router to be ready", ready)
+		m.streams(1, 10)
+		m.check()
+	})
+}
+
 // A stage that another router uses grants a new pipeline no pages until the older one has given some up.
 // The probe waits for them.
 func TestService_PagesThatComeLater_AreAwaited(t *testing.T) {

@@ -79,6 +79,13 @@ func (b *backend) Cancel(context.Context, string) error {
 	return fault.New(fault.NotFound, "find request: there is none")
 }
 
+// running returns the number of requests that run.
+func (b *backend) running() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.now
+}
+
 func (b *backend) ran() map[string]int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,10 +99,11 @@ func heap() int64 {
 // now, and then eight run while the others wait for a slot.
 func TestBatch_RequestsThatWaitTakeNoMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refuse := true // it is changed while no request runs
+		var refuse atomic.Bool
+		refuse.Store(true)
 		release := make(chan struct{})
 		b := newBackend(func(ctx context.Context, _ string) error {
-			if refuse {
+			if refuse.Load() {
 				return fault.New(fault.Unavailable, "no room").After(time.Hour)
 			}
 			select {
@@ -136,11 +138,11 @@ func TestBatch_RequestsThatWaitTakeNoMemory(t *testing.T) {
 		if ran != 64 {
 			t.Errorf("%d were tried, want 64", ran)
 		}
-		refuse = false
+		refuse.Store(false)
 		time.Sleep(2 * time.Hour) // of virtual time
 		synctest.Wait()
-		if n := heap() - before; b.now != 8 || n > 20<<20 {
-			t.Errorf("%d of 64 requests of 512 KiB run, and take %d MiB", b.now, n>>20)
+		if n, now := heap()-before, b.running(); now != 8 || n > 20<<20 {
+			t.Errorf("%d of 64 requests of 512 KiB run, and take %d MiB", now, n>>20)
 		}
 		close(release)
 		for _, id := range all {
