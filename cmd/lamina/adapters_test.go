@@ -86,7 +86,8 @@ func TestAdapters_FromARunToARouterAndBack(t *testing.T) {
 	if now, _ := list(); now != second {
 		t.Errorf("after two roll backs it is %q, want %q", now, second)
 	}
-	repeat := []string{"train", "--manifest", filepath.Join(dir, "one", "manifest.json"), "--out", filepath.Join(dir, "repeat")}
+	repeat := []string{"train", "--manifest", filepath.Join(dir, "one", "manifest.json"),
+		"--out", filepath.Join(dir, "repeat")}
 	if out := verbOK(t, "", repeat...); !strings.Contains(out, "llama:x is "+first) {
 		t.Errorf("train prints %q", out)
 	}

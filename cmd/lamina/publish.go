@@ -50,8 +50,8 @@ func (c *adaptersPublishCmd) Run(e *verb.Env) (err error) {
 	return c.publish(e, dir, c.Training, c.As, c.AnyBase)
 }
 
-// publishDone sends the adapter of a run of this process that is done to the router that its manifest names, if it names
-// one: the mesh of this process has no routers of others.
+// publishDone sends the adapter of a run of this process that is done to the router that its manifest names, if it
+// names one: the mesh of this process has no routers of others.
 func (f connectFlags) publishDone(e *verb.Env, manifest []byte, last *trainerv1.Run) error {
 	m, err := trainer.ParseManifest(manifest)
 	if err != nil || m.Publish == nil || m.Publish.Router == "" {

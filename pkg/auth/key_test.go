@@ -163,7 +163,9 @@ func TestUpdateKeys_ConcurrentChangesAllCount(t *testing.T) {
 			for range each {
 				k, _ := newKey(t, nil)
 				change := func() error {
-					return auth.UpdateKeys(path, func(keys []auth.Key) ([]auth.Key, error) { return append(keys, k), nil })
+					return auth.UpdateKeys(path, func(keys []auth.Key) ([]auth.Key, error) {
+						return append(keys, k), nil
+					})
 				}
 				// On a machine whose disk is busy the others may hold the lock for longer than a change waits, and the
 				// error says to try again. Then nothing was changed.

@@ -42,8 +42,8 @@ func TestUpdateKeys_TheLockIsForTheOwnerOfItsFolder(t *testing.T) {
 	}
 }
 
-// TestUpdateKeys_TheFirstFileIsForTheService is about the same administrator: the service, which is the owner of the folder
-// or of its group, can read the file, and nobody else can.
+// TestUpdateKeys_TheFirstFileIsForTheService is about the same administrator: the service, which is the owner of the
+// folder or of its group, can read the file, and nobody else can.
 func TestUpdateKeys_TheFirstFileIsForTheService(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can make files for others")

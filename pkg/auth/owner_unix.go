@@ -15,9 +15,9 @@ func keepOwner(f *os.File, of os.FileInfo) {
 	}
 }
 
-// adopt gives a new file the owner and group of its folder as far as the caller may. If that makes it the file of another
-// group, which may read the folder, then it may read the file: an administrator who makes the first key in a folder of
-// root and of the service's group makes it for the service.
+// adopt gives a new file the owner and group of its folder as far as the caller may. If that makes it the file of
+// another group, which may read the folder, then it may read the file: an administrator who makes the first key in a
+// folder of root and of the service's group makes it for the service.
 func adopt(f *os.File, folder os.FileInfo) error {
 	keepOwner(f, folder)
 	made, err := f.Stat()

@@ -9,8 +9,8 @@ const (
 	reportGap  = 2 * retryMost // between two reports of the same load at most
 )
 
-// Progress measures how fast a model is loaded, by reports of how much of it is there. A part may have been there before
-// the first report, so what counts is what was loaded since. The zero value is ready.
+// Progress measures how fast a model is loaded, by reports of how much of it is there. A part may have been there
+// before the first report, so what counts is what was loaded since. The zero value is ready.
 type Progress struct {
 	begun       bool
 	first, last report

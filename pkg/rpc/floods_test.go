@@ -65,7 +65,8 @@ func newTarget(t *testing.T, ctx context.Context, secret string, guard *auth.Gua
 	calls, pages := listen("grpc"), listen("http")
 	g.parts.Go(func() { _ = server.Serve(calls) })
 	g.parts.Go(func() {
-		_ = obs.ServeHTTP(ctx, pages, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(work) }), time.Second)
+		page := func(http.ResponseWriter, *http.Request) { time.Sleep(work) }
+		_ = obs.ServeHTTP(ctx, pages, http.HandlerFunc(page), time.Second)
 	})
 	context.AfterFunc(ctx, server.Stop)
 	return g
@@ -116,7 +117,9 @@ func (g *target) ask(n int) []time.Duration {
 
 // flood sends bursts on connections to a port, again and again until ctx ends, and returns how many. A burst gets a
 // number that rises on its connection, and reports whether the connection is of further use.
-func (g *target) flood(ctx context.Context, name string, pause time.Duration, burst func(*http2.Framer, net.Conn, int) bool) (bursts int) {
+func (g *target) flood(
+	ctx context.Context, name string, pause time.Duration, burst func(*http2.Framer, net.Conn, int) bool,
+) (bursts int) {
 	for ctx.Err() == nil {
 		once, cancel := context.WithCancel(ctx)
 		conn, err := g.dial(once, name)
@@ -165,15 +168,17 @@ func attacks() map[string]func(*http2.Framer, net.Conn, int) bool {
 			ok := hello(f, conn, n)
 			for i := 0; ok && i < 10; i++ {
 				id := uint32(2*(10*n+i) + 1)
-				ok = f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: call, EndHeaders: true}) == nil &&
-					f.WriteRSTStream(id, http2.ErrCodeCancel) == nil
+				head := http2.HeadersFrameParam{StreamID: id, BlockFragment: call, EndHeaders: true}
+				ok = f.WriteHeaders(head) == nil && f.WriteRSTStream(id, http2.ErrCodeCancel) == nil
 			}
 			return ok
 		},
 		"calls without credentials": func(f *http2.Framer, conn net.Conn, n int) bool {
 			ok := hello(f, conn, n)
 			for i := 0; ok && i < 20; i++ {
-				ok = f.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*(20*n+i) + 1), BlockFragment: call, EndHeaders: true}) == nil
+				id := uint32(2*(20*n+i) + 1)
+				head := http2.HeadersFrameParam{StreamID: id, BlockFragment: call, EndHeaders: true}
+				ok = f.WriteHeaders(head) == nil
 			}
 			return ok
 		},
@@ -252,7 +257,9 @@ func TestServer_FloodsKeepNobodyWaiting(t *testing.T) {
 			attackers.Wait()
 			stop()
 			g.parts.Wait()
-			for _, what := range []string{"rapid resets", "calls without credentials", "headers without end", "pings", "slow headers"} {
+			for _, what := range []string{
+				"rapid resets", "calls without credentials", "headers without end", "pings", "slow headers",
+			} {
 				if limit == 0 && bursts[what] < 100 {
 					t.Errorf("%d bursts of %s: too few to show anything", bursts[what], what)
 				}

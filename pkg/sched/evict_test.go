@@ -55,8 +55,8 @@ func logsOf(rnd *rand.Rand, n, pages int) [][]int32 {
 	return out
 }
 
-// TestScheduler_AFloodOfAnotherTenantSparesTheShare is promise C11 about eviction: the pool has 64 pages, a victim has some
-// of them cached, and another tenant floods the pipeline with prompts that nobody sent before.
+// TestScheduler_AFloodOfAnotherTenantSparesTheShare is promise C11 about eviction: the pool has 64 pages, a victim has
+// some of them cached, and another tenant floods the pipeline with prompts that nobody sent before.
 func TestScheduler_AFloodOfAnotherTenantSparesTheShare(t *testing.T) {
 	const pages = 64
 	for name, row := range map[string]struct {

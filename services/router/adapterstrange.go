@@ -9,8 +9,8 @@ import (
 
 // A router that starts finds adapters on shards. Those that its names point to are taken over as they are. Others are
 // left of a router that was killed, or belong to another one, whose names nobody else knows. They are unloaded after a
-// time: soon if there is no other router. Otherwise much later, since another router that offers the adapter has to load
-// it again at its next request. A shard keeps an adapter that is unloaded until its last session has ended, so no
+// time: soon if there is no other router. Otherwise much later, since another router that offers the adapter has to
+// load it again at its next request. A shard keeps an adapter that is unloaded until its last session has ended, so no
 // request fails.
 
 const (

@@ -17,8 +17,8 @@ func (m *mesh) gone(name string) {
 	m.stops[name]()
 }
 
-// A router is killed and leaves an adapter on a shard. One that starts does not know it, and unloads it once there is no
-// other router that may offer it. What it offers itself stays.
+// A router is killed and leaves an adapter on a shard. One that starts does not know it, and unloads it once there is
+// no other router that may offer it. What it offers itself stays.
 func TestService_AdapterThatAKilledRouterHasLeft(t *testing.T) {
 	left, _ := adapterFolder(t, 0)
 	kept, sum := adapterFolder(t, 1)

@@ -25,7 +25,8 @@ func (s *Service) bases(name string) []string {
 }
 
 // otherVersion returns the digest of another version of a model that has an adapter with the name; empty if there is
-// none. An upgrade leaves such an adapter behind: it belongs to the weights that it was trained on. The caller holds mu.
+// none. An upgrade leaves such an adapter behind: it belongs to the weights that it was trained on. The caller holds
+// mu.
 func (s *Service) otherVersion(model, name string) string {
 	names := map[string]bool{} // digests
 	for key := range s.adapters.names {

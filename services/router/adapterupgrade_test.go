@@ -13,8 +13,8 @@ import (
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
-// The base of an adapter gets a new version. Requests with the adapter are answered by the live version as long as it is
-// one, and are then refused by the name of both versions. A request without the adapter goes on.
+// The base of an adapter gets a new version. Requests with the adapter are answered by the live version as long as it
+// is one, and are then refused by the name of both versions. A request without the adapter goes on.
 func TestDeploy_AdapterOfTheVersionBefore(t *testing.T) {
 	dir, sum := adapterFolder(t, 1)
 	synctest.Test(t, func(t *testing.T) {
@@ -32,7 +32,8 @@ func TestDeploy_AdapterOfTheVersionBefore(t *testing.T) {
 		<-time.After(25 * time.Second)
 		eventually(t, "the new version is live", func() bool {
 			d := m.deployment("fake")
-			return d.GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_LIVE && d.GetLive().GetDigest() == likeDigest
+			return d.GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_LIVE &&
+				d.GetLive().GetDigest() == likeDigest
 		})
 		for _, model := range models {
 			_, err := m.generate(t.Context(), named(model, "hello", 5), nil)

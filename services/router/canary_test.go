@@ -67,13 +67,14 @@ func (m *mesh) canary(share float32, lasts time.Duration) {
 	m.t.Fatal(err)
 }
 
-// A client repeats a request that fails on every version, and some others like it. The canary stays, with or without the
-// loss of processes: it is not to blame.
+// A client repeats a request that fails on every version, and some others like it. The canary stays, with or without
+// the loss of processes: it is not to blame.
 func TestDeploy_FaultyRequestsAreNotTheCanarysFault(t *testing.T) {
 	for name, ends := range map[string]bool{"fails": false, "ends processes": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				m, hosts := deployMesh(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"})
+				m, hosts := deployMesh(t, router.Placement{}, 2, 1,
+					map[string]string{digest: "fake", likeDigest: "like"})
 				for _, h := range hosts {
 					h.mu.Lock()
 					h.ruin = func(s *fakeShard) { s.poison, s.forgets = '!', ends }

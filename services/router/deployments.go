@@ -354,8 +354,8 @@ const (
 )
 
 // retires reports whether a model is only a version that ends its requests, and whose pipeline should not be tried yet:
-// each try computes rows, as a request does, and a version that cannot be opened would never become quiet. Its requests,
-// if it has any, wait for one of the tries. The caller holds mu.
+// each try computes rows, as a request does, and a version that cannot be opened would never become quiet. Its
+// requests, if it has any, wait for one of the tries. The caller holds mu.
 func (s *Service) retires(digest string) bool {
 	f := s.deploys.failures[digest]
 	if f == nil || f.row < retireTries || len(s.deploys.state.Of(digest)) > 0 || !s.deploys.state.Hidden(digest) {

@@ -18,8 +18,8 @@ func used(ctx context.Context) int64 {
 	return tokens.Limit - tokens.Remaining
 }
 
-// TestEmbed_AtABusyFleet asks for embeddings by a key with a budget. Calls that the only shard refuses cost nothing, and
-// those of a batch reach the shard without priority.
+// TestEmbed_AtABusyFleet asks for embeddings by a key with a budget. Calls that the only shard refuses cost nothing,
+// and those of a batch reach the shard without priority.
 func TestEmbed_AtABusyFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, hosts := deployMesh(t, router.Placement{OnlyDeployed: true}, 1, 1, map[string]string{digest: "fake"})

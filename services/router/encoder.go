@@ -146,9 +146,9 @@ func (s *Service) embedders(digest string) []plan.Chain {
 	return plan.Chains(s.spans(false, func(h *shardv1.Held) bool { return h.GetDigest() == digest }))
 }
 
-// awaitEmbedders returns what embedChains does, and waits for a while if there are none, for a model that is being loaded
-// as long as the load may take, but not longer than unheardLimit, since the caller hears nothing meanwhile. The error
-// says when to try again.
+// awaitEmbedders returns what embedChains does, and waits for a while if there are none, for a model that is being
+// loaded as long as the load may take, but not longer than unheardLimit, since the caller hears nothing meanwhile. The
+// error says when to try again.
 func (s *Service) awaitEmbedders(
 	ctx context.Context, name string, patience time.Duration,
 ) ([]plan.Chain, *shardv1.Held, error) {

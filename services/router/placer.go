@@ -26,8 +26,8 @@ type Placement struct {
 	Keeper plan.KeeperConfig
 	// KVLeast and KVMost are the positions of the KV caches, as in plan.Model.
 	KVLeast, KVMost int
-	// Silent is how long a host may take to answer a probe before its layers are placed elsewhere; 0 means 1.4 s. A host
-	// that cannot be reached is given up after two tries.
+	// Silent is how long a host may take to answer a probe before its layers are placed elsewhere; 0 means 1.4 s. A
+	// host that cannot be reached is given up after two tries.
 	Silent time.Duration
 	// Settle is how long the set of hosts has to be the same before the first plan; 0 means 1 s.
 	Settle time.Duration

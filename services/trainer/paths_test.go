@@ -91,10 +91,12 @@ func TestPaths_AServedModelByItsName(t *testing.T) {
 	if got, err := p.resolve("model.from", "sub"); err != nil || got != filepath.Join(data, "sub") {
 		t.Errorf("a name that the data folder has, too: %q, %v", got, err)
 	}
-	if _, err := p.resolve("data.text", "served"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), data) {
+	if _, err := p.resolve("data.text", "served"); fault.CodeOf(err) != fault.NotFound ||
+		!strings.Contains(err.Error(), data) {
 		t.Errorf("another field: %v", err)
 	}
-	if _, err := p.resolve("model.from", "other"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "served, sub") {
+	if _, err := p.resolve("model.from", "other"); fault.CodeOf(err) != fault.NotFound ||
+		!strings.Contains(err.Error(), "served, sub") {
 		t.Errorf("another name: %v", err)
 	}
 }

@@ -29,8 +29,8 @@ const termFile = "term"
 
 // policyName is the name under which a run publishes its adapter. The name is replaced at each step and removed at the
 // end, so it has the manifest's hash in it: no other run and no user has an adapter of this name. It has the number of
-// the claim on the run's folder, too: a leader that was deposed without noticing replaces and removes only its own name,
-// whatever its successor has published.
+// the claim on the run's folder, too: a leader that was deposed without noticing replaces and removes only its own
+// name, whatever its successor has published.
 func (t *training) policyName() string { return t.policyIn(t.store.Term()) }
 
 // policyIn is policyName for the leader of a term.

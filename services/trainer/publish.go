@@ -26,8 +26,8 @@ type Publish struct {
 	Name string `json:"name,omitempty"`
 	// Model is the name or digest of the model that it is offered for; the one that it was trained on when absent.
 	Model string `json:"model,omitempty"`
-	// Router is the address of the only router that offers it; every router of the mesh when absent. A trainer of a mesh
-	// sends to its own routers alone. Without a trainer service, the command that runs the manifest sends to any.
+	// Router is the address of the only router that offers it; every router of the mesh when absent. A trainer of a
+	// mesh sends to its own routers alone. Without a trainer service, the command that runs the manifest sends to any.
 	Router string `json:"router,omitempty"`
 	// AnyBase accepts that Model is another base, such as the same weights in another element type.
 	AnyBase bool `json:"any_base,omitempty"`

@@ -117,7 +117,8 @@ func TestRun_PublishToTheRouterThatTheManifestNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		published := r.state.GetPublished()
-		if len(published) != 1 || published[0].GetRouter() != addr || !strings.Contains(published[0].GetError(), fails) ||
+		if len(published) != 1 || published[0].GetRouter() != addr ||
+			!strings.Contains(published[0].GetError(), fails) ||
 			(published[0].GetError() == "") != (fails == "") {
 			t.Errorf("%s: published %v", addr, published)
 		}

@@ -245,7 +245,9 @@ func TestPromise_AutoFleet_KillAndAdd(t *testing.T) {
 		p.f.await(time.Minute, "a plan without "+lost, func() bool { return !slices.Contains(hosts(p.read()), lost) })
 		t.Logf("%s: %s, layers %d-%d, is out of the plan after %v", what, lost, stage.Lo, stage.Hi,
 			time.Since(begin).Round(10*time.Millisecond))
-		next, now := p.carriedOut([]int{0}, what, func(d *plan.Document) bool { return !slices.Contains(hosts(d), lost) })
+		next, now := p.carriedOut([]int{0}, what, func(d *plan.Document) bool {
+			return !slices.Contains(hosts(d), lost)
+		})
 		t.Logf("%s: %s; served again after %v", what, describePlan(next), time.Since(begin).Round(10*time.Millisecond))
 		delete(states, lost)
 		p.checkMoved(what, before.Version, sumLoaded(now)-sumLoaded(states))

@@ -71,8 +71,8 @@ func timedRequest(t *testing.T, router routerv1.RouterServiceClient, prompt []ui
 }
 
 // Fleets whose hosts have quotas of processor time: what the plan says before anything is loaded, and what is expected
-// after some streams, is near what a client measures. How near depends on what else runs on the machine, so the limit is
-// a factor of two; TestPlacement_TwentyLayoutsArePredicted has 15 % in virtual time.
+// after some streams, is near what a client measures. How near depends on what else runs on the machine, so the limit
+// is a factor of two; TestPlacement_TwentyLayoutsArePredicted has 15 % in virtual time.
 func TestPromise_AutoFleet_QuotasArePredicted(t *testing.T) {
 	const promptLen, tries = 64, 7
 	served := fleetModel(t)
@@ -147,7 +147,8 @@ func TestPromise_AutoFleet_QuotasArePredicted(t *testing.T) {
 				"expected %.0f, measured %.0f; ms of a token %.1f, of the first %.0f", strings.Join(stages, " "),
 				1000/before.GetPredictedTokenMs(), 1000/after.GetExpectedTokenMs(), 1000/token,
 				scaled(before.GetPredictedTtftMs(), before.GetPredictedTokenMs(), 0),
-				scaled(after.GetExpectedTtftMs(), after.GetExpectedTokenMs(), placement.GetFirstMs()), first, tokens, firsts)
+				scaled(after.GetExpectedTtftMs(), after.GetExpectedTokenMs(), placement.GetFirstMs()), first,
+				tokens, firsts)
 			for what, v := range off {
 				t.Logf("%s is off by %+.0f %%", what, 100*v)
 				if v > 1 || v < -0.5 {

@@ -265,8 +265,8 @@ func TestTune_RealModelIsTunedWhereItIsServed(t *testing.T) {
 	}
 }
 
-// answers asks the base, or with a name its adapter, for answers, all at once. On a busy machine a pipeline may be lost in
-// the middle of an answer, or be opened just now: then it asks again.
+// answers asks the base, or with a name its adapter, for answers, all at once. On a busy machine a pipeline may be lost
+// in the middle of an answer, or be opened just now: then it asks again.
 func (f *tuneFleet) answers(adapters ...string) map[string][]answer {
 	f.t.Helper()
 	mesh := &Mesh{Router: f.router(0)}

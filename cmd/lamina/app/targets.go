@@ -288,8 +288,9 @@ func (p *process) buildTrainer() error {
 	}
 	p.trainer = trainer.New(trainer.Config{
 		Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runs.Dir, Data: p.set.runs.Data,
-		AllowPaths: p.set.runs.AllowPaths, AllowWrite: p.set.runs.AllowWrite, Models: p.set.runs.models, Standby: standby,
-		Transient: p.set.runs.Transient, Runner: programs(p.set.runs.Programs, p.log), Metrics: p.metrics,
+		AllowPaths: p.set.runs.AllowPaths, AllowWrite: p.set.runs.AllowWrite, Models: p.set.runs.models,
+		Standby: standby, Transient: p.set.runs.Transient, Runner: programs(p.set.runs.Programs, p.log),
+		Metrics: p.metrics,
 	})
 	p.add(runPart("trainer runs", p.trainer.Run))
 	p.serve(server{kind: "trainer", name: "trainer", services: services{p.trainer}, public: true})

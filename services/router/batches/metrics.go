@@ -58,7 +58,7 @@ func (s *Service) observe(r prometheus.Registerer) {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("lamina_batch_"+name, help, labels, nil)
 	}
-	r.MustRegister(s.metrics.lines, s.retries, s.ended, &collector{s: s,
+	r.MustRegister(s.lines, s.retries, s.ended, &collector{s: s,
 		lines: desc("lines", "Requests without a result of the batches that have not ended: waiting or running.",
 			"state"),
 		batches: desc("batches", "Batches that have not ended, by their status.", "status"),

@@ -231,7 +231,8 @@ func TestAccess_TellsWhatTheCallerMay(t *testing.T) {
 		}
 	}
 	ask(t.Context())
-	if len(out.May) != len(auth.Verbs()) || out.Store || !out.Keys || !out.Trainer || !out.Guarded || out.Base != "tolstoy" {
+	if len(out.May) != len(auth.Verbs()) || out.Store || !out.Keys || !out.Trainer || !out.Guarded ||
+		out.Base != "tolstoy" {
 		t.Errorf("without a principal: %+v", out)
 	}
 	_, secret, err := keys.Add(auth.Key{Name: "ann", Roles: []auth.Role{auth.User}, Verbs: []auth.Verb{auth.Generate}})

@@ -29,7 +29,9 @@ func shown(width int, plain bool, pieces ...string) string {
 // tags writes the control sequences of a terminal as tags.
 func tags(s string) string {
 	s = regexp.MustCompile("\x1b\\[0((;[0-9]+)*)m").ReplaceAllString(s, "<${1}>")
-	for code, name := range map[string]string{"1": "bold", "2": "dim", "3": "italic", "4": "under", "9": "strike", "36": "code"} {
+	for code, name := range map[string]string{
+		"1": "bold", "2": "dim", "3": "italic", "4": "under", "9": "strike", "36": "code",
+	} {
 		s = regexp.MustCompile(`([<;+])`+code+`([;>])`).ReplaceAllString(s, "${1}"+name+"${2}")
 	}
 	return strings.ReplaceAll(strings.ReplaceAll(s, "<;", "<"), "<>", "</>")

@@ -68,7 +68,8 @@ func (r *router) Chat(
 	}
 	words := r.answer(seed)
 	s := &stream{ctx: ctx, err: io.EOF}
-	s.events = append(s.events, &routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: &routerv1.Started{Seed: seed}}})
+	s.events = append(s.events, &routerv1.ChatResponse{
+		Event: &routerv1.ChatResponse_Started{Started: &routerv1.Started{Seed: seed}}})
 	if len(r.failures) > 0 {
 		f := r.failures[0]
 		r.failures = r.failures[1:]
@@ -76,17 +77,23 @@ func (r *router) Chat(
 		words = words[:f.after]
 	}
 	for _, w := range words {
-		s.events = append(s.events, &routerv1.ChatResponse{Event: &routerv1.ChatResponse_Token{Token: &routerv1.TokenEvent{Text: w}}})
+		s.events = append(s.events, &routerv1.ChatResponse{
+			Event: &routerv1.ChatResponse_Token{Token: &routerv1.TokenEvent{Text: w}}})
 	}
 	if s.err == io.EOF && !s.hang {
-		s.events = append(s.events, &routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: &routerv1.Finished{
-			FinishReason: samplerv1.FinishReason_FINISH_REASON_STOP, Usage: &routerv1.Usage{CompletionTokens: uint32(len(words))}}}})
+		s.events = append(s.events, &routerv1.ChatResponse{
+			Event: &routerv1.ChatResponse_Finished{Finished: &routerv1.Finished{
+				FinishReason: samplerv1.FinishReason_FINISH_REASON_STOP,
+				Usage:        &routerv1.Usage{CompletionTokens: uint32(len(words))}}}})
 	}
 	return s, nil
 }
 
-func (r *router) ListModels(context.Context, *routerv1.ListModelsRequest, ...grpc.CallOption) (*routerv1.ListModelsResponse, error) {
-	return &routerv1.ListModelsResponse{Models: []*routerv1.Model{{Name: "base", Adapters: []*routerv1.Adapter{{Name: "mine"}}}}}, nil
+func (r *router) ListModels(
+	context.Context, *routerv1.ListModelsRequest, ...grpc.CallOption,
+) (*routerv1.ListModelsResponse, error) {
+	return &routerv1.ListModelsResponse{
+		Models: []*routerv1.Model{{Name: "base", Adapters: []*routerv1.Adapter{{Name: "mine"}}}}}, nil
 }
 
 // script is what a user writes.
@@ -142,9 +149,10 @@ func has(t *testing.T, text string, parts ...string) {
 
 func TestSession_CommandsAndConversation(t *testing.T) {
 	r, file := &router{}, filepath.Join(t.TempDir(), "chat.json")
-	out := talk(t, r, nil, "/system Be terse.", "/set seed 7", "/set temp 0.5", "one\n two", "/again", "/undo", "three", "/save "+file,
-		"/save "+file, "/new", "/system", "four", "/load "+file, "five", "/model", "/model base:mine", "/set", "/set temp", "/set top-p 2",
-		"/set colour 1", "/nonsense", "/help", chat.ErrInterrupt, "  ", "six", "/exit", "never")
+	out := talk(t, r, nil, "/system Be terse.", "/set seed 7", "/set temp 0.5", "one\n two", "/again", "/undo", "three",
+		"/save "+file, "/save "+file, "/new", "/system", "four", "/load "+file, "five", "/model", "/model base:mine",
+		"/set", "/set temp", "/set top-p 2", "/set colour 1", "/nonsense", "/help", chat.ErrInterrupt, "  ", "six",
+		"/exit", "never")
 	var got []string
 	for _, q := range r.asked {
 		got = append(got, roles(q))
@@ -167,8 +175,9 @@ func TestSession_CommandsAndConversation(t *testing.T) {
 	if last.GetModel() != "base:mine" || last.GetSampling().Temperature != nil || last.GetSampling().GetSeed() != 7 {
 		t.Errorf("the last request is %v", last)
 	}
-	has(t, out, "seed 102 and more", "0 messages are left", "file exists", "base\nbase:mine", "seed                 7", "top-p: want a number",
-		"colour: want one of temp", `"/nonsense" is no command`, "/set [NAME VALUE]", "Ctrl-D or /exit ends the chat", "4 tokens")
+	has(t, out, "seed 102 and more", "0 messages are left", "file exists", "base\nbase:mine", "seed                 7",
+		"top-p: want a number", "colour: want one of temp", `"/nonsense" is no command`, "/set [NAME VALUE]",
+		"Ctrl-D or /exit ends the chat", "4 tokens")
 	if strings.Contains(out, "never") {
 		t.Error("the chat goes on after /exit")
 	}
