@@ -98,7 +98,8 @@ func TestService_ReplayBudget_TheClientIsToldInTime(t *testing.T) {
 	})
 }
 
-// TestService_ReplayBudget_NoStageIsRebuiltBeyondIt loses a stage that a spare shard could replace.
+// TestService_ReplayBudget_NoStageIsRebuiltBeyondIt loses a stage that a spare shard could replace, twice while both
+// streams run.
 func TestService_ReplayBudget_NoStageIsRebuiltBeyondIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		metrics := prometheus.NewRegistry()
@@ -106,7 +107,7 @@ func TestService_ReplayBudget_NoStageIsRebuiltBeyondIt(t *testing.T) {
 			ReplayRefill: 20 * time.Millisecond})
 		m.spare("spare", "shard-0-1")
 		m.spare("spare-2", "shard-0-1")
-		m.shards["shard-0-1"].strike(60, func() { m.network.Cut("shard-0-1", true) })
+		m.shards["shard-0-1"].strike(20, func() { m.network.Cut("shard-0-1", true) })
 		m.shards["spare"].strike(30, func() { m.network.Cut("spare", true) })
 		m.pauses(2, 60)
 		m.check()
