@@ -45,7 +45,7 @@ func (s *Service) request(
 		if result.OK() {
 			end = endOK
 		}
-		s.metrics.lines.WithLabelValues(end).Inc()
+		s.lines.WithLabelValues(end).Inc()
 		return nil, nil
 	}
 	s.retries.Inc()

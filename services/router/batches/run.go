@@ -345,6 +345,6 @@ func (s *Service) skipRest(ctx context.Context, j *job, results *results, code, 
 		if err != nil {
 			return err
 		}
-		s.metrics.lines.WithLabelValues(endNotRun).Inc()
+		s.lines.WithLabelValues(endNotRun).Inc()
 	}
 }

@@ -41,8 +41,8 @@ func TestSlots_AreSharedByTenants(t *testing.T) {
 		var large []string
 		start := time.Now()
 		for i := range 4 {
-			large = append(large, r.create(r.upload(chats(many(fmt.Sprint("large ", i, " "), 8)...), tenant("a")...), chat,
-				tenant("a")...))
+			file := r.upload(chats(many(fmt.Sprint("large ", i, " "), 8)...), tenant("a")...)
+			large = append(large, r.create(file, chat, tenant("a")...))
 		}
 		synctest.Wait()
 		small := r.create(r.upload(chats(many("small ", 6)...), tenant("b")...), chat, tenant("b")...)
