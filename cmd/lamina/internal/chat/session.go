@@ -19,6 +19,9 @@ import (
 // ErrInterrupt is what a Reader returns when the user has discarded what was written (Ctrl-C).
 var ErrInterrupt = errors.New("interrupted")
 
+// errStopped is the error of an answer that the user has stopped.
+var errStopped = errors.New("stopped")
+
 // Reader reads what the user writes. It returns io.EOF when there will be no more.
 type Reader interface {
 	Read(ctx context.Context) (string, error)
@@ -79,15 +82,21 @@ func (s *Session) Run(ctx context.Context) error {
 	}
 }
 
-// reply has the last message of the user answered. A request that fails is reported, and its message is taken back; the
-// chat goes on. The error is that of ctx.
+// reply has the last message of the user answered. The message is taken back if the request fails, which is reported,
+// or is stopped before there is an answer; the chat goes on. The error is that of ctx.
 func (s *Session) reply(ctx context.Context) error {
 	text, err := s.answer(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if errors.Is(err, errStopped) && text != "" {
+		err = nil // what was shown is the answer
+	}
 	if err != nil && text == "" {
 		s.messages = s.messages[:len(s.messages)-1]
+		if errors.Is(err, errStopped) {
+			return nil
+		}
 		s.note("%v", err)
 		switch fault.CodeOf(err) {
 		case fault.OutOfRange:
@@ -140,7 +149,7 @@ func (s *Session) answer(ctx context.Context) (string, error) {
 			}
 			if err != nil && ctx.Err() != nil {
 				s.note("(stopped)")
-				err = nil
+				err = errStopped
 			} else if err == nil {
 				a.report()
 			}

@@ -241,6 +241,19 @@ func TestSession_AnInterruptStopsTheAnswerAlone(t *testing.T) {
 	})
 }
 
+func TestSession_AStopBeforeTheAnswerTakesTheQuestionBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &router{failures: []failure{{hang: true}}}
+		out := talk(t, r, func(ctx context.Context) (context.Context, func()) {
+			return context.WithTimeout(ctx, time.Second) // the user's Ctrl-C
+		}, "hello", "more")
+		has(t, out, "(stopped)", "seed 102 and more")
+		if got := roles(r.asked[1]); got != "user:more" {
+			t.Errorf("the next request is %q", got)
+		}
+	})
+}
+
 func TestSession_AFailureTakesTheQuestionBack(t *testing.T) {
 	r := &router{failures: []failure{{err: status.Error(codes.OutOfRange, "too long\x1b[2J")}}}
 	out := talk(t, r, nil, "long", "short")
