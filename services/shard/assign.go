@@ -34,6 +34,7 @@ type load struct {
 	replaced []*held       // are unloaded before the span is held
 	grace    time.Duration // of pipelines that are open on them
 	waiting  int           // calls of Assign
+	cancel   func()        // ends the reading
 
 	fetched, fetch atomic.Int64 // bytes of the files that are there, and that are needed; 0 if nothing is fetched
 	read           atomic.Int64 // bytes read
@@ -162,33 +163,32 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 			span, o.name, l.total+l.kv, max(0, s.cfg.Memory-all), s.cfg.Memory)
 	}
 	s.loads = append(s.loads, l)
-	s.work.Go(func() { s.load(l, o, beside, spans, pages, r.GetVersion()) })
+	ctx, cancel := context.WithCancel(s.ctx)
+	l.cancel = cancel
+	s.work.Go(func() {
+		defer cancel()
+		s.load(ctx, l, o, beside, spans, pages, r.GetVersion())
+	})
 	return l, nil, nil
 }
 
 // load reads the weights of a span and adds it to what the shard holds.
 func (s *Service) load(
-	l *load, o *offer, beside []*model.Stage[float32], spans []model.Range, pages int, version uint64,
+	ctx context.Context, l *load, o *offer, beside []*model.Stage[float32], spans []model.Range, pages int,
+	version uint64,
 ) {
 	start := time.Now()
-	err := s.fetchSpan(s.ctx, o, l, nil)
+	err := s.fetchSpan(ctx, o, l, nil)
 	if err == nil {
-		err = s.readAhead(s.ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
+		err = s.readAhead(ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
 	}
-	if err == nil {
-		err = s.makeRoom(l)
+	if ctx.Err() != nil && s.ctx.Err() == nil {
+		err = l.abandoned()
 	}
 	var h *held
+	room := false
 	if err == nil {
-		var stage *model.Stage[float32]
-		if stage, err = model.LoadBeside(o.files, l.span, s.cfg.Kernels, model.LoadOptions{
-			Encoder: o.files.Spec.Encoder()}, beside); err == nil {
-			h = s.newHeld(o.name, o.digest, stage, pages)
-			h.assigned, h.weightBytes = true, o.files.SpanBytes(l.span)
-			h.pooling, h.poolingErr = o.files.Pooling()
-		} else {
-			err = fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", l.span, o.name)
-		}
+		h, room, err = s.loadSpan(l, o, beside, pages)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,6 +201,9 @@ func (s *Service) load(
 			version, "took", time.Since(start))
 	} else {
 		s.log.Warn("load assigned layers", "model", o.name, "layers", l.span.String(), "error", err)
+		if room {
+			s.takeBack(l)
+		}
 	}
 	l.err = err
 	close(l.done)

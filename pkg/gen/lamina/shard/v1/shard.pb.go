@@ -1223,7 +1223,8 @@ type AssignRequest struct {
 	Version uint64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
 	// Assigned spans of the same model that this one takes the place of, for a host without room for both. They are
 	// unloaded when what the new span lacks has been read, and the weights that it shares with them are not read again.
-	// A span that is not held is ignored.
+	// A span that is not held is ignored. When all calls that wait for the new span have ended before that, the load is
+	// given up. If it fails, the shard holds the old spans again, with empty KV caches, where their memory is still free.
 	Replaces []*Span `protobuf:"bytes,7,rep,name=replaces,proto3" json:"replaces,omitempty"`
 	// How long pipelines that are open on a replaced span may go on, in milliseconds; at most a minute.
 	GraceMs       uint32 `protobuf:"varint,8,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
