@@ -44,6 +44,19 @@ func wants(p *plan.Plan) (order map[string][]part, positions map[string]map[part
 	return order, positions
 }
 
+// swap is a running load in place of spans that a host holds.
+type swap struct {
+	load     part
+	replaced []part
+	cancel   context.CancelFunc // of the call, upon which the host gives the load up
+}
+
+// outdated reports whether the plan does not want the new span any more, or wants one of the old ones again.
+func (s *swap) outdated(positions map[part]int) bool {
+	_, wanted := positions[s.load]
+	return !wanted || slices.ContainsFunc(s.replaced, func(p part) bool { _, again := positions[p]; return again })
+}
+
 // carryOut starts the loads and releases that lead from what hosts hold to what the plan wants. It goes by what hosts
 // say of themselves and not by a list of moves, so a placer that takes over goes on where the one before has stopped.
 // A host does one thing at a time.
@@ -54,6 +67,10 @@ func (l *leader) carryOut(ctx context.Context) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	for id, h := range l.hosts {
+		if h.swap != nil && h.swap.outdated(positions[id]) {
+			h.swap.cancel() // the host goes on with what it holds
+			h.swap = nil
+		}
 		if !h.alive() || h.busy || h.desc.GetInstance() != "" && h.desc.GetInstance() != id {
 			continue
 		}
@@ -94,7 +111,14 @@ func (l *leader) carryOut(ctx context.Context) {
 			w := order[id][next]
 			h.busy = true
 			version := l.doc.Version
-			l.work.Go(func() { l.assign(ctx, id, h, w, positions[id][w], replaced, version) })
+			call, cancel := context.WithTimeout(ctx, assignLimit)
+			if len(replaced) > 0 {
+				h.swap = &swap{w, replaced, cancel}
+			}
+			l.work.Go(func() {
+				defer cancel()
+				l.finish(ctx, id, h, l.assign(call, id, h, w, positions[id][w], replaced, version))
+			})
 		case freed >= 0:
 			grace := unloadGrace
 			if h.full {
@@ -173,15 +197,13 @@ func (l *leader) finish(ctx context.Context, id string, h *placed, err error) {
 	if described == nil {
 		h.desc = resp
 	}
-	h.busy = false
+	h.busy, h.swap = false, nil
 }
 
 // assign loads a span on a host, in place of those that it replaces.
 func (l *leader) assign(
 	ctx context.Context, id string, h *placed, w part, positions int, replaced []part, version uint64,
-) {
-	ctx, cancel := context.WithTimeout(ctx, assignLimit)
-	defer cancel()
+) error {
 	start := time.Now()
 	conn, err := l.s.cfg.Dialer.Dial(h.addr)
 	if err == nil {
@@ -212,7 +234,7 @@ func (l *leader) assign(
 		l.s.log.Info("layers are loaded", "host", id, "lo", w.lo, "hi", w.hi, "digest", w.digest, "took",
 			time.Since(start))
 	}
-	l.finish(ctx, id, h, err)
+	return err
 }
 
 // unload frees a span on a host.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -25,6 +26,7 @@ import (
 type fullHost struct {
 	shardv1.UnimplementedShardServiceServer
 	cramped bool // a span fits only where nothing else is held
+	slow    bool // loads that fit never end, unless the placer gives them up
 
 	mu      sync.Mutex
 	spans   []part
@@ -47,7 +49,8 @@ func (h *fullHost) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1
 func (h *fullHost) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingServer[shardv1.AssignResponse]) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	line, left := fmt.Sprintf("assign %s %d-%d", r.GetDigest(), r.GetLo(), r.GetHi()), slices.Clone(h.spans)
+	name := fmt.Sprintf("%s %d-%d", r.GetDigest(), r.GetLo(), r.GetHi())
+	line, left := "assign "+name, slices.Clone(h.spans)
 	for _, old := range r.GetReplaces() {
 		line += fmt.Sprintf(" for %d-%d", old.GetLo(), old.GetHi())
 		if !h.cramped {
@@ -59,6 +62,13 @@ func (h *fullHost) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingS
 	h.told = append(h.told, line)
 	if len(left) > 0 {
 		return fault.New(fault.Exhausted, "assign layers: %d spans are held", len(left))
+	}
+	if h.slow {
+		h.mu.Unlock()
+		<-stream.Context().Done()
+		h.mu.Lock()
+		h.told = append(h.told, "give up "+name)
+		return stream.Context().Err()
 	}
 	h.loading = nil
 	h.spans = []part{{r.GetDigest(), int(r.GetLo()), int(r.GetHi())}}
@@ -77,7 +87,7 @@ func (h *fullHost) Unload(r *shardv1.UnloadRequest, stream grpc.ServerStreamingS
 // lead serves the host and returns a leader whose plan wants layers 1-3 of model a on it.
 func (h *fullHost) lead(t *testing.T) *leader {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*assignLimit)
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	server := rpc.NewServer(rpc.ServerOptions{})
@@ -154,5 +164,45 @@ func TestLeader_CarryOut_KeepsSpansWhenNothingNeedsTheirMemory(t *testing.T) {
 	}
 	if want := []string{"assign a 1-3"}; !slices.Equal(h.told, want) {
 		t.Errorf("the host is told %q, want %q", h.told, want)
+	}
+}
+
+// TestLeader_CarryOut_GivesUpReplacements changes the plan while a host loads a span in place of the one that it holds.
+// The load ends at once if the old span is wanted again or the new one is not, and goes on if both plans agree on it.
+func TestLeader_CarryOut_GivesUpReplacements(t *testing.T) {
+	asked := []string{"assign a 1-3", "assign a 1-3 for 1-2"}
+	for name, tc := range map[string]struct {
+		wanted []plan.Stage
+		took   time.Duration // until the host is free again
+		want   []string
+	}{
+		"the old span again": {wanted: []plan.Stage{{Host: "host", Lo: 1, Hi: 2}}, want: append(asked, "give up a 1-3")},
+		"nothing":            {want: append(asked, "give up a 1-3")},
+		"the same": {wanted: []plan.Stage{{Host: "other", Hi: 1}, {Host: "host", Lo: 1, Hi: 3}}, took: assignLimit,
+			want: append(asked, "give up a 1-3")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := &fullHost{spans: []part{{"a", 1, 2}}, slow: true}
+				l := h.lead(t)
+				l.carryOut(t.Context())
+				l.work.Wait()
+				begin := time.Now()
+				l.carryOut(t.Context())
+				synctest.Wait()
+				l.doc = &plan.Document{Plan: plan.Plan{Pipelines: []plan.Pipeline{{Digest: "a", Stages: tc.wanted}}}}
+				l.carryOut(t.Context())
+				l.work.Wait()
+				if took := time.Since(begin); took.Truncate(2*time.Second) != tc.took {
+					t.Errorf("the host was busy for %v, want %v", took, tc.took)
+				}
+				synctest.Wait()
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				if !slices.Equal(h.told, tc.want) || !slices.Equal(h.spans, []part{{"a", 1, 2}}) {
+					t.Errorf("the host is told %q and holds %v, want %q", h.told, h.spans, tc.want)
+				}
+			})
+		})
 	}
 }
