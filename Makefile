@@ -78,7 +78,7 @@ dashboards-test: ## Start a fleet, scrape it, and fail if a panel of a dashboard
 
 .PHONY: console-test
 console-test: ## Drive the console in a headless Chromium, at two widths and in two themes, with axe-core.
-	cd tools/console && npm ci --silent --no-audit --no-fund && $(GO) test -count=1 -timeout 20m ./...
+	cd tools/console && npm ci --silent --no-audit --no-fund && $(GO) test -count=1 -timeout 60m ./...
 
 .PHONY: screenshots
 screenshots: ## Take the screenshots of the console in docs/console.

@@ -31,8 +31,12 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// limit bounds every scenario. Machines may be slow, so nothing is faster than that on purpose.
-const limit = 3 * time.Minute
+// Machines may be slow, and nothing is faster than that on purpose: patience bounds each wait for a page, and limit a
+// whole scenario.
+const (
+	patience = 5 * time.Minute
+	limit    = 15 * time.Minute
+)
 
 // view is a size of the window and a theme.
 type view struct {
@@ -180,7 +184,7 @@ func (b *tab) eval(expression string, out any) {
 func (b *tab) until(what, expression string) {
 	b.t.Helper()
 	var yes bool
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(patience); ; {
 		b.eval("Boolean("+expression+")", &yes)
 		if yes {
 			return
@@ -188,7 +192,7 @@ func (b *tab) until(what, expression string) {
 		if time.Now().After(end) {
 			var text string
 			b.eval("document.body.innerText", &text)
-			b.t.Fatalf("%s: not within a minute; the page says:\n%s", what, text)
+			b.t.Fatalf("%s: not within %v; the page says:\n%s", what, patience, text)
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
