@@ -24,6 +24,7 @@ import (
 const (
 	DefaultBytes     = 2 << 20
 	DefaultTimeout   = 15 * time.Second
+	DefaultNaming    = 5 * time.Second
 	DefaultRedirects = 5
 )
 
@@ -34,9 +35,13 @@ const (
 
 // Config bounds what a client fetches. Zero values mean the defaults.
 type Config struct {
-	Bytes     int64         // of a body, decompressed; the rest is cut off
-	Timeout   time.Duration // of a fetch, from the resolution of the name to the last byte of the body
-	Redirects int           // that are followed; below 0 none
+	Bytes   int64         // of a body, decompressed; the rest is cut off
+	Timeout time.Duration // of a fetch, from the resolution of the name to the last byte of the body
+	// Naming is the time that the name of a host has to resolve to an address that may be connected to. A name that
+	// does not is refused when this time has passed, and not before, so that its answer tells nobody whether it exists.
+	// Below 0, there is no such limit, and the answer comes at once.
+	Naming    time.Duration
+	Redirects int // that are followed; below 0 none
 	// Types are the media types that are accepted, such as text/html. None accepts everything.
 	Types []string
 	// Ports are the ports that may be connected to; by default 80 and 443.
@@ -74,6 +79,7 @@ type Client struct {
 func New(c Config) *Client {
 	c.Bytes = cmp.Or(c.Bytes, DefaultBytes)
 	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
+	c.Naming = cmp.Or(c.Naming, DefaultNaming)
 	c.Redirects = cmp.Or(c.Redirects, DefaultRedirects)
 	c.Agent = cmp.Or(c.Agent, "lamina")
 	if len(c.Ports) == 0 {
@@ -96,7 +102,7 @@ func New(c Config) *Client {
 	}
 	f.http = &http.Client{
 		Transport: &http.Transport{
-			Proxy: nil, DialContext: dialer.DialContext, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
+			Proxy: nil, DialContext: f.dial(dialer), DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
 			TLSHandshakeTimeout: c.Timeout, ResponseHeaderTimeout: c.Timeout,
 		},
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
@@ -115,6 +121,40 @@ func New(c Config) *Client {
 		},
 	}
 	return f
+}
+
+// dial returns a function that connects to a host as d does. If no address of its name may be connected to when the
+// time of Naming has passed, it returns an error then: the time is the same for every such name.
+func (f *Client) dial(d *net.Dialer) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		connects, ok := ctx.Value(triedKey{}).(*tried)
+		host, _, err := net.SplitHostPort(address)
+		if err != nil || !ok || f.c.Naming < 0 {
+			return d.DialContext(ctx, network, address)
+		}
+		if _, err := netip.ParseAddr(host); err == nil { // everybody knows what an address is for
+			return d.DialContext(ctx, network, address)
+		}
+		resolving, cancel := context.WithCancel(ctx)
+		defer cancel()
+		passed := make(chan struct{})
+		timer := time.AfterFunc(f.c.Naming, func() {
+			if !connects.Load() {
+				cancel()
+			}
+			close(passed)
+		})
+		defer timer.Stop()
+		conn, err := d.DialContext(resolving, network, address)
+		if err == nil || connects.Load() {
+			return conn, err
+		}
+		select {
+		case <-passed:
+		case <-ctx.Done():
+		}
+		return nil, err
+	}
 }
 
 // tried says whether an address of the host that is asked now may be connected to.
@@ -232,8 +272,8 @@ func (f *Client) Get(ctx context.Context, address string) (*Document, error) {
 //
 // Whoever asks may not know which names the network of this process has, and where they lead to. So there is one answer
 // for a host of which no address may be connected to, whether its name does not resolve, resolves to an address that is
-// refused, or to one that this machine has no sockets for. Why stands in the cause, which is no fault and thus not in
-// fault.Public.
+// refused, or to one that this machine has no sockets for; dial sees to it that it comes after the same time. Why
+// stands in the cause, which is no fault and thus not in fault.Public.
 func (f *Client) explain(ctx context.Context, u *url.URL, tried bool, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return fault.Wrap(fault.Canceled, ctx.Err(), "fetch %s", u.Redacted())

@@ -202,7 +202,7 @@ func newRig(t *testing.T, allow ...string) *rig {
 		})}}
 	public.Start()
 	t.Cleanup(public.Close)
-	c := fetchguard.Config{Timeout: time.Minute, Resolver: r.names.resolver(t)}
+	c := fetchguard.Config{Timeout: time.Minute, Naming: -1, Resolver: r.names.resolver(t)}
 	for _, p := range append(allow, publicAddr+"/32") {
 		c.Allow = append(c.Allow, netip.MustParsePrefix(p))
 	}
