@@ -71,7 +71,7 @@ func (s *Session) command(ctx context.Context, text string) (leave bool, err err
 }
 
 func (s *Session) help(context.Context, string) error {
-	text := "Enter sends, Alt-Enter or Ctrl-J breaks the line, the arrows up and down bring earlier questions back,\n" +
+	text := "Enter sends, Alt-Enter or Ctrl-J breaks the line, the arrows up and down bring earlier questions back, " +
 		"Ctrl-C stops an answer or discards a question, Ctrl-D ends the chat.\n"
 	for _, c := range commands() {
 		text += fmt.Sprintf("\n%-18s %s", strings.TrimSpace(c.name+" "+c.args), c.help)

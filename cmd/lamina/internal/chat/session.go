@@ -247,11 +247,15 @@ func (a *answer) report() {
 	}
 }
 
-// note shows a line about the chat, which is no part of it.
+// note shows lines about the chat, which are no part of it. A line that is too long is broken between words, and goes
+// on below its second column if it has one.
 func (s *Session) note(format string, args ...any) {
-	text := clean(fmt.Sprintf(format, args...))
-	if !s.Plain {
-		text = dim.sequence() + text + style(0).sequence()
+	w := &wrapper{out: s.Out, width: s.Width(), plain: s.Plain}
+	for line := range strings.SplitSeq(clean(fmt.Sprintf(format, args...)), "\n") {
+		if first, second, ok := strings.Cut(line, "  "); ok && first != "" {
+			w.indent = min(len(line)-len(strings.TrimLeft(second, " ")), w.width/2)
+		}
+		w.add(line, dim)
+		w.newline()
 	}
-	fmt.Fprintln(s.Out, text)
 }

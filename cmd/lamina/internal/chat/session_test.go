@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/charmbracelet/x/ansi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -186,6 +187,40 @@ func TestSession_CommandsAndConversation(t *testing.T) {
 	}
 }
 
+// TestSession_NotesBreakBetweenWords shows what is about the chat in terminals of several widths.
+func TestSession_NotesBreakBetweenWords(t *testing.T) {
+	wide := ""
+	for _, width := range []int{0, 200, 80, 60, 40, 25} {
+		for _, plain := range []bool{true, false} {
+			var out strings.Builder
+			s := &chat.Session{Router: &router{}, Request: &routerv1.ChatRequest{}, Out: &out, Plain: plain,
+				Reader: &script{[]any{chat.ErrInterrupt, "/help", "/nonsense"}}, Width: func() int { return width }}
+			if err := s.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			text := ansi.Strip(out.String())
+			if wide == "" {
+				wide = text
+			}
+			if strings.Join(strings.Fields(text), " ") != strings.Join(strings.Fields(wide), " ") {
+				t.Errorf("in %d columns there are other words:\n%s", width, text)
+			}
+			for line := range strings.SplitSeq(text, "\n") {
+				if width > 0 && ansi.StringWidth(line) > width {
+					t.Errorf("in %d columns, the terminal breaks %q", width, line)
+				}
+			}
+			second := strings.Repeat(" ", 19)
+			if width == 40 && !strings.Contains(text, "/again             have the last\n"+second+"question answered") {
+				t.Errorf("in %d columns, the commands are no table:\n%s", width, text)
+			}
+			if n := strings.Count(out.String(), "\x1b[0;2m"); plain && n > 0 || !plain && n < 10 {
+				t.Errorf("in %d columns, %d pieces are dim", width, n)
+			}
+		}
+	}
+}
+
 func TestSession_AnAnswerGoesOnWhenTheRouterHasRestarted(t *testing.T) {
 	gone := status.Error(codes.Unavailable, "gone")
 	synctest.Test(t, func(t *testing.T) {
@@ -257,7 +292,7 @@ func TestSession_AStopBeforeTheAnswerTakesTheQuestionBack(t *testing.T) {
 func TestSession_AFailureTakesTheQuestionBack(t *testing.T) {
 	r := &router{failures: []failure{{err: status.Error(codes.OutOfRange, "too long\x1b[2J")}}}
 	out := talk(t, r, nil, "long", "short")
-	has(t, out, "too long[2J", "/new begins another one")
+	has(t, out, "too long[2J", "too long for the model: /new begins\nanother one")
 	if got := roles(r.asked[1]); got != "user:short" {
 		t.Errorf("the next request is %q", got)
 	}
