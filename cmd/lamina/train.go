@@ -113,12 +113,9 @@ func printTrained(e *verb.Env, last *trainerv1.Run) error {
 	if err != nil {
 		return err
 	}
-	serve := fmt.Sprintf("serve it with: lamina up --model %s --adapter %s=%s", a.Base, last.GetName(), path)
-	if len(a.Saved) > 0 { // it replaces weights that rows of other adapters need
-		serve = fmt.Sprintf("merge it with: lamina merge -m %s --adapter %s OUT", a.Base, path)
-	}
-	if _, err := fmt.Fprintf(e.Stdout, "adapter  %s\nweights  sha256:%s\n%s\n", path, last.GetWeightsDigest(),
-		serve); err != nil {
+	if _, err := fmt.Fprintf(e.Stdout, "adapter  %s\nweights  sha256:%s\n"+
+		"serve it with: lamina up --model %s --adapter %s=%s\n", path, last.GetWeightsDigest(), a.Base, last.GetName(),
+		path); err != nil {
 		return err
 	}
 	return printPublished(e, last)

@@ -41,7 +41,7 @@ type tuneCmd struct {
 	Targets        string   `help:"Modules to adapt: names separated by commas, a regular expression in slashes, or all-linear." default:"all-linear"`
 	RSLoRA         bool     `name:"rslora" help:"Scale by alpha/sqrt(rank)."`
 	DoRA           bool     `name:"dora" help:"Train the lengths of the weights' rows as well."`
-	ModulesToSave  []string `help:"Modules that are trained whole beside the adapter and saved with it, such as lm_head or embed_tokens: names separated by commas. Such an adapter is merged with its base to be served."`
+	ModulesToSave  []string `help:"Modules that are trained whole beside the adapter and saved with it, such as lm_head or embed_tokens: names separated by commas."`
 	LearningRate   float64  `help:"Largest learning rate; it warms up and falls as a cosine." default:"0.0002"`
 	Epochs         float64  `help:"How often the data are read." default:"1"`
 	Steps          int      `help:"Number of optimizer steps, instead of --epochs; 0 means by epochs." default:"0"`
@@ -74,9 +74,6 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 			c.Epochs,
 			c.Steps,
 		)
-	}
-	if len(c.ModulesToSave) > 0 && c.Publish != "" {
-		return fault.Field("publish", "an adapter with modules-to-save cannot be served beside others; merge it with its base")
 	}
 	f, err := model.Open(c.Model)
 	if err != nil {

@@ -143,7 +143,7 @@ func TestTune_ModulesToSave(t *testing.T) {
 		"64", "--validation", "0.3", "--learning-rate", "0.01", "--rank", "2", "--targets", "c_attn",
 		"--modules-to-save", "wte,c_proj"}
 	stdout := verbOK(t, "", append(args, "--stages", "2")...)
-	if want := "merge it with: lamina merge -m "; !strings.Contains(stdout, want) {
+	if want := "serve it with: lamina up --model " + base + " --adapter tune-run="; !strings.Contains(stdout, want) {
 		t.Errorf("no %q in %s", want, stdout)
 	}
 	trained := filepath.Join(out, "adapter")
@@ -176,7 +176,6 @@ func TestTune_ModulesToSave(t *testing.T) {
 		t.Errorf("the loss after a second run is %v, before it %v", further, beside)
 	}
 	verbFails(t, 2, "no module", "", append(args, "--modules-to-save", "classifier")...)
-	verbFails(t, 2, "publish", "", append(args, "--publish", "127.0.0.1:1")...)
 	verbFails(t, 2, "modules_to_save", "", append(args, "--objective", "grpo", "--reward", "exact", "--sequence-len",
 		"2048", "--max-tokens", "2")...)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -296,12 +295,7 @@ func read(src Source, name string, info weights.Info) ([]float32, error) {
 	}
 	out := make([]float32, info.Elements())
 	tensor.Dequantize(out, data, info.DType)
-	for i, v := range out {
-		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return nil, wrong(name, "element %d is %v", i, v)
-		}
-	}
-	return out, nil
+	return out, finite(name, out)
 }
 
 // complete checks the parts of a module's adapter against each other and the config.

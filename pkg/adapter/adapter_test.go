@@ -155,6 +155,7 @@ func TestParseConfig_ErrorsNameTheField(t *testing.T) {
 		`{"target_modules": ["q"], "peft_type": "LOHA"}`:          {"peft_type", fault.Unimplemented},
 		`{"target_modules": ["q"], "bias": "all"}`:                {"bias", fault.Unimplemented},
 		`{"target_modules": ["q"], "target_parameters": ["x"]}`:   {"target_parameters", fault.Unimplemented},
+		`{"target_modules": ["q"], "ensure_weight_tying": true}`:  {"ensure_weight_tying", fault.Unimplemented},
 		`{"target_modules": ["q"], "layer_replication": [[0,1]]}`: {"layer_replication", fault.Unimplemented},
 	} {
 		_, err := adapter.ParseConfig([]byte(text))

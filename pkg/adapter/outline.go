@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -17,7 +16,7 @@ import (
 // modules, and what the adapter's digest covers.
 type Outline struct {
 	Modules []ModuleOutline // by name, ascending
-	Saved   []SavedOutline  // by name, ascending; an adapter that is served has none
+	Saved   []SavedOutline  // by name, ascending
 }
 
 // SavedOutline describes a tensor that replaces one of the base model.
@@ -145,10 +144,7 @@ func ParseSum(text string) (s Sum, ok bool) {
 
 // Check reports the first module that cannot be served, whatever the model is.
 func (o *Outline) Check() error {
-	if len(o.Saved) > 0 {
-		return replaces(o.Saved[0].Name)
-	}
-	if n := len(o.Modules); n < 1 || n > MaxModules {
+	if n := len(o.Modules) + len(o.Saved); n < 1 || n > MaxModules {
 		return wrong("modules", "want 1..%d, got %d", MaxModules, n)
 	}
 	for i := range o.Modules {
@@ -166,6 +162,57 @@ func (o *Outline) Check() error {
 			return wrong(m.Name, "want a positive scale, got %v", m.Scale)
 		case m.Embeds && m.Magnitude != nil:
 			return &UnsupportedError{WeightsFile, "tensor", Name(m.Name, Magnitude), "magnitudes of matrices"}
+		}
+	}
+	return o.checkSaved()
+}
+
+// checkSaved reports the first tensor of modules_to_save that cannot be served.
+func (o *Outline) checkSaved() error {
+	for i := range o.Saved {
+		v := &o.Saved[i]
+		switch {
+		case v.Name == "" || len(v.Name) > maxModuleName:
+			return wrong("modules_to_save", "tensor %d has a name of %d bytes", i, len(v.Name))
+		case i > 0 && v.Name <= o.Saved[i-1].Name:
+			return wrong(v.Name, "comes after %s", o.Saved[i-1].Name)
+		case len(v.Shape) < 1 || len(v.Shape) > 2 ||
+			slices.ContainsFunc(v.Shape, func(d int) bool { return d < 1 || d > maxSide }):
+			return wrong(v.Name, "want one or two dimensions of 1..%d, got %v", maxSide, v.Shape)
+		}
+		if _, ok := o.Module(strings.TrimSuffix(v.Name, ".weight")); ok {
+			return wrong(v.Name, "is replaced, and has a low-rank adapter")
+		}
+	}
+	return nil
+}
+
+// Bytes returns the memory that the values of a tensor take as float32 numbers.
+func (v *SavedOutline) Bytes() int64 {
+	n := int64(4)
+	for _, d := range v.Shape {
+		n *= int64(d)
+	}
+	return n
+}
+
+// Fill returns a tensor with values, which must be those of the outline.
+func (v *SavedOutline) Fill(values []float32) (Saved, error) {
+	out := Saved{Name: v.Name, Shape: v.Shape, Data: values}
+	if int64(4*len(values)) != v.Bytes() {
+		return out, wrong(v.Name, "want shape %v, got %d values", v.Shape, len(values))
+	}
+	if SumOf(values) != v.Sum {
+		return out, wrong(v.Name, "the values are not those of its digest")
+	}
+	return out, finite(v.Name, values)
+}
+
+// finite reports the first value that is no number.
+func finite(name string, values []float32) error {
+	for i, v := range values {
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			return wrong(name, "element %d is %v", i, v)
 		}
 	}
 	return nil
@@ -189,21 +236,14 @@ func (o *Outline) Shapes() *Adapter {
 			Embeds: m.Embeds})
 		out.DoRA = out.DoRA || m.Magnitude != nil
 	}
+	for i := range o.Saved {
+		out.Saved = append(out.Saved, Saved{Name: o.Saved[i].Name, Shape: o.Saved[i].Shape})
+	}
 	return out
 }
 
-// replaces reports an adapter that replaces a tensor of the base.
-func replaces(name string) error {
-	return fault.New(fault.Unimplemented, "serve the adapter: modules_to_save %s replaces a tensor of the base, which "+
-		"other requests need; merge the adapter with its base (lamina merge -m MODEL --adapter DIR OUT) and serve OUT", name)
-}
-
-// CheckServed reports why an adapter cannot be served beside others on one base: rows of other adapters need the
-// tensors of the base, so an adapter may not replace any.
+// CheckServed reports why an adapter cannot be served beside others on one base.
 func (a *Adapter) CheckServed() error {
-	if len(a.Saved) > 0 {
-		return replaces(a.Saved[0].Name)
-	}
 	for i := range a.Modules {
 		m := &a.Modules[i]
 		if m.Rank > MaxServedRank {
@@ -246,10 +286,8 @@ func (m *ModuleOutline) Fill(a, b, magnitude []float32) (Module, error) {
 		case SumOf(p.values) != *p.sum:
 			return out, wrong(name, "the values are not those of its digest")
 		}
-		for i, v := range p.values {
-			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				return out, wrong(name, "element %d is %v", i, v)
-			}
+		if err := finite(name, p.values); err != nil {
+			return out, err
 		}
 	}
 	return out, nil

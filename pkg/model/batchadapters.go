@@ -27,7 +27,7 @@ type adapted[F tensor.Float] struct {
 
 // adaptRows sets the adapters of the rows of a batch. rows says how many rows an entry has in it.
 func (s *Stage[F]) adaptRows(entries []Entry[F], rows func(*Entry[F]) int) {
-	s.adapted = s.adapted[:0]
+	s.adapted, s.replacing = s.adapted[:0], false
 	row := 0
 	for i := range entries {
 		e := &entries[i]
@@ -41,15 +41,16 @@ func (s *Stage[F]) adaptRows(entries []Entry[F], rows func(*Entry[F]) int) {
 			s.adapted[last].hi += n
 		default:
 			s.adapted = append(s.adapted, adapted[F]{ad, row, row + n})
+			s.replacing = s.replacing || ad.whole.values > 0
 		}
 		row += n
 	}
-	s.batching = true
+	s.batching, s.rows = true, row
 }
 
 // endBatch forgets the adapters of the batch: one that is unloaded must not stay in memory until the next batch.
 func (s *Stage[F]) endBatch() {
-	s.batching = false
+	s.batching, s.replacing = false, false
 	clear(s.adapted[:cap(s.adapted)])
 	clear(s.lows[:cap(s.lows)])
 }
@@ -94,8 +95,7 @@ func (s *Stage[F]) adaptBatch(x kernel.Buffer[F], products []output[F]) {
 }
 
 // ServeAdapter is NewAdapter for entries of batches: everything that does not depend on the rows is computed here
-// and not in the first batch. An adapter that replaces whole tensors is refused, since rows of the others need
-// the base's.
+// and not in the first batch. Modules that the adapter replaces stand beside those of the base.
 func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (_ *Adapter[F], err error) {
 	defer refused(&err, "put an adapter beside layers %v", s.Range)
 	if err := a.CheckServed(); err != nil {
@@ -111,6 +111,7 @@ func (s *Stage[F]) ServeAdapter(a *adapter.Adapter) (_ *Adapter[F], err error) {
 		}
 	}
 	ad.pack(s.set)
+	ad.replace(a)
 	return ad, nil
 }
 
@@ -143,7 +144,7 @@ func (ad *Adapter[F]) pack(set kernel.Set[F]) {
 
 // Bytes returns about how much memory the adapter's part on this stage takes.
 func (ad *Adapter[F]) Bytes() int64 {
-	var n int
+	n := ad.whole.values
 	for _, p := range ad.params {
 		size := 1
 		for _, d := range p.Shape {
@@ -157,6 +158,12 @@ func (ad *Adapter[F]) Bytes() int64 {
 		}
 	}
 	return int64(n) * int64(unsafe.Sizeof(F(0)))
+}
+
+// NeedsSaved reports whether the stage has the parameter that a tensor of modules_to_save replaces.
+func (s *Stage[F]) NeedsSaved(param string) bool {
+	_, ok := s.params.Get(param)
+	return ok
 }
 
 // Needs reports whether the stage has the matrix of a module, so that the module's adapter belongs to it.

@@ -115,16 +115,24 @@ func TestForward_MixedAdaptersGiveTheBitsOfEachAlone(t *testing.T) {
 }
 
 func mixed(t *testing.T, files *model.Files, set kernel.Set[float32], stages int) {
-	c, plain := newChain(t, files, set, stages), newChain(t, files, set, stages)
-	adapters := [][]*model.Adapter[float32]{nil}
+	var all []*adapter.Adapter
 	for i, rank := range []int{1, 3, 8, 17} {
 		pattern := everyMatrix
 		if i%2 == 1 {
 			pattern = queries
 		}
-		adapters = append(adapters, c.serve(t, randomAdapter(t, &files.Spec, rank, pattern, false, uint64(i))))
+		all = append(all, randomAdapter(t, &files.Spec, rank, pattern, false, uint64(i)))
 	}
-	adapters = append(adapters, c.serve(t, randomAdapter(t, &files.Spec, 4, queries, true, 9)))
+	mix(t, files, set, stages, append(all, randomAdapter(t, &files.Spec, 4, queries, true, 9))...)
+}
+
+// mix compares rows of adapters and of none in shared batches with each alone.
+func mix(t *testing.T, files *model.Files, set kernel.Set[float32], stages int, all ...*adapter.Adapter) {
+	c, plain := newChain(t, files, set, stages), newChain(t, files, set, stages)
+	adapters := [][]*model.Adapter[float32]{nil}
+	for _, a := range all {
+		adapters = append(adapters, c.serve(t, a))
+	}
 	r := rand.New(rand.NewPCG(3, 4))
 	prompt := func(n int) []int32 {
 		ids := make([]int32, n)
@@ -270,9 +278,6 @@ func TestServeAdapter_RefusesWhatItCannotServe(t *testing.T) {
 		code   fault.Code
 		change func(*adapter.Adapter)
 	}{
-		{"modules_to_save lm_head.weight replaces a tensor of the base", fault.Unimplemented, func(a *adapter.Adapter) {
-			a.Saved = []adapter.Saved{{Name: "lm_head.weight", Shape: []int{1}, Data: []float32{1}}}
-		}},
 		{"q_proj.lora_A.weight: want a rank of at most 512", fault.DataLoss, func(a *adapter.Adapter) {
 			a.Modules[0].Rank = 1000
 		}},

@@ -144,7 +144,7 @@ func (s *Stage[F]) expertsForward(blk *block[F], y, h kernel.Buffer[F], t int, a
 	x, spec, width := blk.experts, blk.FFN.Experts, s.Spec.Width
 	ff := spec.Width
 	logits, weight := alloc(t*spec.Count), alloc(t*spec.TopK)
-	s.set.MatMul(logits, h, &x.router.Matrix, x.router.bias, t)
+	s.multiply(h, t, output[F]{x.router, logits})
 	k := routed[F]{Routing: s.set.Route(weight, logits, t, spec.Count, spec.TopK, spec.Normalize)}
 	n := len(k.Rows)
 	k.gate, k.up = alloc(n*ff), alloc(n*ff)

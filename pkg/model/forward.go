@@ -161,17 +161,17 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 
 // embedRows looks up and scales embeddings, and adds learned positions.
 func (s *Stage[F]) embedRows(x kernel.Buffer[F], ids, pos []int32) {
-	s.set.Embed(x, &s.embed.Matrix, ids)
+	s.lookUp(x, s.embed, ids)
 	s.embedLow(x, ids)
 	s.scale(x, s.Spec.Embedding.Scale)
 	if s.position != nil {
 		p := s.scratch.take(len(x))
-		s.set.Embed(p, &s.position.Matrix, shifted(pos, s.Spec.Embedding.Offset))
+		s.lookUp(p, s.position, shifted(pos, s.Spec.Embedding.Offset))
 		s.set.Add(x, p)
 	}
 	if s.types != nil {
 		p := s.scratch.take(len(x))
-		s.set.Embed(p, &s.types.Matrix, make([]int32, len(ids))) // all of type 0
+		s.lookUp(p, s.types, make([]int32, len(ids))) // all of type 0
 		s.set.Add(x, p)
 	}
 	if s.embedded.Norm != nil && s.embedded.Kind != NoNorm {
@@ -235,6 +235,14 @@ func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act ker
 
 // normalize applies a norm to t rows.
 func (s *Stage[F]) normalize(y, x kernel.Buffer[F], n *norm[F], t int) {
+	if s.replacing {
+		s.normalizeRuns(y, x, n, t)
+		return
+	}
+	s.normalizeAll(y, x, n, t)
+}
+
+func (s *Stage[F]) normalizeAll(y, x kernel.Buffer[F], n *norm[F], t int) {
 	if n.Kind == LayerNorm {
 		s.set.LayerNorm(y, x, s.effective(n), n.bias, n.Eps, t, len(n.gain))
 		return
@@ -279,8 +287,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	a := &blk.Attention
 	q, k, v, att, _, _, _ := w.of(blk, t)
 	h := s.input(w.h, x, &blk.norm1, t)
-	s.set.MatMuls(h, t, blk.q.product(q), blk.k.product(k), blk.v.product(v))
-	s.adapt(h, t, output[F]{&blk.q, q}, output[F]{&blk.k, k}, output[F]{&blk.v, v})
+	s.multiply(h, t, output[F]{&blk.q, q}, output[F]{&blk.k, k}, output[F]{&blk.v, v})
 	if a.QNorm.Kind != NoNorm {
 		s.normHeads(q, q, &blk.qNorm)
 		s.normHeads(k, k, &blk.kNorm)
@@ -306,8 +313,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	heads := blk.heads
 	heads.Sinks = blk.sinks32
 	s.set.Attend(att, q, w.spans, heads)
-	s.set.MatMul(w.h, att, &blk.o.Matrix, blk.o.bias, t)
-	s.adapt(att, t, output[F]{&blk.o, w.h})
+	s.multiply(att, t, output[F]{&blk.o, w.h})
 	s.addBranch(x, w.h, &blk.post1, t)
 	s.normalizeSum(x, &blk.add1, t)
 }
@@ -325,16 +331,13 @@ func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *work
 	}
 	_, _, _, _, gate, up, act := w.of(blk, t)
 	if blk.gated {
-		s.set.MatMuls(h, t, blk.gate.product(gate), blk.up.product(up))
-		s.adapt(h, t, output[F]{&blk.gate, gate}, output[F]{&blk.up, up})
+		s.multiply(h, t, output[F]{&blk.gate, gate}, output[F]{&blk.up, up})
 		s.set.GLU(act, gate, up, blk.FFN.Act)
 	} else {
-		s.set.MatMul(up, h, &blk.up.Matrix, blk.up.bias, t)
-		s.adapt(h, t, output[F]{&blk.up, up})
+		s.multiply(h, t, output[F]{&blk.up, up})
 		s.set.Activate(act, up, blk.FFN.Act)
 	}
-	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, t)
-	s.adapt(act, t, output[F]{&blk.down, w.h})
+	s.multiply(act, t, output[F]{&blk.down, w.h})
 	s.addBranch(x, w.h, &blk.post2, t)
 	s.normalizeSum(x, &blk.add2, t)
 }
@@ -349,6 +352,7 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 		s.set.Copy(rows[at:at+e.Logits*c], x[(row-e.Logits)*c:row*c])
 		at += e.Logits * c
 	}
+	s.adaptRows(b.Entries, func(e *Entry[F]) int { return e.Logits })
 	if b.Features || s.head == nil {
 		if n > 0 && s.norm.Kind != NoNorm {
 			s.normalize(rows, rows, &s.norm, n)
@@ -356,11 +360,9 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 		return rows
 	}
 	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Spec.Vocab)
-	s.adaptRows(b.Entries, func(e *Entry[F]) int { return e.Logits })
 	if n > 0 {
 		s.normalize(h, rows, &s.norm, n)
-		s.set.MatMul(out, h, &s.head.Matrix, nil, n)
-		s.adapt(h, n, output[F]{s.head, out})
+		s.multiply(h, n, output[F]{s.head, out})
 		s.bound(out)
 	}
 	return out

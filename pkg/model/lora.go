@@ -27,6 +27,7 @@ type Adapter[F tensor.Float] struct {
 	sites  []*lora[F]       // by linear.site; nil where a matrix has none
 	embed  *lora[F]         // of the embedding; A is [V,r]
 
+	whole  modules[F] // that it replaces for entries of batches
 	params []Param[F] // its tensors, by module
 	scales map[string]float64
 }

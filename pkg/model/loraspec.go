@@ -71,7 +71,48 @@ func (s *Spec) CheckAdapter(a *adapter.Adapter) error {
 					m.Out)}
 		}
 	}
+	return s.checkSaved(a.Saved)
+}
+
+// checkSaved checks that the tensors that an adapter saves and their shapes are those of the model. As in PEFT an
+// embedding and a head are two modules, also if the model ties them.
+func (s *Spec) checkSaved(saved []adapter.Saved) error {
+	if len(saved) == 0 {
+		return nil
+	}
+	apart := s.WithSaved(func(string) bool { return true })
+	params, err := apart.Parameters()
+	if err != nil {
+		return err
+	}
+	for i := range saved {
+		v := &saved[i]
+		at := slices.IndexFunc(params, func(p Param[float32]) bool { return p.Name == v.Name })
+		if at < 0 {
+			return &adapter.FieldError{File: adapter.WeightsFile, Field: v.Name, Msg: "the model has no such parameter"}
+		}
+		base, end := splitParam(v.Name)
+		if end == "" {
+			return &adapter.UnsupportedError{File: adapter.ConfigFile, Field: "modules_to_save", Value: v.Name,
+				Supported: "weights and biases of linear layers, embeddings and norms"}
+		}
+		shape := slices.Clone(params[at].Shape)
+		if s.conv1D(base) {
+			slices.Reverse(shape)
+		}
+		if !slices.Equal(v.Shape, shape) {
+			return &adapter.FieldError{File: adapter.WeightsFile, Field: v.Name,
+				Msg: fmt.Sprintf("want shape %v, got %v", shape, v.Shape)}
+		}
+	}
 	return nil
+}
+
+// conv1D reports whether Hugging Face's files hold the matrix of a module transposed.
+func (s *Spec) conv1D(module string) bool {
+	return slices.ContainsFunc(s.Layers, func(l Layer) bool {
+		return slices.ContainsFunc(l.linears(), func(m *Linear) bool { return m.Conv1D && m.Param == module })
+	})
 }
 
 // SavedParams lists the parameters of the modules that an adapter saves, which are trained whole beside its low-rank
@@ -116,12 +157,8 @@ func (s *Spec) AsSaved(param string, values []float32, shape []int, paired bool)
 	if paired {
 		return unpair(values, len(values)/shape[0], s.Layers[0].Attention.HeadDim), shape
 	}
-	for i := range s.Layers {
-		for _, m := range s.Layers[i].linears() {
-			if m.Param == base && m.Conv1D && end == ".weight" {
-				return transpose(values, shape[0], shape[1]), []int{shape[1], shape[0]}
-			}
-		}
+	if end == ".weight" && s.conv1D(base) {
+		return transpose(values, shape[0], shape[1]), []int{shape[1], shape[0]}
 	}
 	return values, shape
 }

@@ -47,6 +47,8 @@ type Stage[F tensor.Float] struct {
 	adapted          []adapted[F]    // rows of the batch that runs, while batching; see batchadapters.go
 	lows             []kernel.LowRank[F]
 	batching         bool
+	replacing        bool            // an adapter of the batch replaces modules; see batchreplaced.go
+	rows             int             // of the batch
 	served           *servedCache[F] // of passes as served
 	dropping         Dropout         // of the pass that runs, for adapters
 }

@@ -22,9 +22,23 @@ func Modules(o *adapter.Outline) []*shardv1.AdapterModule {
 	return out
 }
 
+// Saved returns the protobuf form of what an adapter replaces.
+func Saved(o *adapter.Outline) []*shardv1.AdapterSaved {
+	var out []*shardv1.AdapterSaved
+	for i := range o.Saved {
+		v := &o.Saved[i]
+		p := &shardv1.AdapterSaved{Name: v.Name, Digest: v.Sum[:]}
+		for _, d := range v.Shape {
+			p.Shape = append(p.Shape, uint32(d))
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
 // Outline returns the outline of an adapter in protobuf form. Its Check has to follow. A digest of the wrong length
 // becomes one that no values have.
-func Outline(modules []*shardv1.AdapterModule) *adapter.Outline {
+func Outline(modules []*shardv1.AdapterModule, saved []*shardv1.AdapterSaved) *adapter.Outline {
 	out := &adapter.Outline{}
 	sum := func(digest []byte) (s adapter.Sum) {
 		if len(digest) == len(s) {
@@ -42,6 +56,13 @@ func Outline(modules []*shardv1.AdapterModule) *adapter.Outline {
 			m.Magnitude = &s
 		}
 		out.Modules = append(out.Modules, m)
+	}
+	for _, p := range saved {
+		v := adapter.SavedOutline{Name: p.GetName(), Sum: sum(p.GetDigest())}
+		for _, d := range p.GetShape() {
+			v.Shape = append(v.Shape, int(d))
+		}
+		out.Saved = append(out.Saved, v)
 	}
 	return out
 }

@@ -242,6 +242,9 @@ func (a *servedAdapter) measure(values *adapter.Adapter, o *adapter.Outline) {
 	for i := range o.Modules {
 		a.rank, a.bytes = max(a.rank, o.Modules[i].Rank), a.bytes+o.Modules[i].Bytes()
 	}
+	for i := range o.Saved {
+		a.bytes += o.Saved[i].Bytes()
+	}
 }
 
 // adapterReading is an adapter in memory while places load it.
@@ -320,7 +323,7 @@ func (s *Service) loadAt(ctx context.Context, pl place, a *servedAdapter) error 
 	}
 	if err := send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Open{Open: &shardv1.LoadAdapterOpen{
 		Digest: pl.digest, Lo: uint32(pl.lo), Hi: uint32(pl.hi), Adapter: a.wire(), Name: s.nameOf(a),
-		Modules: wire.Modules(outline), Base: values.BaseDigest,
+		Modules: wire.Modules(outline), Saved: wire.Saved(outline), Base: values.BaseDigest,
 	}}}); err != nil {
 		return err
 	}
@@ -340,6 +343,15 @@ func (s *Service) loadAt(ctx context.Context, pl place, a *servedAdapter) error 
 			return err
 		}
 	}
+	for _, i := range resp.GetWanted().GetSaved() {
+		if int64(i) >= int64(len(values.Saved)) {
+			return fault.New(fault.Internal, "load adapter at %s: it wants tensor %d of %d that are saved", pl.addr, i,
+				len(values.Saved))
+		}
+		if err := sendTensor(values.Saved[i].Data, send, values.Saved[i].Shape...); err != nil {
+			return err
+		}
+	}
 	if err := stream.CloseSend(); err != nil {
 		return rpc.FromStatus(err)
 	}
@@ -355,19 +367,20 @@ func (s *Service) loadAt(ctx context.Context, pl place, a *servedAdapter) error 
 
 // sendModule sends the tensors of a module.
 func sendModule(m *adapter.Module, send func(*shardv1.LoadAdapterRequest) error) error {
-	tensor := func(x []float32, shape ...int) error {
-		head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, shape, x)
-		err := send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Tensor{Tensor: head}})
-		for _, c := range chunks {
-			if err == nil {
-				err = send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Chunk{Chunk: c}})
-			}
-		}
-		return err
-	}
-	err := errors.Join(tensor(m.A, m.Rank, m.In), tensor(m.B, m.Out, m.Rank))
+	err := errors.Join(sendTensor(m.A, send, m.Rank, m.In), sendTensor(m.B, send, m.Out, m.Rank))
 	if m.Magnitude != nil && err == nil {
-		err = tensor(m.Magnitude, m.Out)
+		err = sendTensor(m.Magnitude, send, m.Out)
+	}
+	return err
+}
+
+func sendTensor(x []float32, send func(*shardv1.LoadAdapterRequest) error, shape ...int) error {
+	head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, shape, x)
+	err := send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Tensor{Tensor: head}})
+	for _, c := range chunks {
+		if err == nil {
+			err = send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Chunk{Chunk: c}})
+		}
 	}
 	return err
 }

@@ -92,7 +92,7 @@ func (s *fakeShard) LoadAdapter(
 	if refuse != nil {
 		return refuse
 	}
-	digest := wire.Outline(open.GetModules()).Digest()
+	digest := wire.Outline(open.GetModules(), open.GetSaved()).Digest()
 	if string(digest[:]) != string(open.GetAdapter()) {
 		return fault.New(fault.DataLoss, "another digest")
 	}
@@ -100,11 +100,14 @@ func (s *fakeShard) LoadAdapter(
 	for i := range open.GetModules() {
 		wanted.Modules = append(wanted.Modules, uint32(i))
 	}
+	for i := range open.GetSaved() {
+		wanted.Saved = append(wanted.Saved, uint32(i))
+	}
 	frame := &shardv1.LoadAdapterResponse_Wanted{Wanted: wanted}
 	if err := stream.Send(&shardv1.LoadAdapterResponse{Frame: frame}); err != nil {
 		return err
 	}
-	for range 2 * len(open.GetModules()) {
+	for range 2*len(open.GetModules()) + len(open.GetSaved()) {
 		req, err := stream.Recv()
 		if err != nil {
 			return err

@@ -122,22 +122,27 @@ func (l *adapterLoad) run() error {
 		return context.Cause(l.ctx)
 	}
 	if bytes, ok := h.keep(l.digest, l.open.GetName()); ok {
-		if err := l.wanted(nil); err != nil {
+		if err := l.wanted(nil, nil); err != nil {
 			return err
 		}
 		return l.loaded(bytes)
 	}
-	var wanted []int
+	var modules, saved []int
 	var bytes int64
 	for i := range l.outline.Modules {
 		if m := &l.outline.Modules[i]; h.stage.Needs(m.Name) {
-			wanted, bytes = append(wanted, i), bytes+m.Bytes()
+			modules, bytes = append(modules, i), bytes+m.Bytes()
+		}
+	}
+	for i := range l.outline.Saved {
+		if v := &l.outline.Saved[i]; h.stage.NeedsSaved(v.Name) {
+			saved, bytes = append(saved, i), bytes+v.Bytes()
 		}
 	}
 	if err := l.service.reserve(bytes); err != nil {
 		return err
 	}
-	weights, err := l.take(wanted)
+	weights, err := l.take(modules, saved)
 	if err != nil {
 		l.service.reserved.Add(-bytes)
 		return err
@@ -148,8 +153,8 @@ func (l *adapterLoad) run() error {
 		return fault.New(fault.NotFound, "layers %v of %s were unloaded meanwhile", h.stage.Range, h.name)
 	}
 	l.service.log.Info("load adapter", "adapter", l.open.GetName(), "model", h.name, "layers", h.stage.Range.String(),
-		"digest", l.digest.String(), "base", cmp.Or(l.open.GetBase(), "not recorded"), "modules", len(wanted),
-		"bytes", bytes)
+		"digest", l.digest.String(), "base", cmp.Or(l.open.GetBase(), "not recorded"), "modules", len(modules),
+		"replaced", len(saved), "bytes", bytes)
 	return l.loaded(bytes)
 }
 
@@ -160,8 +165,8 @@ func (l *adapterLoad) check() error {
 	if l.held, err = l.service.find(o.GetDigest(), &shardv1.Hop{Lo: o.GetLo(), Hi: o.GetHi()}); err != nil {
 		return err
 	}
-	if len(o.GetModules()) > adapter.MaxModules {
-		return fault.Field("open.modules", "%d are more than %d", len(o.GetModules()), adapter.MaxModules)
+	if n := len(o.GetModules()) + len(o.GetSaved()); n > adapter.MaxModules {
+		return fault.Field("open.modules", "%d are more than %d", n, adapter.MaxModules)
 	}
 	// Every description of the shard has these two.
 	if n := len(o.GetName()); n > maxAdapterName {
@@ -170,7 +175,7 @@ func (l *adapterLoad) check() error {
 	if _, ok := adapter.ParseSum(o.GetBase()); !ok && o.GetBase() != "" {
 		return fault.Field("open.base", "want sha256: and 64 hexadecimal digits, got %.80q", o.GetBase())
 	}
-	l.outline = wire.Outline(o.GetModules())
+	l.outline = wire.Outline(o.GetModules(), o.GetSaved())
 	if err := l.outline.Check(); err != nil {
 		return err
 	}
@@ -180,10 +185,13 @@ func (l *adapterLoad) check() error {
 	return l.held.stage.Spec.CheckAdapter(l.outline.Shapes())
 }
 
-func (l *adapterLoad) wanted(modules []int) error {
+func (l *adapterLoad) wanted(modules, saved []int) error {
 	w := &shardv1.AdapterWanted{}
 	for _, i := range modules {
 		w.Modules = append(w.Modules, uint32(i))
+	}
+	for _, i := range saved {
+		w.Saved = append(w.Saved, uint32(i))
 	}
 	return l.stream.Send(&shardv1.LoadAdapterResponse{Frame: &shardv1.LoadAdapterResponse_Wanted{Wanted: w}})
 }
@@ -194,13 +202,14 @@ func (l *adapterLoad) loaded(bytes int64) error {
 	}})
 }
 
-// take asks for the tensors of modules, checks them and puts them into the memory of the kernel set.
-func (l *adapterLoad) take(wanted []int) (*model.Adapter[float32], error) {
-	if err := l.wanted(wanted); err != nil {
+// take asks for the tensors of modules and for those that replace parameters, checks them and puts them into the
+// memory of the kernel set.
+func (l *adapterLoad) take(modules, saved []int) (*model.Adapter[float32], error) {
+	if err := l.wanted(modules, saved); err != nil {
 		return nil, err
 	}
 	out := &adapter.Adapter{}
-	for _, i := range wanted {
+	for _, i := range modules {
 		m := &l.outline.Modules[i]
 		a, err := l.tensor(adapter.Name(m.Name, adapter.A), m.Rank, m.In)
 		if err != nil {
@@ -222,6 +231,18 @@ func (l *adapterLoad) take(wanted []int) (*model.Adapter[float32], error) {
 			return nil, err
 		}
 		out.Modules = append(out.Modules, filled)
+	}
+	for _, i := range saved {
+		v := &l.outline.Saved[i]
+		values, err := l.tensor(v.Name, v.Shape...)
+		if err != nil {
+			return nil, err
+		}
+		filled, err := v.Fill(values)
+		if err != nil {
+			return nil, err
+		}
+		out.Saved = append(out.Saved, filled)
 	}
 	return l.held.stage.ServeAdapter(out)
 }

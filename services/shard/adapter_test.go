@@ -54,6 +54,26 @@ func newAdapter(rank int, seed uint64) *adapter.Adapter {
 	return a
 }
 
+// replacing gives an adapter a head, a norm and a matrix of its own.
+func replacing(a *adapter.Adapter, seed uint64) *adapter.Adapter {
+	r := rand.New(rand.NewPCG(seed, 2))
+	for _, v := range []adapter.Saved{
+		{Name: "lm_head.weight", Shape: []int{512, storiesWidth}},
+		{Name: "model.layers.1.self_attn.k_proj.weight", Shape: []int{storiesKV, storiesWidth}},
+		{Name: "model.layers.4.input_layernorm.weight", Shape: []int{storiesWidth}},
+	} {
+		n, middle := v.Shape[0], float32(1)
+		if len(v.Shape) == 2 {
+			n, middle = n*v.Shape[1], 0
+		}
+		for range n {
+			v.Data = append(v.Data, middle+float32(0.2*r.NormFloat64()))
+		}
+		a.Saved = append(a.Saved, v)
+	}
+	return a
+}
+
 func digestOf(a *adapter.Adapter) []byte {
 	d := a.Outline().Digest()
 	return d[:]
@@ -63,14 +83,14 @@ func digestOf(a *adapter.Adapter) []byte {
 func (r *inferRig) opening(i int, a *adapter.Adapter) *shardv1.LoadAdapterOpen {
 	return &shardv1.LoadAdapterOpen{
 		Digest: modelDigest, Lo: r.route[i].GetLo(), Hi: r.route[i].GetHi(), Adapter: digestOf(a), Name: "test",
-		Modules: wire.Modules(a.Outline()),
+		Modules: wire.Modules(a.Outline()), Saved: wire.Saved(a.Outline()),
 	}
 }
 
 // loadOn plays the router for one stage. It sends the values of a, whatever the opening says.
 func (r *inferRig) loadOn(
 	i int, open *shardv1.LoadAdapterOpen, a *adapter.Adapter,
-) (wanted []uint32, n uint64, _ error) {
+) (wanted *shardv1.AdapterWanted, n uint64, _ error) {
 	r.t.Helper()
 	stream, err := r.shards[i].LoadAdapter(r.ctx)
 	if err != nil {
@@ -86,7 +106,7 @@ func (r *inferRig) loadOn(
 	if err != nil {
 		return nil, 0, rpc.FromStatus(err)
 	}
-	wanted = first.GetWanted().GetModules()
+	wanted = first.GetWanted()
 	tensor := func(x []float32, shape ...int) {
 		head, chunks := wire.Encode(0, shape, x)
 		send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Tensor{Tensor: head}})
@@ -94,13 +114,16 @@ func (r *inferRig) loadOn(
 			send(&shardv1.LoadAdapterRequest{Frame: &shardv1.LoadAdapterRequest_Chunk{Chunk: c}})
 		}
 	}
-	for _, at := range wanted {
+	for _, at := range wanted.GetModules() {
 		m := &a.Modules[at]
 		tensor(m.A, m.Rank, m.In)
 		tensor(m.B, m.Out, m.Rank)
 		if m.Magnitude != nil {
 			tensor(m.Magnitude, m.Out)
 		}
+	}
+	for _, at := range wanted.GetSaved() {
+		tensor(a.Saved[at].Data, a.Saved[at].Shape...)
 	}
 	if err := stream.CloseSend(); err != nil {
 		r.t.Fatal(err)
@@ -137,7 +160,8 @@ func (r *inferRig) unload(i int, digest []byte) uint32 {
 // whose entries alternate. The bits are the same, over any number of stages, and a base row has those of a chain
 // that has never held an adapter.
 func TestInfer_RowsOfManyAdaptersShareABatch(t *testing.T) {
-	adapters := []*adapter.Adapter{nil, newAdapter(1, 1), newAdapter(4, 2), newAdapter(8, 3), newAdapter(19, 4)}
+	adapters := []*adapter.Adapter{nil, newAdapter(1, 1), newAdapter(4, 2), newAdapter(8, 3), newAdapter(19, 4),
+		replacing(newAdapter(2, 5), 5), replacing(&adapter.Adapter{}, 6)}
 	const each, steps = 7, 5
 	logs := make([][]uint32, len(adapters))
 	for i := range logs {
@@ -224,7 +248,7 @@ func TestInfer_RowsOfManyAdaptersShareABatch(t *testing.T) {
 // TestLoadAdapter_EachStageTakesItsOwnModules asks two stages what they want, and what they say of it.
 func TestLoadAdapter_EachStageTakesItsOwnModules(t *testing.T) {
 	r := newInferRig(t, 2, 0)
-	a := newAdapter(4, 1)
+	a := replacing(newAdapter(4, 1), 1)
 	total := 0
 	for i := range r.shards {
 		wanted, n, err := r.loadOn(i, r.opening(i, a), a)
@@ -232,18 +256,25 @@ func TestLoadAdapter_EachStageTakesItsOwnModules(t *testing.T) {
 			t.Fatal(err)
 		}
 		bytes := int64(0)
-		for _, at := range wanted {
-			m := a.Modules[at]
-			var layer uint32
-			if _, err := fmt.Sscanf(m.Name, "model.layers.%d.", &layer); err != nil {
+		check := func(name string) {
+			layer := uint32(4) // the head is on the last stage
+			if _, err := fmt.Sscanf(name, "model.layers.%d.", &layer); err != nil && name != "lm_head.weight" {
 				t.Fatal(err)
 			}
 			if layer < r.route[i].GetLo() || layer >= r.route[i].GetHi() {
-				t.Errorf("stage %d wants %s", i, m.Name)
+				t.Errorf("stage %d wants %s", i, name)
 			}
+		}
+		for _, at := range wanted.GetModules() {
+			m := a.Modules[at]
+			check(m.Name)
 			bytes += int64(4 * (len(m.A) + len(m.B)))
 		}
-		total += len(wanted)
+		for _, at := range wanted.GetSaved() {
+			check(a.Saved[at].Name)
+			bytes += int64(4 * len(a.Saved[at].Data))
+		}
+		total += len(wanted.GetModules()) + len(wanted.GetSaved())
 		h := r.held()[i]
 		if int64(n) != bytes || h.GetAdapterBytes() != n || len(h.GetAdapters()) != 1 ||
 			h.GetAdapters()[0].GetBytes() != n || h.GetAdapters()[0].GetName() != "test" ||
@@ -251,12 +282,12 @@ func TestLoadAdapter_EachStageTakesItsOwnModules(t *testing.T) {
 			t.Errorf("stage %d takes %d bytes, says %d, and describes itself as %v", i, bytes, n, h)
 		}
 		again, n2, err := r.loadOn(i, r.opening(i, a), a)
-		if err != nil || len(again) != 0 || n2 != n {
+		if err != nil || len(again.GetModules())+len(again.GetSaved()) != 0 || n2 != n {
 			t.Errorf("a second load wants %v, has %d bytes: %v", again, n2, err)
 		}
 	}
-	if total != len(a.Modules) {
-		t.Errorf("the stages want %d of %d modules", total, len(a.Modules))
+	if all := len(a.Modules) + len(a.Saved); total != all {
+		t.Errorf("the stages want %d of %d modules and tensors", total, all)
 	}
 }
 
@@ -323,6 +354,35 @@ func TestLoadAdapter_RefusesHostileOnes(t *testing.T) {
 			func(_ *adapter.Adapter, o *shardv1.LoadAdapterOpen) { o.Base = strings.Repeat("a", 1<<20) }},
 		{"layers that are not held", "this shard does not hold them", fault.NotFound,
 			func(_ *adapter.Adapter, o *shardv1.LoadAdapterOpen) { o.Hi = 3 }},
+		{"other values of a matrix", "layers.1.self_attn.k_proj.weight: the values are not those of its digest",
+			fault.DataLoss, func(a *adapter.Adapter, o *shardv1.LoadAdapterOpen) {
+				a.Saved = replacing(&adapter.Adapter{}, 3).Saved[1:]
+				o.Saved, o.Adapter = wire.Saved(a.Outline()), digestOf(a)
+				a.Saved[0].Data[7]++
+			}},
+		{"a norm that is no number", "layers.4.input_layernorm.weight: element 3 is NaN", fault.DataLoss,
+			func(a *adapter.Adapter, o *shardv1.LoadAdapterOpen) {
+				a.Saved = replacing(&adapter.Adapter{}, 3).Saved[2:]
+				a.Saved[0].Data[3] = float32(math.NaN())
+				o.Saved, o.Adapter = wire.Saved(a.Outline()), digestOf(a)
+			}},
+		{"a head of another base", "lm_head.weight: want shape [512 64], got [64 512]", fault.DataLoss,
+			func(a *adapter.Adapter, o *shardv1.LoadAdapterOpen) {
+				a.Saved = replacing(&adapter.Adapter{}, 3).Saved[:1]
+				a.Saved[0].Shape = []int{64, 512}
+				o.Saved, o.Adapter = wire.Saved(a.Outline()), digestOf(a)
+			}},
+		{"a head that does not fit", "of 102400 already", fault.Exhausted,
+			func(a *adapter.Adapter, o *shardv1.LoadAdapterOpen) {
+				a.Saved = replacing(&adapter.Adapter{}, 3).Saved
+				o.Saved, o.Adapter = wire.Saved(a.Outline()), digestOf(a)
+			}},
+		{"a tensor that is replaced and adapted", "is replaced, and has a low-rank adapter", fault.DataLoss,
+			func(a *adapter.Adapter, o *shardv1.LoadAdapterOpen) {
+				a.Saved = []adapter.Saved{{Name: "model.layers.0.self_attn.q_proj.weight",
+					Shape: []int{storiesWidth, storiesWidth}, Data: make([]float32, storiesWidth*storiesWidth)}}
+				o.Saved, o.Adapter = wire.Saved(a.Outline()), digestOf(a)
+			}},
 		{"more than fits", "of 102400 already", fault.Exhausted,
 			func(a *adapter.Adapter, o *shardv1.LoadAdapterOpen) {
 				*a = *newAdapter(64, 1)

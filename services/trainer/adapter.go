@@ -33,7 +33,7 @@ type Adapter struct {
 	ExcludeModules json.RawMessage `json:"exclude_modules,omitempty"`
 	Layers         []int           `json:"layers,omitempty"` // absent for all
 	// ModulesToSave are modules, such as "lm_head" and "embed_tokens", whose weights are trained whole and saved with
-	// the adapter, as in PEFT. Such an adapter is merged with its base, since it cannot be served beside others.
+	// the adapter, as in PEFT.
 	ModulesToSave []string `json:"modules_to_save,omitempty"`
 
 	// From is the folder of an adapter to go on from. It fixes everything above but the dropout.
@@ -108,15 +108,11 @@ func (a *Adapter) config() (*adapter.Config, error) {
 	return c, nil
 }
 
-// checkSaved refuses uses of an adapter that modules_to_save, of which there are so many parameters, rules out.
+// checkSaved refuses objectives for an adapter with modules_to_save, of which there are so many parameters: the stages
+// that train them have no base left that an objective compares with.
 func (m *Manifest) checkSaved(params int) error {
-	const field = "adapter.modules_to_save"
-	switch {
-	case params == 0:
-	case m.Objective != "": // a reference without the adapter, or a router that serves it beside the base
-		return fault.Field(field, "the objective %s excludes it", m.Objective)
-	case m.Publish != nil:
-		return fault.Field(field, "such an adapter cannot be served beside others, so it is not published")
+	if params > 0 && m.Objective != "" {
+		return fault.Field("adapter.modules_to_save", "the objective %s excludes it", m.Objective)
 	}
 	return nil
 }

@@ -85,6 +85,8 @@ func TestMesh_AdaptersHoweverTheyAreComputed(t *testing.T) {
 	off := time.Duration(-1)
 	for _, m := range sameModels(t) {
 		m.adapters = writeAdapters(t, m.file, 4)
+		saveModules(t, m.file, m.adapters[1].Dir, "lm_head", "k_proj", "model.norm")
+		saveModules(t, m.file, m.adapters[2].Dir, "embed_tokens", "input_layernorm")
 		list := askedFor(max(64, m.requests), m.vocab, min(m.longest, 40), min(m.tokens, 20))
 		for i := range list { // a family of four shares the beginning of a prompt, and pairs share the adapter
 			if which := i / 2 % 5; which > 0 {
@@ -278,8 +280,8 @@ func TestMesh_AdaptersAreLoadedLive(t *testing.T) {
 		t.Errorf("an adapter of another base: %v", err)
 	}
 	_, err = load(&routerv1.LoadAdapterOpen{Name: "x"}, savesNorm(t, adapters[0].Dir))
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), mergeIt) {
-		t.Errorf("an adapter with modules_to_save: %v", err)
+	if status.Code(err) != codes.DataLoss || !strings.Contains(err.Error(), otherNorm) {
+		t.Errorf("an adapter with a norm of another base: %v", err)
 	}
 	if _, err := router.UnloadAdapter(ctx, &routerv1.UnloadAdapterRequest{Name: "x"}); err != nil {
 		t.Fatal(err)
@@ -292,10 +294,48 @@ func TestMesh_AdaptersAreLoadedLive(t *testing.T) {
 	}
 }
 
-// mergeIt is what errors say that refuse an adapter with modules_to_save.
-const mergeIt = "merge the adapter with its base (lamina merge -m MODEL --adapter DIR OUT)"
+// saveModules gives the adapter in a folder modules with random values.
+func saveModules(t *testing.T, file, dir string, names ...string) {
+	t.Helper()
+	files, err := model.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	a, err := adapter.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Save = names
+	params, err := files.Spec.SavedParams(&a.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(uint64(len(names)), 6))
+	for _, p := range params {
+		n, middle := p.Shape[0], 1.0
+		if len(p.Shape) == 2 {
+			n, middle = n*p.Shape[1], 0
+		}
+		v := adapter.Saved{Name: p.Name, Shape: p.Shape}
+		for range n {
+			v.Data = append(v.Data, float32(middle+0.1*r.NormFloat64()))
+		}
+		a.Saved = append(a.Saved, v)
+	}
+	a.Modules = slices.DeleteFunc(a.Modules, func(m adapter.Module) bool {
+		_, ok := a.Replaced(m.Name + ".weight")
+		return ok
+	})
+	if err := adapter.Write(dir, a); err != nil {
+		t.Fatal(err)
+	}
+}
 
-// savesNorm writes an adapter with a norm that is saved with it, and returns its folder.
+// otherNorm is what errors say of the adapter of savesNorm.
+const otherNorm = "model.norm.weight: want shape [64], got [2]"
+
+// savesNorm writes an adapter with a norm of another base, and returns its folder.
 func savesNorm(t *testing.T, from string) string {
 	t.Helper()
 	a, err := adapter.Open(from)
@@ -326,7 +366,7 @@ func TestStart_RefusesAdaptersThatDoNotFit(t *testing.T) {
 		{app.Adapter{Name: "a b", Dir: good.Dir}, 0, fault.Invalid, "name: want 1 to 64 letters"},
 		{app.Adapter{Name: "x", Dir: t.TempDir()}, 0, fault.Unspecified, "adapter_config.json"},
 		{app.Adapter{Name: "x", Dir: other.Dir}, 0, fault.DataLoss, "model.layers.0.mlp.down_proj: want 172 inputs"},
-		{app.Adapter{Name: "x", Dir: savesNorm(t, good.Dir)}, 0, fault.Unimplemented, mergeIt},
+		{app.Adapter{Name: "x", Dir: savesNorm(t, good.Dir)}, 0, fault.DataLoss, otherNorm},
 		{app.Adapter{Name: "x", Dir: good.Dir}, 1000, fault.Exhausted, "bytes, and adapters have 0 of 1000 already"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -63,7 +63,7 @@ func seeds(digest string) map[string][]proto.Message {
 	tensor := &tensorv1.Tensor{ElementType: 1, Shape: []uint32{1, 64}, Size: 256, Data: make([]byte, 256)}
 	modules := []*shardv1.AdapterModule{{Name: "model.layers.0.self_attn.q_proj", Rank: 1, Scale: 1, Inputs: 64,
 		Outputs: 64, ADigest: make([]byte, 32), BDigest: make([]byte, 32)}}
-	sum := wire.Outline(modules).Digest()
+	sum := wire.Outline(modules, nil).Digest()
 	return map[string][]proto.Message{
 		"/lamina.shard.v1.ShardService/Infer": {
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{

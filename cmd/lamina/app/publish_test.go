@@ -106,6 +106,7 @@ func TestRuns_AdapterIsPublishedWhenTheRunIsDone(t *testing.T) {
 	raw := adapterManifest(t, "llama", examplesOf(30), map[string]any{
 		"steps": 3, "publish": map[string]any{"name": "x"},
 		"learning_rate": map[string]any{"type": "constant", "max": 0.05},
+		"adapter":       map[string]any{"rank": 2, "modules_to_save": []string{"lm_head", "embed_tokens", "norm"}},
 	})
 	set := cpu.New(2)
 	t.Cleanup(set.Close)

@@ -2336,6 +2336,8 @@ type LoadAdapterOpen struct {
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	// All modules of the adapter, by name.
 	Modules []*AdapterModule `protobuf:"bytes,6,rep,name=modules,proto3" json:"modules,omitempty"`
+	// All tensors that replace parameters of the base for rows of the adapter, by name.
+	Saved []*AdapterSaved `protobuf:"bytes,7,rep,name=saved,proto3" json:"saved,omitempty"`
 	// The digest of the base that it was trained on; empty if its files do not say. The router has
 	// decided whether another one than the model's is accepted.
 	Base          string `protobuf:"bytes,60,opt,name=base,proto3" json:"base,omitempty"`
@@ -2411,6 +2413,13 @@ func (x *LoadAdapterOpen) GetName() string {
 func (x *LoadAdapterOpen) GetModules() []*AdapterModule {
 	if x != nil {
 		return x.Modules
+	}
+	return nil
+}
+
+func (x *LoadAdapterOpen) GetSaved() []*AdapterSaved {
+	if x != nil {
+		return x.Saved
 	}
 	return nil
 }
@@ -2541,6 +2550,70 @@ func (x *AdapterModule) GetMagnitudeDigest() []byte {
 	return nil
 }
 
+// AdapterSaved describes a tensor that replaces a parameter (PEFT's modules_to_save).
+type AdapterSaved struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The parameter's name, as transformers names it.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its shape in Hugging Face's files.
+	Shape []uint32 `protobuf:"varint,2,rep,packed,name=shape,proto3" json:"shape,omitempty"`
+	// SHA-256 of its values, as little-endian float32.
+	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdapterSaved) Reset() {
+	*x = AdapterSaved{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdapterSaved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdapterSaved) ProtoMessage() {}
+
+func (x *AdapterSaved) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdapterSaved.ProtoReflect.Descriptor instead.
+func (*AdapterSaved) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AdapterSaved) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdapterSaved) GetShape() []uint32 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
+func (x *AdapterSaved) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 // LoadAdapterResponse is a frame to the router.
 type LoadAdapterResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2557,7 +2630,7 @@ type LoadAdapterResponse struct {
 
 func (x *LoadAdapterResponse) Reset() {
 	*x = LoadAdapterResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2642,7 @@ func (x *LoadAdapterResponse) String() string {
 func (*LoadAdapterResponse) ProtoMessage() {}
 
 func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2655,7 @@ func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*LoadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LoadAdapterResponse) GetFrame() isLoadAdapterResponse_Frame {
@@ -2628,18 +2701,20 @@ func (*LoadAdapterResponse_Wanted) isLoadAdapterResponse_Frame() {}
 
 func (*LoadAdapterResponse_Loaded) isLoadAdapterResponse_Frame() {}
 
-// AdapterWanted names the modules that a stage needs.
+// AdapterWanted names the tensors that a stage needs.
 type AdapterWanted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Their indices in the outline, ascending.
-	Modules       []uint32 `protobuf:"varint,1,rep,packed,name=modules,proto3" json:"modules,omitempty"`
+	// The indices of its modules in the outline, ascending.
+	Modules []uint32 `protobuf:"varint,1,rep,packed,name=modules,proto3" json:"modules,omitempty"`
+	// The indices of the tensors in `saved` that replace its parameters, ascending.
+	Saved         []uint32 `protobuf:"varint,2,rep,packed,name=saved,proto3" json:"saved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdapterWanted) Reset() {
 	*x = AdapterWanted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2726,7 @@ func (x *AdapterWanted) String() string {
 func (*AdapterWanted) ProtoMessage() {}
 
 func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,12 +2739,19 @@ func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterWanted.ProtoReflect.Descriptor instead.
 func (*AdapterWanted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AdapterWanted) GetModules() []uint32 {
 	if x != nil {
 		return x.Modules
+	}
+	return nil
+}
+
+func (x *AdapterWanted) GetSaved() []uint32 {
+	if x != nil {
+		return x.Saved
 	}
 	return nil
 }
@@ -2685,7 +2767,7 @@ type AdapterLoaded struct {
 
 func (x *AdapterLoaded) Reset() {
 	*x = AdapterLoaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +2779,7 @@ func (x *AdapterLoaded) String() string {
 func (*AdapterLoaded) ProtoMessage() {}
 
 func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +2792,7 @@ func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterLoaded.ProtoReflect.Descriptor instead.
 func (*AdapterLoaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AdapterLoaded) GetBytes() uint64 {
@@ -2737,7 +2819,7 @@ type UnloadAdapterRequest struct {
 
 func (x *UnloadAdapterRequest) Reset() {
 	*x = UnloadAdapterRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +2831,7 @@ func (x *UnloadAdapterRequest) String() string {
 func (*UnloadAdapterRequest) ProtoMessage() {}
 
 func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +2844,7 @@ func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnloadAdapterRequest) GetDigest() string {
@@ -2804,7 +2886,7 @@ type UnloadAdapterResponse struct {
 
 func (x *UnloadAdapterResponse) Reset() {
 	*x = UnloadAdapterResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2898,7 @@ func (x *UnloadAdapterResponse) String() string {
 func (*UnloadAdapterResponse) ProtoMessage() {}
 
 func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2911,7 @@ func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UnloadAdapterResponse) GetSessions() uint32 {
@@ -2854,7 +2936,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +2948,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +2961,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LeaseInfo) GetPipeline() []byte {
@@ -2918,7 +3000,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +3012,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3025,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Hop) GetAddress() string {
@@ -2985,7 +3067,7 @@ type InferRequest struct {
 
 func (x *InferRequest) Reset() {
 	*x = InferRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3079,7 @@ func (x *InferRequest) String() string {
 func (*InferRequest) ProtoMessage() {}
 
 func (x *InferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3092,7 @@ func (x *InferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferRequest.ProtoReflect.Descriptor instead.
 func (*InferRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InferRequest) GetFrame() isInferRequest_Frame {
@@ -3111,7 +3193,7 @@ type InferOpen struct {
 
 func (x *InferOpen) Reset() {
 	*x = InferOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3205,7 @@ func (x *InferOpen) String() string {
 func (*InferOpen) ProtoMessage() {}
 
 func (x *InferOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3218,7 @@ func (x *InferOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpen.ProtoReflect.Descriptor instead.
 func (*InferOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *InferOpen) GetPipeline() []byte {
@@ -3204,7 +3286,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3298,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3311,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -3319,7 +3401,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3413,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3426,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -3449,7 +3531,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +3543,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +3556,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Release) GetSessions() [][]byte {
@@ -3516,7 +3598,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3610,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3623,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -3633,7 +3715,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3645,7 +3727,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3658,7 +3740,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Lease) GetPages() uint32 {
@@ -3688,7 +3770,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3700,7 +3782,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3713,7 +3795,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -3736,7 +3818,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +3830,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +3843,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -3801,7 +3883,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3813,7 +3895,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3826,7 +3908,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -3887,7 +3969,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +3981,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +3994,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -4153,7 +4235,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4165,7 +4247,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4178,7 +4260,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -4421,7 +4503,7 @@ type Objective struct {
 
 func (x *Objective) Reset() {
 	*x = Objective{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +4515,7 @@ func (x *Objective) String() string {
 func (*Objective) ProtoMessage() {}
 
 func (x *Objective) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +4528,7 @@ func (x *Objective) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objective.ProtoReflect.Descriptor instead.
 func (*Objective) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Objective) GetKind() isObjective_Kind {
@@ -4505,7 +4587,7 @@ type DPO struct {
 
 func (x *DPO) Reset() {
 	*x = DPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4517,7 +4599,7 @@ func (x *DPO) String() string {
 func (*DPO) ProtoMessage() {}
 
 func (x *DPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4530,7 +4612,7 @@ func (x *DPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DPO.ProtoReflect.Descriptor instead.
 func (*DPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DPO) GetBeta() float64 {
@@ -4566,7 +4648,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4578,7 +4660,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4591,7 +4673,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -4642,7 +4724,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4654,7 +4736,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4667,7 +4749,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Place) GetAddress() string {
@@ -4705,7 +4787,7 @@ type GRPO struct {
 
 func (x *GRPO) Reset() {
 	*x = GRPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4717,7 +4799,7 @@ func (x *GRPO) String() string {
 func (*GRPO) ProtoMessage() {}
 
 func (x *GRPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4730,7 +4812,7 @@ func (x *GRPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPO.ProtoReflect.Descriptor instead.
 func (*GRPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GRPO) GetClipLow() float64 {
@@ -4771,7 +4853,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4783,7 +4865,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4796,7 +4878,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -4839,7 +4921,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +4933,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +4946,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Gradients) GetWire() string {
@@ -4921,7 +5003,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4933,7 +5015,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4946,7 +5028,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -5014,7 +5096,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5026,7 +5108,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5039,7 +5121,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -5077,7 +5159,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5089,7 +5171,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5102,7 +5184,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -5132,7 +5214,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5226,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5239,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -5198,7 +5280,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5210,7 +5292,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5223,7 +5305,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Optimizer) GetName() string {
@@ -5290,7 +5372,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5302,7 +5384,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5315,7 +5397,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -5357,7 +5439,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5369,7 +5451,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5382,7 +5464,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -5426,7 +5508,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5438,7 +5520,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5451,7 +5533,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -5488,7 +5570,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5500,7 +5582,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5513,7 +5595,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -5568,7 +5650,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5580,7 +5662,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5593,7 +5675,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *State) GetName() string {
@@ -5631,7 +5713,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5643,7 +5725,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5656,7 +5738,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -5689,7 +5771,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5701,7 +5783,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5714,7 +5796,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -5770,7 +5852,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5782,7 +5864,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5795,7 +5877,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -5898,7 +5980,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5910,7 +5992,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5923,7 +6005,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -6013,7 +6095,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6025,7 +6107,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6038,7 +6120,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Rollout) GetDocument() uint32 {
@@ -6086,7 +6168,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6098,7 +6180,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6111,7 +6193,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Pair) GetChosen() uint32 {
@@ -6158,7 +6240,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6170,7 +6252,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6183,7 +6265,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -6233,7 +6315,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6245,7 +6327,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6258,7 +6340,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -6342,7 +6424,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6354,7 +6436,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6367,7 +6449,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -6571,7 +6653,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6583,7 +6665,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6596,7 +6678,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -6627,7 +6709,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6639,7 +6721,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6652,7 +6734,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -6700,7 +6782,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6712,7 +6794,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6725,7 +6807,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -6823,7 +6905,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6835,7 +6917,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6848,7 +6930,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -6905,7 +6987,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6917,7 +6999,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6930,7 +7012,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -7000,7 +7082,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7012,7 +7094,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7025,7 +7107,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -7056,7 +7138,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7068,7 +7150,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7081,7 +7163,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -7149,7 +7231,7 @@ type RolloutLoss struct {
 
 func (x *RolloutLoss) Reset() {
 	*x = RolloutLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7161,7 +7243,7 @@ func (x *RolloutLoss) String() string {
 func (*RolloutLoss) ProtoMessage() {}
 
 func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7174,7 +7256,7 @@ func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutLoss.ProtoReflect.Descriptor instead.
 func (*RolloutLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RolloutLoss) GetLoss() float64 {
@@ -7243,7 +7325,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7255,7 +7337,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7268,7 +7350,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *PairLoss) GetChosen() float64 {
@@ -7314,7 +7396,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7326,7 +7408,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7339,7 +7421,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -7398,7 +7480,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7410,7 +7492,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7423,7 +7505,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -7530,7 +7612,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7542,7 +7624,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7555,7 +7637,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Norm) GetName() string {
@@ -7595,7 +7677,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7607,7 +7689,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7620,7 +7702,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -7687,7 +7769,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7699,7 +7781,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7712,7 +7794,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -7754,7 +7836,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7766,7 +7848,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7779,7 +7861,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -7868,7 +7950,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7880,7 +7962,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7893,7 +7975,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StateFile) GetName() string {
@@ -7914,7 +7996,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7926,7 +8008,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7939,7 +8021,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -7968,7 +8050,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7980,7 +8062,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7993,7 +8075,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SavedFile) GetName() string {
@@ -8048,7 +8130,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8060,7 +8142,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8073,7 +8155,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -8121,7 +8203,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8133,7 +8215,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8146,7 +8228,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -8223,7 +8305,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8235,7 +8317,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8248,7 +8330,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -8291,7 +8373,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8303,7 +8385,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8316,7 +8398,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -8371,7 +8453,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8383,7 +8465,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8396,7 +8478,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -8467,7 +8549,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8479,7 +8561,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8492,7 +8574,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -8514,7 +8596,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8526,7 +8608,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8539,7 +8621,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -8593,7 +8675,7 @@ type ReduceRequest struct {
 
 func (x *ReduceRequest) Reset() {
 	*x = ReduceRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8605,7 +8687,7 @@ func (x *ReduceRequest) String() string {
 func (*ReduceRequest) ProtoMessage() {}
 
 func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8618,7 +8700,7 @@ func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceRequest.ProtoReflect.Descriptor instead.
 func (*ReduceRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ReduceRequest) GetFrame() isReduceRequest_Frame {
@@ -8679,7 +8761,7 @@ type ReduceOpen struct {
 
 func (x *ReduceOpen) Reset() {
 	*x = ReduceOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8691,7 +8773,7 @@ func (x *ReduceOpen) String() string {
 func (*ReduceOpen) ProtoMessage() {}
 
 func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8704,7 +8786,7 @@ func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceOpen.ProtoReflect.Descriptor instead.
 func (*ReduceOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ReduceOpen) GetChain() []byte {
@@ -8737,7 +8819,7 @@ type ReduceResponse struct {
 
 func (x *ReduceResponse) Reset() {
 	*x = ReduceResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8749,7 +8831,7 @@ func (x *ReduceResponse) String() string {
 func (*ReduceResponse) ProtoMessage() {}
 
 func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8762,7 +8844,7 @@ func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceResponse.ProtoReflect.Descriptor instead.
 func (*ReduceResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
 }
 
 // LinkBroken says that a stage cannot exchange gradients over Reduce with another replica.
@@ -8782,7 +8864,7 @@ type LinkBroken struct {
 
 func (x *LinkBroken) Reset() {
 	*x = LinkBroken{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8794,7 +8876,7 @@ func (x *LinkBroken) String() string {
 func (*LinkBroken) ProtoMessage() {}
 
 func (x *LinkBroken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8807,7 +8889,7 @@ func (x *LinkBroken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkBroken.ProtoReflect.Descriptor instead.
 func (*LinkBroken) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *LinkBroken) GetStep() uint64 {
@@ -8847,7 +8929,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8859,7 +8941,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8872,7 +8954,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{99}
 }
 
 var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
@@ -9044,14 +9126,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04open\x18\x01 \x01(\v2 .lamina.shard.v1.LoadAdapterOpenH\x00R\x04open\x122\n" +
 	"\x06tensor\x18\x02 \x01(\v2\x18.lamina.tensor.v1.TensorH\x00R\x06tensor\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
-	"\x05frame\"\xc5\x01\n" +
+	"\x05frame\"\xfa\x01\n" +
 	"\x0fLoadAdapterOpen\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x03 \x01(\rR\x02hi\x12\x18\n" +
 	"\aadapter\x18\x04 \x01(\fR\aadapter\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x128\n" +
-	"\amodules\x18\x06 \x03(\v2\x1e.lamina.shard.v1.AdapterModuleR\amodules\x12\x12\n" +
+	"\amodules\x18\x06 \x03(\v2\x1e.lamina.shard.v1.AdapterModuleR\amodules\x123\n" +
+	"\x05saved\x18\a \x03(\v2\x1d.lamina.shard.v1.AdapterSavedR\x05saved\x12\x12\n" +
 	"\x04base\x18< \x01(\tR\x04base\"\xf8\x01\n" +
 	"\rAdapterModule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -9062,13 +9145,18 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06embeds\x18\x06 \x01(\bR\x06embeds\x12\x19\n" +
 	"\ba_digest\x18\a \x01(\fR\aaDigest\x12\x19\n" +
 	"\bb_digest\x18\b \x01(\fR\abDigest\x12)\n" +
-	"\x10magnitude_digest\x18\t \x01(\fR\x0fmagnitudeDigest\"\x92\x01\n" +
+	"\x10magnitude_digest\x18\t \x01(\fR\x0fmagnitudeDigest\"P\n" +
+	"\fAdapterSaved\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05shape\x18\x02 \x03(\rR\x05shape\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"\x92\x01\n" +
 	"\x13LoadAdapterResponse\x128\n" +
 	"\x06wanted\x18\x01 \x01(\v2\x1e.lamina.shard.v1.AdapterWantedH\x00R\x06wanted\x128\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x1e.lamina.shard.v1.AdapterLoadedH\x00R\x06loadedB\a\n" +
-	"\x05frame\")\n" +
+	"\x05frame\"?\n" +
 	"\rAdapterWanted\x12\x18\n" +
-	"\amodules\x18\x01 \x03(\rR\amodules\"%\n" +
+	"\amodules\x18\x01 \x03(\rR\amodules\x12\x14\n" +
+	"\x05saved\x18\x02 \x03(\rR\x05saved\"%\n" +
 	"\rAdapterLoaded\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"h\n" +
 	"\x14UnloadAdapterRequest\x12\x16\n" +
@@ -9581,7 +9669,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -9611,220 +9699,222 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*LoadAdapterRequest)(nil),    // 25: lamina.shard.v1.LoadAdapterRequest
 	(*LoadAdapterOpen)(nil),       // 26: lamina.shard.v1.LoadAdapterOpen
 	(*AdapterModule)(nil),         // 27: lamina.shard.v1.AdapterModule
-	(*LoadAdapterResponse)(nil),   // 28: lamina.shard.v1.LoadAdapterResponse
-	(*AdapterWanted)(nil),         // 29: lamina.shard.v1.AdapterWanted
-	(*AdapterLoaded)(nil),         // 30: lamina.shard.v1.AdapterLoaded
-	(*UnloadAdapterRequest)(nil),  // 31: lamina.shard.v1.UnloadAdapterRequest
-	(*UnloadAdapterResponse)(nil), // 32: lamina.shard.v1.UnloadAdapterResponse
-	(*LeaseInfo)(nil),             // 33: lamina.shard.v1.LeaseInfo
-	(*Hop)(nil),                   // 34: lamina.shard.v1.Hop
-	(*InferRequest)(nil),          // 35: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),             // 36: lamina.shard.v1.InferOpen
-	(*Batch)(nil),                 // 37: lamina.shard.v1.Batch
-	(*Entry)(nil),                 // 38: lamina.shard.v1.Entry
-	(*Release)(nil),               // 39: lamina.shard.v1.Release
-	(*InferResponse)(nil),         // 40: lamina.shard.v1.InferResponse
-	(*Lease)(nil),                 // 41: lamina.shard.v1.Lease
-	(*Computed)(nil),              // 42: lamina.shard.v1.Computed
-	(*InferOpened)(nil),           // 43: lamina.shard.v1.InferOpened
-	(*Refused)(nil),               // 44: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),          // 45: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),             // 46: lamina.shard.v1.TrainOpen
-	(*Objective)(nil),             // 47: lamina.shard.v1.Objective
-	(*DPO)(nil),                   // 48: lamina.shard.v1.DPO
-	(*Member)(nil),                // 49: lamina.shard.v1.Member
-	(*Place)(nil),                 // 50: lamina.shard.v1.Place
-	(*GRPO)(nil),                  // 51: lamina.shard.v1.GRPO
-	(*TrainAdapter)(nil),          // 52: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 53: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 54: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 55: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 56: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 57: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 58: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 59: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 60: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 61: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 62: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 63: lamina.shard.v1.State
-	(*Load)(nil),                  // 64: lamina.shard.v1.Load
-	(*Save)(nil),                  // 65: lamina.shard.v1.Save
-	(*Step)(nil),                  // 66: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 67: lamina.shard.v1.Microbatch
-	(*Rollout)(nil),               // 68: lamina.shard.v1.Rollout
-	(*Pair)(nil),                  // 69: lamina.shard.v1.Pair
-	(*Pick)(nil),                  // 70: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 71: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 72: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 73: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 74: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 75: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 76: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 77: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 78: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 79: lamina.shard.v1.Loss
-	(*RolloutLoss)(nil),           // 80: lamina.shard.v1.RolloutLoss
-	(*PairLoss)(nil),              // 81: lamina.shard.v1.PairLoss
-	(*Picked)(nil),                // 82: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 83: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 84: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 85: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 86: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 87: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 88: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 89: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 90: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 91: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 92: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 93: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 94: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 95: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 96: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 97: lamina.shard.v1.ActivationGradient
-	(*ReduceRequest)(nil),         // 98: lamina.shard.v1.ReduceRequest
-	(*ReduceOpen)(nil),            // 99: lamina.shard.v1.ReduceOpen
-	(*ReduceResponse)(nil),        // 100: lamina.shard.v1.ReduceResponse
-	(*LinkBroken)(nil),            // 101: lamina.shard.v1.LinkBroken
-	(*Leaving)(nil),               // 102: lamina.shard.v1.Leaving
-	(*v1.Chunk)(nil),              // 103: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 104: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 105: lamina.tensor.v1.ElementType
-	(*v11.Gradient)(nil),          // 106: lamina.event.v1.Gradient
+	(*AdapterSaved)(nil),          // 28: lamina.shard.v1.AdapterSaved
+	(*LoadAdapterResponse)(nil),   // 29: lamina.shard.v1.LoadAdapterResponse
+	(*AdapterWanted)(nil),         // 30: lamina.shard.v1.AdapterWanted
+	(*AdapterLoaded)(nil),         // 31: lamina.shard.v1.AdapterLoaded
+	(*UnloadAdapterRequest)(nil),  // 32: lamina.shard.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil), // 33: lamina.shard.v1.UnloadAdapterResponse
+	(*LeaseInfo)(nil),             // 34: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                   // 35: lamina.shard.v1.Hop
+	(*InferRequest)(nil),          // 36: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),             // 37: lamina.shard.v1.InferOpen
+	(*Batch)(nil),                 // 38: lamina.shard.v1.Batch
+	(*Entry)(nil),                 // 39: lamina.shard.v1.Entry
+	(*Release)(nil),               // 40: lamina.shard.v1.Release
+	(*InferResponse)(nil),         // 41: lamina.shard.v1.InferResponse
+	(*Lease)(nil),                 // 42: lamina.shard.v1.Lease
+	(*Computed)(nil),              // 43: lamina.shard.v1.Computed
+	(*InferOpened)(nil),           // 44: lamina.shard.v1.InferOpened
+	(*Refused)(nil),               // 45: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),          // 46: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),             // 47: lamina.shard.v1.TrainOpen
+	(*Objective)(nil),             // 48: lamina.shard.v1.Objective
+	(*DPO)(nil),                   // 49: lamina.shard.v1.DPO
+	(*Member)(nil),                // 50: lamina.shard.v1.Member
+	(*Place)(nil),                 // 51: lamina.shard.v1.Place
+	(*GRPO)(nil),                  // 52: lamina.shard.v1.GRPO
+	(*TrainAdapter)(nil),          // 53: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 54: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 55: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 56: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 57: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 58: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 59: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 60: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 61: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 62: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 63: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 64: lamina.shard.v1.State
+	(*Load)(nil),                  // 65: lamina.shard.v1.Load
+	(*Save)(nil),                  // 66: lamina.shard.v1.Save
+	(*Step)(nil),                  // 67: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 68: lamina.shard.v1.Microbatch
+	(*Rollout)(nil),               // 69: lamina.shard.v1.Rollout
+	(*Pair)(nil),                  // 70: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 71: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 72: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 73: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 74: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 75: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 76: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 77: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 78: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 79: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 80: lamina.shard.v1.Loss
+	(*RolloutLoss)(nil),           // 81: lamina.shard.v1.RolloutLoss
+	(*PairLoss)(nil),              // 82: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 83: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 84: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 85: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 86: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 87: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 88: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 89: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 90: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 91: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 92: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 93: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 94: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 95: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 96: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 97: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 98: lamina.shard.v1.ActivationGradient
+	(*ReduceRequest)(nil),         // 99: lamina.shard.v1.ReduceRequest
+	(*ReduceOpen)(nil),            // 100: lamina.shard.v1.ReduceOpen
+	(*ReduceResponse)(nil),        // 101: lamina.shard.v1.ReduceResponse
+	(*LinkBroken)(nil),            // 102: lamina.shard.v1.LinkBroken
+	(*Leaving)(nil),               // 103: lamina.shard.v1.Leaving
+	(*v1.Chunk)(nil),              // 104: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 105: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 106: lamina.tensor.v1.ElementType
+	(*v11.Gradient)(nil),          // 107: lamina.event.v1.Gradient
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,   // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,   // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	103, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	104, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	104, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	105, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,   // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	104, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	103, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	105, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	104, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
 	23,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	10,  // 8: lamina.shard.v1.DescribeResponse.inventory:type_name -> lamina.shard.v1.Inventory
 	11,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
 	12,  // 10: lamina.shard.v1.Inventory.offers:type_name -> lamina.shard.v1.Offer
 	13,  // 11: lamina.shard.v1.Inventory.loading:type_name -> lamina.shard.v1.Loading
-	57,  // 12: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
+	58,  // 12: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
 	13,  // 13: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
 	23,  // 14: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
 	13,  // 15: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
 	22,  // 16: lamina.shard.v1.PingResponse.times:type_name -> lamina.shard.v1.PingTime
-	33,  // 17: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	34,  // 17: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	24,  // 18: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
 	26,  // 19: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	104, // 20: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	103, // 21: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	105, // 20: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	104, // 21: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	27,  // 22: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
-	29,  // 23: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
-	30,  // 24: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
-	36,  // 25: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	37,  // 26: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	103, // 27: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	39,  // 28: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	34,  // 29: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	105, // 30: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	38,  // 31: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	104, // 32: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	41,  // 33: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	43,  // 34: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	44,  // 35: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	42,  // 36: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	41,  // 37: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	23,  // 38: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	46,  // 39: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	63,  // 40: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	103, // 41: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	64,  // 42: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	66,  // 43: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	67,  // 44: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	71,  // 45: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	65,  // 46: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	73,  // 47: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	57,  // 48: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	58,  // 49: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	1,   // 50: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	56,  // 51: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	55,  // 52: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	53,  // 53: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	54,  // 54: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	52,  // 55: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	1,   // 56: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	47,  // 57: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
-	48,  // 58: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	51,  // 59: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
-	50,  // 60: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
-	56,  // 61: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	59,  // 62: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	60,  // 63: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	61,  // 64: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	62,  // 65: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,   // 66: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	104, // 67: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	49,  // 68: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	70,  // 69: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	69,  // 70: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	68,  // 71: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
-	77,  // 72: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	78,  // 73: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	79,  // 74: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	83,  // 75: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	85,  // 76: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	82,  // 77: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	74,  // 78: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	75,  // 79: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	76,  // 80: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	101, // 81: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
-	102, // 82: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
-	3,   // 83: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	81,  // 84: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	80,  // 85: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
-	84,  // 86: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	88,  // 87: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	90,  // 88: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	89,  // 89: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	90,  // 90: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	91,  // 91: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	93,  // 92: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	94,  // 93: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	103, // 94: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	104, // 95: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	96,  // 96: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	97,  // 97: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	103, // 98: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	104, // 99: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	99,  // 100: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
-	106, // 101: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
-	8,   // 102: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	35,  // 103: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	45,  // 104: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	92,  // 105: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	98,  // 106: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
-	86,  // 107: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,   // 108: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	25,  // 109: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	31,  // 110: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	14,  // 111: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
-	16,  // 112: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
-	18,  // 113: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
-	20,  // 114: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
-	9,   // 115: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	40,  // 116: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	72,  // 117: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	95,  // 118: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	100, // 119: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
-	87,  // 120: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,   // 121: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	28,  // 122: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	32,  // 123: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	15,  // 124: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
-	17,  // 125: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
-	19,  // 126: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
-	21,  // 127: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
-	115, // [115:128] is the sub-list for method output_type
-	102, // [102:115] is the sub-list for method input_type
-	102, // [102:102] is the sub-list for extension type_name
-	102, // [102:102] is the sub-list for extension extendee
-	0,   // [0:102] is the sub-list for field type_name
+	28,  // 23: lamina.shard.v1.LoadAdapterOpen.saved:type_name -> lamina.shard.v1.AdapterSaved
+	30,  // 24: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
+	31,  // 25: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
+	37,  // 26: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	38,  // 27: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	104, // 28: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	40,  // 29: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	35,  // 30: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	106, // 31: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	39,  // 32: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	105, // 33: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	42,  // 34: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	44,  // 35: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	45,  // 36: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	43,  // 37: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	42,  // 38: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	23,  // 39: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	47,  // 40: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	64,  // 41: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	104, // 42: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	65,  // 43: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	67,  // 44: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	68,  // 45: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	72,  // 46: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	66,  // 47: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	74,  // 48: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	58,  // 49: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	59,  // 50: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,   // 51: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	57,  // 52: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	56,  // 53: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	54,  // 54: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	55,  // 55: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	53,  // 56: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,   // 57: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	48,  // 58: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
+	49,  // 59: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
+	52,  // 60: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
+	51,  // 61: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
+	57,  // 62: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	60,  // 63: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	61,  // 64: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	62,  // 65: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	63,  // 66: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 67: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	105, // 68: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	50,  // 69: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	71,  // 70: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	70,  // 71: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	69,  // 72: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
+	78,  // 73: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	79,  // 74: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	80,  // 75: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	84,  // 76: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	86,  // 77: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	83,  // 78: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	75,  // 79: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	76,  // 80: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	77,  // 81: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	102, // 82: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
+	103, // 83: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
+	3,   // 84: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	82,  // 85: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	81,  // 86: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
+	85,  // 87: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	89,  // 88: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	91,  // 89: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	90,  // 90: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	91,  // 91: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	92,  // 92: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	94,  // 93: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	95,  // 94: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	104, // 95: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	105, // 96: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	97,  // 97: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	98,  // 98: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	104, // 99: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	105, // 100: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	100, // 101: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
+	107, // 102: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
+	8,   // 103: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	36,  // 104: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	46,  // 105: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	93,  // 106: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	99,  // 107: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
+	87,  // 108: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 109: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	25,  // 110: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	32,  // 111: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	14,  // 112: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	16,  // 113: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	18,  // 114: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	20,  // 115: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 116: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	41,  // 117: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	73,  // 118: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	96,  // 119: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	101, // 120: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
+	88,  // 121: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 122: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	29,  // 123: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	33,  // 124: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	15,  // 125: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	17,  // 126: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	19,  // 127: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	21,  // 128: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	116, // [116:129] is the sub-list for method output_type
+	103, // [103:116] is the sub-list for method input_type
+	103, // [103:103] is the sub-list for extension type_name
+	103, // [103:103] is the sub-list for extension extendee
+	0,   // [0:103] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -9851,23 +9941,23 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*LoadAdapterRequest_Tensor)(nil),
 		(*LoadAdapterRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[24].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[25].OneofWrappers = []any{
 		(*LoadAdapterResponse_Wanted)(nil),
 		(*LoadAdapterResponse_Loaded)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[31].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[36].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[37].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
 		(*InferResponse_Lease)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[41].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[42].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -9878,13 +9968,13 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[44].OneofWrappers = []any{
 		(*Objective_Dpo)(nil),
 		(*Objective_Grpo)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[58].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[61].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[68].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[59].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[62].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[69].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -9897,23 +9987,23 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_LinkBroken)(nil),
 		(*TrainResponse_Leaving)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[83].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[84].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[88].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[89].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[91].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[92].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[94].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[95].OneofWrappers = []any{
 		(*ReduceRequest_Open)(nil),
 		(*ReduceRequest_Gradient)(nil),
 	}
@@ -9923,7 +10013,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   99,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

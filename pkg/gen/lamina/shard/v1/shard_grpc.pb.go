@@ -178,9 +178,11 @@ const (
 //
 //  1. The router sends `open` with the outline of the whole adapter. The stage checks that
 //     it has the digest and fits the model, and answers `wanted`: the modules of its own
-//     layers. It is empty if the range holds the adapter already, or has no part in it.
+//     layers, and what the adapter replaces of them. It is empty if the range holds the
+//     adapter already, or has no part in it.
 //  2. The router sends the tensors of these modules, in the order of `wanted`: of each A, B
-//     and with DoRA the magnitudes, as float32, each followed by the `chunk`s of its tensor.
+//     and with DoRA the magnitudes, then the tensors that replace parameters, as float32,
+//     each followed by the `chunk`s of its tensor.
 //  3. The stage compares each tensor with its digest in the outline and answers `loaded`.
 //     Then entries may name the adapter.
 //
@@ -666,9 +668,11 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //
 //  1. The router sends `open` with the outline of the whole adapter. The stage checks that
 //     it has the digest and fits the model, and answers `wanted`: the modules of its own
-//     layers. It is empty if the range holds the adapter already, or has no part in it.
+//     layers, and what the adapter replaces of them. It is empty if the range holds the
+//     adapter already, or has no part in it.
 //  2. The router sends the tensors of these modules, in the order of `wanted`: of each A, B
-//     and with DoRA the magnitudes, as float32, each followed by the `chunk`s of its tensor.
+//     and with DoRA the magnitudes, then the tensors that replace parameters, as float32,
+//     each followed by the `chunk`s of its tensor.
 //  3. The stage compares each tensor with its digest in the outline and answers `loaded`.
 //     Then entries may name the adapter.
 //
