@@ -108,6 +108,7 @@ type configJSON struct {
 	TokenIndices  json.RawMessage `json:"trainable_token_indices"`
 	ALoRA         json.RawMessage `json:"alora_invocation_tokens"`
 	QALoRA        *bool           `json:"use_qalora"`
+	Tying         *bool           `json:"ensure_weight_tying"` // the tied partner of what is trained changes with it
 	Arrow         json.RawMessage `json:"arrow_config"`
 }
 
@@ -189,6 +190,8 @@ func (j *configJSON) unsupported() error {
 		return no("lora_bias", "true", "false")
 	case or(j.QALoRA, false):
 		return no("use_qalora", "true", "false")
+	case or(j.Tying, false):
+		return no("ensure_weight_tying", "true", "false")
 	case !empty(j.Parameters):
 		return no("target_parameters", string(j.Parameters), "target_modules")
 	case !empty(j.Replication):
