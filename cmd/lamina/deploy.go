@@ -66,7 +66,7 @@ func (c *deployCmd) Run(e *verb.Env) error {
 		if err != nil {
 			return rpc.FromStatus(err)
 		}
-		last := ""
+		last, told := "", map[string]bool{}
 		for {
 			resp, err := stream.Recv()
 			switch {
@@ -83,12 +83,24 @@ func (c *deployCmd) Run(e *verb.Env) error {
 					last = line
 					fmt.Fprintln(e.Stdout, line)
 				}
+				for _, a := range resp.GetAdaptersLeft() {
+					if line := leftLine(a); !told[line] {
+						told[line] = true
+						fmt.Fprintln(e.Stdout, line)
+					}
+				}
 			}
 			if c.Detach {
 				return nil
 			}
 		}
 	})
+}
+
+// leftLine says which adapter a new version does not serve, and what to do.
+func leftLine(a *routerv1.AdapterLeft) string {
+	return fmt.Sprintf("adapter %s is not served by the new version: %s; give it one with lamina adapters load %s:%s=DIR "+
+		"(--any-base for one of another base)", a.GetName(), a.GetReason(), a.GetDigest(), a.GetName())
 }
 
 // deployLine says in a line where a deployment is.

@@ -44,3 +44,12 @@ func TestDeploy_RefusesBeforeItConnects(t *testing.T) {
 	verbFails(t, 2, "canary", "", "deploy", "m", "--canary", "200%")
 	verbFails(t, 2, "idle", "", "deploy", "m", "--idle", "-1s")
 }
+
+func TestDeploy_SaysWhatToDoForAnAdapter(t *testing.T) {
+	line := leftLine(&routerv1.AdapterLeft{Name: "law", Digest: "sha256:0123", Reason: "it was loaded for another"})
+	for _, want := range []string{"adapter law", "it was loaded for another", "lamina adapters load sha256:0123:law=DIR"} {
+		if !strings.Contains(line, want) {
+			t.Errorf("%q lacks %q", line, want)
+		}
+	}
+}

@@ -43,6 +43,7 @@ const (
 // that are not. Each place has one goroutine at a time, so that a slow shard delays no other.
 func (s *Service) syncAdapters(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.bindSources(ctx, wg, notify)
+	s.carryAdapters(wg, notify)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l, now := s.adapters, time.Now()

@@ -123,6 +123,9 @@ type adapters struct {
 	// readings are those in memory. A failed one stays only until the places that wait for it know.
 	readings map[*servedAdapter]*adapterReading
 
+	carried  map[adapterName]carried // names that next versions of deployments were given
+	carrying bool                    // some are being given
+
 	arriving      int   // adapters that are being received
 	arrivingBytes int64 // of their files
 }
@@ -135,7 +138,7 @@ func newAdapters(c Config) *adapters {
 		failed: map[place]map[adapter.Sum]*adapterFailed{}, working: map[place]bool{},
 		strange: map[strangerKey]time.Time{},
 		refused: map[AdapterSource]error{}, restored: map[adapterName]bool{},
-		readings: map[*servedAdapter]*adapterReading{},
+		readings: map[*servedAdapter]*adapterReading{}, carried: map[adapterName]carried{},
 	}
 }
 

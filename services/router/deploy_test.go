@@ -34,7 +34,8 @@ func deployMeshWith(t *testing.T, p router.Placement, hosts, models int, offers 
 	adapters []router.AdapterSource) (*mesh, []*fakeHost) {
 	t.Helper()
 	p.Holder, p.KVLeast, p.KVMost = "router", contextLen, contextLen
-	m := newMesh(t, 0, 0, router.Config{Placement: &p, ProbeLimit: 4 * time.Second, Adapters: adapters})
+	m := newMesh(t, 0, 0, router.Config{Placement: &p, ProbeLimit: 4 * time.Second, Adapters: adapters,
+		AdapterDir: t.TempDir()})
 	var out []*fakeHost
 	for i := range hosts {
 		copied := map[string]string{}

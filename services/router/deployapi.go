@@ -37,8 +37,13 @@ func (s *Service) Deploy(
 		}
 		s.mu.Lock()
 		changed, d := s.changed, s.deploys.state.Find(name)
-		s.mu.Unlock()
 		next := &routerv1.DeployResponse{}
+		if d != nil {
+			next.AdaptersLeft = s.leftBehind(d, func(adapter string) bool {
+				return auth.MayUse(ctx, name, d.Live.Digest, adapted(name, adapter))
+			})
+		}
+		s.mu.Unlock()
 		if d != nil {
 			next.Deployment = describeDeployment(d)
 			if d.Next != nil && !d.Next.Canary && d.Next.Digest == v.Digest {

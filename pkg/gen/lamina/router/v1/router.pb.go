@@ -4654,7 +4654,10 @@ type DeployResponse struct {
 	// The deployment.
 	Deployment *Deployment `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
 	// What is loaded of the version, while it is loading.
-	Loading       *ModelLoading `protobuf:"bytes,2,opt,name=loading,proto3" json:"loading,omitempty"`
+	Loading *ModelLoading `protobuf:"bytes,2,opt,name=loading,proto3" json:"loading,omitempty"`
+	// Adapters of the live version, as this router has them, that the next one does not serve. Requests that name them
+	// are refused once the next version is live.
+	AdaptersLeft  []*AdapterLeft `protobuf:"bytes,3,rep,name=adapters_left,json=adaptersLeft,proto3" json:"adapters_left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4703,6 +4706,78 @@ func (x *DeployResponse) GetLoading() *ModelLoading {
 	return nil
 }
 
+func (x *DeployResponse) GetAdaptersLeft() []*AdapterLeft {
+	if x != nil {
+		return x.AdaptersLeft
+	}
+	return nil
+}
+
+// AdapterLeft is an adapter that a new version of a deployment does not serve. Those that were loaded with any_base go
+// along by themselves, unless a shard refuses them.
+type AdapterLeft struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The digest of the new version. LoadAdapter with it as the model gives the version an adapter of this name.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Why it does not serve it.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdapterLeft) Reset() {
+	*x = AdapterLeft{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdapterLeft) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdapterLeft) ProtoMessage() {}
+
+func (x *AdapterLeft) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdapterLeft.ProtoReflect.Descriptor instead.
+func (*AdapterLeft) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *AdapterLeft) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdapterLeft) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *AdapterLeft) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // UndeployRequest names a deployment, or a model that is served without one.
 type UndeployRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4714,7 +4789,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[50]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4726,7 +4801,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[50]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +4814,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{50}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -4760,7 +4835,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[51]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4772,7 +4847,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[51]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4785,7 +4860,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{51}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UndeployResponse) GetDeployment() *Deployment {
@@ -4804,7 +4879,7 @@ type ListDeploymentsRequest struct {
 
 func (x *ListDeploymentsRequest) Reset() {
 	*x = ListDeploymentsRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[52]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4816,7 +4891,7 @@ func (x *ListDeploymentsRequest) String() string {
 func (*ListDeploymentsRequest) ProtoMessage() {}
 
 func (x *ListDeploymentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[52]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4829,7 +4904,7 @@ func (x *ListDeploymentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeploymentsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeploymentsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{52}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{53}
 }
 
 // ListDeploymentsResponse lists the deployments.
@@ -4843,7 +4918,7 @@ type ListDeploymentsResponse struct {
 
 func (x *ListDeploymentsResponse) Reset() {
 	*x = ListDeploymentsResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[53]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4855,7 +4930,7 @@ func (x *ListDeploymentsResponse) String() string {
 func (*ListDeploymentsResponse) ProtoMessage() {}
 
 func (x *ListDeploymentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[53]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4868,7 +4943,7 @@ func (x *ListDeploymentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeploymentsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeploymentsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{53}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListDeploymentsResponse) GetDeployments() []*Deployment {
@@ -4915,7 +4990,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[54]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4927,7 +5002,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[54]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4940,7 +5015,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{54}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Deployment) GetName() string {
@@ -5054,7 +5129,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[55]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5066,7 +5141,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[55]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5079,7 +5154,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{55}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Version) GetDigest() string {
@@ -5115,7 +5190,7 @@ type ModelLoading struct {
 
 func (x *ModelLoading) Reset() {
 	*x = ModelLoading{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[56]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5202,7 @@ func (x *ModelLoading) String() string {
 func (*ModelLoading) ProtoMessage() {}
 
 func (x *ModelLoading) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[56]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5215,7 @@ func (x *ModelLoading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelLoading.ProtoReflect.Descriptor instead.
 func (*ModelLoading) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{56}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ModelLoading) GetModel() string {
@@ -5555,12 +5630,17 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"\b_idle_msB\n" +
 	"\n" +
-	"\b_load_ms\"\x88\x01\n" +
+	"\b_load_ms\"\xcc\x01\n" +
 	"\x0eDeployResponse\x12<\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x1c.lamina.router.v1.DeploymentR\n" +
 	"deployment\x128\n" +
-	"\aloading\x18\x02 \x01(\v2\x1e.lamina.router.v1.ModelLoadingR\aloading\"%\n" +
+	"\aloading\x18\x02 \x01(\v2\x1e.lamina.router.v1.ModelLoadingR\aloading\x12B\n" +
+	"\radapters_left\x18\x03 \x03(\v2\x1d.lamina.router.v1.AdapterLeftR\fadaptersLeft\"Q\n" +
+	"\vAdapterLeft\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"%\n" +
 	"\x0fUndeployRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"P\n" +
 	"\x10UndeployResponse\x12<\n" +
@@ -5648,7 +5728,7 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_lamina_router_v1_router_proto_goTypes = []any{
 	(ContextMode)(0),                // 0: lamina.router.v1.ContextMode
 	(ToolChoiceMode)(0),             // 1: lamina.router.v1.ToolChoiceMode
@@ -5703,33 +5783,34 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*Pipeline)(nil),                // 50: lamina.router.v1.Pipeline
 	(*DeployRequest)(nil),           // 51: lamina.router.v1.DeployRequest
 	(*DeployResponse)(nil),          // 52: lamina.router.v1.DeployResponse
-	(*UndeployRequest)(nil),         // 53: lamina.router.v1.UndeployRequest
-	(*UndeployResponse)(nil),        // 54: lamina.router.v1.UndeployResponse
-	(*ListDeploymentsRequest)(nil),  // 55: lamina.router.v1.ListDeploymentsRequest
-	(*ListDeploymentsResponse)(nil), // 56: lamina.router.v1.ListDeploymentsResponse
-	(*Deployment)(nil),              // 57: lamina.router.v1.Deployment
-	(*Version)(nil),                 // 58: lamina.router.v1.Version
-	(*ModelLoading)(nil),            // 59: lamina.router.v1.ModelLoading
-	nil,                             // 60: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),             // 61: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),              // 62: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),             // 63: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),          // 64: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),            // 65: lamina.sampler.v1.FinishReason
-	(*v12.Pooling)(nil),             // 66: lamina.shard.v1.Pooling
-	(*v11.GenerationDefaults)(nil),  // 67: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),                // 68: lamina.shard.v1.Held
-	(*v12.Loading)(nil),             // 69: lamina.shard.v1.Loading
-	(*v12.Hop)(nil),                 // 70: lamina.shard.v1.Hop
+	(*AdapterLeft)(nil),             // 53: lamina.router.v1.AdapterLeft
+	(*UndeployRequest)(nil),         // 54: lamina.router.v1.UndeployRequest
+	(*UndeployResponse)(nil),        // 55: lamina.router.v1.UndeployResponse
+	(*ListDeploymentsRequest)(nil),  // 56: lamina.router.v1.ListDeploymentsRequest
+	(*ListDeploymentsResponse)(nil), // 57: lamina.router.v1.ListDeploymentsResponse
+	(*Deployment)(nil),              // 58: lamina.router.v1.Deployment
+	(*Version)(nil),                 // 59: lamina.router.v1.Version
+	(*ModelLoading)(nil),            // 60: lamina.router.v1.ModelLoading
+	nil,                             // 61: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),             // 62: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),              // 63: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),             // 64: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),          // 65: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),            // 66: lamina.sampler.v1.FinishReason
+	(*v12.Pooling)(nil),             // 67: lamina.shard.v1.Pooling
+	(*v11.GenerationDefaults)(nil),  // 68: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),                // 69: lamina.shard.v1.Held
+	(*v12.Loading)(nil),             // 70: lamina.shard.v1.Loading
+	(*v12.Hop)(nil),                 // 71: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	60, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	61, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	62, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	61, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	62, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	63, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	4,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	3,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
 	7,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
-	63, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	64, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	3,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	10, // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	7,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
@@ -5742,33 +5823,33 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	20, // 16: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
 	22, // 17: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
 	18, // 18: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	59, // 19: lamina.router.v1.GenerateResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	60, // 19: lamina.router.v1.GenerateResponse.loading:type_name -> lamina.router.v1.ModelLoading
 	17, // 20: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
 	20, // 21: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
 	22, // 22: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	59, // 23: lamina.router.v1.ChatResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	60, // 23: lamina.router.v1.ChatResponse.loading:type_name -> lamina.router.v1.ModelLoading
 	17, // 24: lamina.router.v1.ResumeResponse.started:type_name -> lamina.router.v1.Started
 	20, // 25: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
 	22, // 26: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
 	18, // 27: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	59, // 28: lamina.router.v1.ResumeResponse.loading:type_name -> lamina.router.v1.ModelLoading
-	64, // 29: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	60, // 28: lamina.router.v1.ResumeResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	65, // 29: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	8,  // 30: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
 	19, // 31: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
 	21, // 32: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
 	21, // 33: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
 	9,  // 34: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	65, // 35: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	66, // 35: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
 	23, // 36: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
 	24, // 37: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
 	8,  // 38: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
 	26, // 39: lamina.router.v1.EmbedRequest.inputs:type_name -> lamina.router.v1.EmbedInput
-	66, // 40: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
+	67, // 40: lamina.router.v1.EmbedRequest.pooling:type_name -> lamina.shard.v1.Pooling
 	4,  // 41: lamina.router.v1.EmbedInput.token_ids:type_name -> lamina.router.v1.TokenIds
 	28, // 42: lamina.router.v1.EmbedResponse.embeddings:type_name -> lamina.router.v1.Embedding
 	31, // 43: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	67, // 44: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	64, // 45: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	68, // 44: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	65, // 45: lamina.router.v1.Model.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	32, // 46: lamina.router.v1.Model.adapters:type_name -> lamina.router.v1.Adapter
 	34, // 47: lamina.router.v1.LoadAdapterRequest.open:type_name -> lamina.router.v1.LoadAdapterOpen
 	32, // 48: lamina.router.v1.LoadAdapterResponse.adapter:type_name -> lamina.router.v1.Adapter
@@ -5780,55 +5861,56 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	48, // 54: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
 	45, // 55: lamina.router.v1.Mesh.placement:type_name -> lamina.router.v1.Placement
 	32, // 56: lamina.router.v1.Mesh.adapters:type_name -> lamina.router.v1.Adapter
-	57, // 57: lamina.router.v1.Mesh.deployments:type_name -> lamina.router.v1.Deployment
+	58, // 57: lamina.router.v1.Mesh.deployments:type_name -> lamina.router.v1.Deployment
 	46, // 58: lamina.router.v1.Placement.left_out:type_name -> lamina.router.v1.LeftOut
 	46, // 59: lamina.router.v1.Placement.uncovered:type_name -> lamina.router.v1.LeftOut
-	68, // 60: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	69, // 61: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
-	70, // 62: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	69, // 60: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	70, // 61: lamina.router.v1.Member.loading:type_name -> lamina.shard.v1.Loading
+	71, // 62: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
 	47, // 63: lamina.router.v1.Pipeline.times:type_name -> lamina.router.v1.StageTimes
-	57, // 64: lamina.router.v1.DeployResponse.deployment:type_name -> lamina.router.v1.Deployment
-	59, // 65: lamina.router.v1.DeployResponse.loading:type_name -> lamina.router.v1.ModelLoading
-	57, // 66: lamina.router.v1.UndeployResponse.deployment:type_name -> lamina.router.v1.Deployment
-	57, // 67: lamina.router.v1.ListDeploymentsResponse.deployments:type_name -> lamina.router.v1.Deployment
-	2,  // 68: lamina.router.v1.Deployment.state:type_name -> lamina.router.v1.DeploymentState
-	58, // 69: lamina.router.v1.Deployment.live:type_name -> lamina.router.v1.Version
-	58, // 70: lamina.router.v1.Deployment.next:type_name -> lamina.router.v1.Version
-	58, // 71: lamina.router.v1.Deployment.retiring:type_name -> lamina.router.v1.Version
-	58, // 72: lamina.router.v1.Deployment.failed:type_name -> lamina.router.v1.Version
-	5,  // 73: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	6,  // 74: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	13, // 75: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	15, // 76: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	25, // 77: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
-	33, // 78: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
-	36, // 79: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
-	38, // 80: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
-	29, // 81: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	40, // 82: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	42, // 83: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	51, // 84: lamina.router.v1.RouterService.Deploy:input_type -> lamina.router.v1.DeployRequest
-	53, // 85: lamina.router.v1.RouterService.Undeploy:input_type -> lamina.router.v1.UndeployRequest
-	55, // 86: lamina.router.v1.RouterService.ListDeployments:input_type -> lamina.router.v1.ListDeploymentsRequest
-	11, // 87: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	12, // 88: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	14, // 89: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	16, // 90: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	27, // 91: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
-	35, // 92: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
-	37, // 93: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
-	39, // 94: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
-	30, // 95: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	41, // 96: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	43, // 97: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	52, // 98: lamina.router.v1.RouterService.Deploy:output_type -> lamina.router.v1.DeployResponse
-	54, // 99: lamina.router.v1.RouterService.Undeploy:output_type -> lamina.router.v1.UndeployResponse
-	56, // 100: lamina.router.v1.RouterService.ListDeployments:output_type -> lamina.router.v1.ListDeploymentsResponse
-	87, // [87:101] is the sub-list for method output_type
-	73, // [73:87] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	58, // 64: lamina.router.v1.DeployResponse.deployment:type_name -> lamina.router.v1.Deployment
+	60, // 65: lamina.router.v1.DeployResponse.loading:type_name -> lamina.router.v1.ModelLoading
+	53, // 66: lamina.router.v1.DeployResponse.adapters_left:type_name -> lamina.router.v1.AdapterLeft
+	58, // 67: lamina.router.v1.UndeployResponse.deployment:type_name -> lamina.router.v1.Deployment
+	58, // 68: lamina.router.v1.ListDeploymentsResponse.deployments:type_name -> lamina.router.v1.Deployment
+	2,  // 69: lamina.router.v1.Deployment.state:type_name -> lamina.router.v1.DeploymentState
+	59, // 70: lamina.router.v1.Deployment.live:type_name -> lamina.router.v1.Version
+	59, // 71: lamina.router.v1.Deployment.next:type_name -> lamina.router.v1.Version
+	59, // 72: lamina.router.v1.Deployment.retiring:type_name -> lamina.router.v1.Version
+	59, // 73: lamina.router.v1.Deployment.failed:type_name -> lamina.router.v1.Version
+	5,  // 74: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	6,  // 75: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	13, // 76: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	15, // 77: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	25, // 78: lamina.router.v1.RouterService.Embed:input_type -> lamina.router.v1.EmbedRequest
+	33, // 79: lamina.router.v1.RouterService.LoadAdapter:input_type -> lamina.router.v1.LoadAdapterRequest
+	36, // 80: lamina.router.v1.RouterService.UnloadAdapter:input_type -> lamina.router.v1.UnloadAdapterRequest
+	38, // 81: lamina.router.v1.RouterService.ListAdapters:input_type -> lamina.router.v1.ListAdaptersRequest
+	29, // 82: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	40, // 83: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	42, // 84: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	51, // 85: lamina.router.v1.RouterService.Deploy:input_type -> lamina.router.v1.DeployRequest
+	54, // 86: lamina.router.v1.RouterService.Undeploy:input_type -> lamina.router.v1.UndeployRequest
+	56, // 87: lamina.router.v1.RouterService.ListDeployments:input_type -> lamina.router.v1.ListDeploymentsRequest
+	11, // 88: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	12, // 89: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	14, // 90: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	16, // 91: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	27, // 92: lamina.router.v1.RouterService.Embed:output_type -> lamina.router.v1.EmbedResponse
+	35, // 93: lamina.router.v1.RouterService.LoadAdapter:output_type -> lamina.router.v1.LoadAdapterResponse
+	37, // 94: lamina.router.v1.RouterService.UnloadAdapter:output_type -> lamina.router.v1.UnloadAdapterResponse
+	39, // 95: lamina.router.v1.RouterService.ListAdapters:output_type -> lamina.router.v1.ListAdaptersResponse
+	30, // 96: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	41, // 97: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	43, // 98: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	52, // 99: lamina.router.v1.RouterService.Deploy:output_type -> lamina.router.v1.DeployResponse
+	55, // 100: lamina.router.v1.RouterService.Undeploy:output_type -> lamina.router.v1.UndeployResponse
+	57, // 101: lamina.router.v1.RouterService.ListDeployments:output_type -> lamina.router.v1.ListDeploymentsResponse
+	88, // [88:102] is the sub-list for method output_type
+	74, // [74:88] is the sub-list for method input_type
+	74, // [74:74] is the sub-list for extension type_name
+	74, // [74:74] is the sub-list for extension extendee
+	0,  // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -5879,7 +5961,7 @@ func file_lamina_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
