@@ -2,6 +2,7 @@ package auth
 
 import (
 	"crypto/x509"
+	"fmt"
 	"net/url"
 	"strings"
 
@@ -178,9 +179,18 @@ func (g *Guard) Allow(what string, rule Rule, known bool, c Credentials) (*Princ
 		return p, fault.New(fault.Unimplemented, "call %s: it does not exist", what)
 	}
 	if !p.May(rule) {
-		return p, fault.New(fault.PermissionDenied, "call %s: %s may not", what, p.ID).Because("NOT_ALLOWED")
+		return p, Denied(what, p, rule)
 	}
 	return p, nil
+}
+
+// Denied is the error of a caller who may not call a method or route. It says what the rule asks for.
+func Denied(what string, p *Principal, rule Rule) error {
+	needs := "it is for services alone"
+	if rule.Verb != "" {
+		needs = fmt.Sprintf("it needs the verb %s", rule.Verb)
+	}
+	return fault.New(fault.PermissionDenied, "call %s: %s may not: %s", what, p.ID, needs).Because("NOT_ALLOWED")
 }
 
 // TenantOf returns the tenant of a request, given the one that it names: a key has a tenant of its own, and only

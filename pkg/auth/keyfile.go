@@ -62,11 +62,19 @@ func ParseKeys(text []byte) ([]Key, error) {
 	return f.Keys, nil
 }
 
+// unread is the error of a file of keys that cannot be opened.
+func unread(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.Wrap(fault.NotFound, err, "read keys: lamina keys create makes the file")
+	}
+	return fault.Wrap(fault.CodeOf(err), err, "read keys")
+}
+
 // ReadKeys reads a file of keys. On Unix it refuses a file that others may write.
 func ReadKeys(path string) ([]Key, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fault.Wrap(fault.CodeOf(err), err, "read keys")
+		return nil, unread(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()

@@ -118,7 +118,7 @@ func (r *Keyring) load() error {
 	defer r.loading.Unlock()
 	info, err := os.Stat(r.path) // before reading, so that a later change is noticed
 	if err != nil {
-		return fault.Wrap(fault.CodeOf(err), err, "read keys")
+		return unread(err)
 	}
 	keys, err := ReadKeys(r.path)
 	if err != nil {

@@ -197,3 +197,19 @@ func TestCheckModel_FollowsTheKeysScope(t *testing.T) {
 		}
 	}
 }
+
+// Who is refused learns what to ask for.
+func TestAllow_SaysWhichVerbIsMissing(t *testing.T) {
+	k, secret := newKey(t, func(k *auth.Key) { k.Roles = []auth.Role{auth.User} })
+	g := &auth.Guard{Keys: auth.NewKeyring([]auth.Key{k}, auth.KeyringOptions{Now: func() time.Time { return start }})}
+	for want, rule := range map[string]auth.Rule{
+		"it needs the verb observe":   {Verb: auth.Observe},
+		"it is for services alone":    {Services: []auth.Service{auth.RouterService}},
+		"call thing: key:" + k.ID[:4]: {Verb: auth.Keys},
+	} {
+		if _, err := g.Allow("thing", rule, true, auth.Credentials{Secret: secret}); err == nil ||
+			fault.CodeOf(err) != fault.PermissionDenied || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", rule, err, want)
+		}
+	}
+}

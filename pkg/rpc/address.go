@@ -187,11 +187,8 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 	if d.options.TLS != nil {
 		creds = d.options.TLS
 	} else if d.options.Secret != "" && !d.options.Insecure && !Local(addr) {
-		return nil, fault.New(
-			fault.FailedPrecondition,
-			"send an API key without TLS: anyone on the way could read it: "+
-				"give --tls-ca, or --insecure-key",
-		)
+		return nil, fault.New(fault.FailedPrecondition,
+			"send an API key without TLS: anyone on the way could read it: give --server-ca, or --insecure-key")
 	}
 	if secret := d.options.Secret; secret != "" {
 		options = append(options, grpc.WithPerRPCCredentials(bearer(secret)))

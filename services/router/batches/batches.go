@@ -229,8 +229,8 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) (any, error) {
 // mayUse returns an error if a caller may not use an endpoint in a batch.
 func (s *Service) mayUse(p *auth.Principal, endpoint string) error {
 	for _, path := range []string{"/v1/batches", endpoint} {
-		if p != nil && !p.May(s.rules[http.MethodPost+" "+path]) {
-			return fault.New(fault.PermissionDenied, "call %s: %s may not", path, p.ID).Because("NOT_ALLOWED")
+		if rule := s.rules[http.MethodPost+" "+path]; p != nil && !p.May(rule) {
+			return auth.Denied(path, p, rule)
 		}
 	}
 	return nil
