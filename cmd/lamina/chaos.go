@@ -28,7 +28,9 @@ func (c *chaosCmd) Run(e *verb.Env) error {
 	}
 	o := chaos.Options{Binary: c.Binary, Model: c.Model, Logs: c.Logs, Out: e.Stdout}
 	if o.Model == "" {
-		o.Model = bundledModel()
+		if o.Model, err = bundledModel(); err != nil {
+			return err
+		}
 	}
 	if o.Binary == "" {
 		if o.Binary, err = os.Executable(); err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/chat"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -100,8 +101,24 @@ func (c *chatCmd) talk(
 	}
 	if c.Router != "" { // the mesh of this process does not come back
 		s.Patience = chatPatience
+		if err := reachable(e.Ctx, router); err != nil {
+			return err
+		}
 	}
 	return s.Run(e.Ctx)
+}
+
+// reachable returns an error if the address of a router is wrong or it does not know the key, so that a chat does not
+// wait for it. What else a router refuses is told when the user asks.
+func reachable(ctx context.Context, router routerv1.RouterServiceClient) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	_, err := router.ListModels(ctx, &routerv1.ListModelsRequest{})
+	switch err = rpc.FromStatus(err); fault.CodeOf(err) {
+	case fault.Unavailable, fault.Unauthenticated, fault.DeadlineExceeded:
+		return err
+	}
+	return nil
 }
 
 // untilInterrupted returns a context that an interrupt ends, and a function to call when its work is done.
@@ -146,12 +163,13 @@ func (c *chatCmd) lines(e *verb.Env, router routerv1.RouterServiceClient, req *r
 	if c.System != "" {
 		req.Messages = append(req.Messages, &tokenizerv1.Message{Role: "system", Content: c.System})
 	}
-	lines := newLines(e.Stdin)
+	lines, asks := newLines(e.Stdin), terminalOf(e.Stdin) != nil
 	for {
-		fmt.Fprint(e.Stdout, "> ")
+		if asks {
+			fmt.Fprint(e.Stderr, "> ")
+		}
 		line, err := lines.next()
 		if errors.Is(err, io.EOF) {
-			fmt.Fprintln(e.Stdout)
 			return nil
 		}
 		if err != nil {

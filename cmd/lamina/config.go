@@ -47,6 +47,24 @@ func writeConfig(w io.Writer, parsed *kong.Context, file *config.File) error {
 	return config.Write(w, path, config.Effective(parsed, file))
 }
 
+type helpCmd struct {
+	Command []string `arg:"" optional:"" help:"Command to explain, such as: keys create. Default: all of them."`
+}
+
+// Run prints what --help of the command prints.
+func (c *helpCmd) Run(e *verb.Env) error {
+	var inner cli
+	shown := false
+	parser, err := newParser(&inner, e.Stdout, e.Stderr, func(int) { shown = true })
+	if err != nil {
+		return err
+	}
+	if _, err = parser.Parse(append(c.Command, "--help")); !shown && err != nil {
+		return fault.New(fault.Invalid, "explain lamina %s: %v", strings.Join(c.Command, " "), err)
+	}
+	return nil
+}
+
 type completionCmd struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"bash, zsh or fish."`
 }

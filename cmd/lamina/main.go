@@ -81,6 +81,7 @@ type cli struct {
 	Nkeys nkeysGroup `cmd:"" group:"Access" help:"Make what services need to use NATS and Consul safely."`
 	Certs certsGroup `cmd:"" group:"Access" help:"Make the certificates by which services know each other."`
 
+	Help       helpCmd       `cmd:"" group:"Help" help:"Show the commands, or the flags of one."`
 	Doctor     doctorCmd     `cmd:"" group:"Help" help:"Check ports, certificates, the clock, Consul, NATS, processor and memory, and say what to do."`
 	ShowConfig configCmd     `cmd:"" group:"Help" name:"config"     help:"Show the effective configuration of a command, and where each value came from."`
 	Completion completionCmd `cmd:"" group:"Help" help:"Print the script that completes commands and flags in a shell."`
@@ -134,7 +135,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exit // --help
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "lamina:", err)
+		fmt.Fprintf(stderr, "lamina: %v\n  see %s\n", err, usageHint(err))
 		return 2
 	}
 	log, level, err := obs.NewLogger(stderr, c.LogLevel, c.LogFormat)
@@ -157,5 +158,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return 2
 	}
 	fmt.Fprintln(stderr, "lamina:", err)
+	if next := hint(err); next != "" {
+		fmt.Fprintln(stderr, "  "+next)
+	}
 	return 1
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
@@ -69,7 +70,7 @@ func (c *toolcallCmd) format() (toolcall.Format, error) {
 	if c.Family != "" {
 		f, ok := toolcall.Family(c.Family)
 		if !ok {
-			return f, fault.Field("family", "unknown family %q", c.Family)
+			return f, fault.Field("family", "unknown family %q: want %s", c.Family, strings.Join(toolcall.Families(), ", "))
 		}
 		return f, nil
 	}

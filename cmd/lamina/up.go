@@ -22,18 +22,20 @@ func meshKernels(f *verb.KernelFlags) (app.Kernels, func(), error) {
 
 // bundledModel returns the path of the model that comes with Lamina. It is relative to the working
 // folder, or else to the folder above that of the binary.
-func bundledModel() string {
+func bundledModel() (string, error) {
 	const name = "models/lamina-tolstoy"
-	if _, err := os.Stat(name); err == nil {
-		return name
+	_, missing := os.Stat(name)
+	if missing == nil {
+		return name, nil
 	}
 	if exe, err := os.Executable(); err == nil {
 		beside := filepath.Join(filepath.Dir(exe), "..", name)
 		if _, err := os.Stat(beside); err == nil {
-			return beside
+			return beside, nil
 		}
 	}
-	return name
+	return "", fault.Wrap(fault.NotFound, missing, "open the bundled model: it lies in the source tree of Lamina: "+
+		"name another one with --model (lamina models lists those of this machine, lamina pull fetches one)")
 }
 
 type upCmd struct {
@@ -73,7 +75,10 @@ type upCmd struct {
 // Run serves until interrupted.
 func (c *upCmd) Run(e *verb.Env) error {
 	if c.Model == "" {
-		c.Model = bundledModel()
+		var err error
+		if c.Model, err = bundledModel(); err != nil {
+			return err
+		}
 	}
 	if err := inBounds([]bound{{"stages", c.Stages, 1, maxReplicas}, {"replicas", c.Replicas, 1, maxReplicas},
 		{"kv-positions", c.KVPositions, 0, maxPositions}}...); err != nil {
@@ -238,7 +243,10 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 		return routerv1.NewRouterServiceClient(conn), dialer.Close, nil
 	}
 	if f.Model == "" {
-		f.Model = bundledModel()
+		var err error
+		if f.Model, err = bundledModel(); err != nil {
+			return nil, nil, err
+		}
 	}
 	if f.Stages < 1 {
 		return nil, nil, fault.Field("stages", "%d: want one or more", f.Stages)

@@ -2,6 +2,8 @@ package toolcall
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -43,28 +45,25 @@ func (r *Result) Complete() {
 	r.Calls = kept
 }
 
+// published are the formats of families of models by their public names.
+var published = map[string]Format{
+	"deepseek":     {Calls: "deepseek-any", Reasoning: "think"},
+	"gemma4":       {Calls: "gemma", Reasoning: "gemma"},
+	"glm":          {Calls: "glm", Reasoning: "think"},
+	"gpt-oss":      {Calls: "harmony"},
+	"kimi":         {Calls: "kimi-any", Reasoning: "kimi-any"},
+	"llama":        {Calls: "llama-any"},
+	"mistral":      {Calls: "mistral", Reasoning: "mistral"},
+	"qwen3-hermes": {Calls: "hermes", Reasoning: "think"},
+	"qwen3-xml":    {Calls: "qwen-xml", Reasoning: "think"},
+}
+
 // Family returns the format of a family of models by its public name; ok is false for an unknown
 // name.
 func Family(name string) (f Format, ok bool) {
-	switch name {
-	case "deepseek":
-		return Format{Calls: "deepseek-any", Reasoning: "think"}, true
-	case "gemma4":
-		return Format{Calls: "gemma", Reasoning: "gemma"}, true
-	case "glm":
-		return Format{Calls: "glm", Reasoning: "think"}, true
-	case "gpt-oss":
-		return Format{Calls: "harmony"}, true
-	case "kimi":
-		return Format{Calls: "kimi-any", Reasoning: "kimi-any"}, true
-	case "llama":
-		return Format{Calls: "llama-any"}, true
-	case "mistral":
-		return Format{Calls: "mistral", Reasoning: "mistral"}, true
-	case "qwen3-hermes":
-		return Format{Calls: "hermes", Reasoning: "think"}, true
-	case "qwen3-xml":
-		return Format{Calls: "qwen-xml", Reasoning: "think"}, true
-	}
-	return Format{}, false
+	f, ok = published[name]
+	return f, ok
 }
+
+// Families lists the public names of the families.
+func Families() []string { return slices.Sorted(maps.Keys(published)) }

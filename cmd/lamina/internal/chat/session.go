@@ -155,7 +155,12 @@ func (s *Session) answer(ctx context.Context) (string, error) {
 			}
 			return a.text, err
 		}
-		if !a.told {
+		if a.text == "" && wait > firstWait && !a.waits {
+			a.waits = true
+			s.note("The router does not answer: it is asked again for up to %.0f s. Ctrl-C gives up.",
+				s.Patience.Seconds())
+		}
+		if !a.told && a.text != "" {
 			a.told = true
 			a.notices = append(a.notices, "The answer broke off and was asked for again.")
 		}
@@ -173,7 +178,8 @@ type answer struct {
 	text     string // that was shown
 	seed     *uint64
 	heard    time.Time // when the router last sent some of it
-	told     bool
+	told     bool      // that it was asked for again
+	waits    bool      // the user knows that nothing has come yet
 	notices  []string
 	finished *routerv1.Finished
 }
