@@ -1,6 +1,6 @@
 // Package agent is a service registry in this process that speaks the part of the HTTP API of a Consul
 // agent that pkg/discovery/consul uses: services with gRPC health checks, blocking queries, sessions,
-// locks and values with check-and-set.
+// locks, values with check-and-set and lists of keys.
 // `lamina chaos` starts a fleet against it, so that a machine without Consul can run one,
 // and takes it away as a fault. It keeps nothing on disk, like `consul agent -dev`.
 //
@@ -69,6 +69,7 @@ type session struct {
 	ID, Name string
 	expires  time.Time
 	ttl      time.Duration
+	deletes  bool // its keys end with it
 }
 
 type pair struct {

@@ -5,8 +5,11 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -14,7 +17,7 @@ import (
 const defaultTTL = 10 * time.Second
 
 func (a *Agent) createSession(w http.ResponseWriter, r *http.Request) {
-	var body struct{ Name, TTL string }
+	var body struct{ Name, TTL, Behavior string }
 	if !decode(w, r, &body) {
 		return
 	}
@@ -24,7 +27,8 @@ func (a *Agent) createSession(w http.ResponseWriter, r *http.Request) {
 	}
 	id := make([]byte, 16)
 	rand.Read(id) // never fails
-	s := &session{ID: hex.EncodeToString(id), Name: body.Name, ttl: ttl, expires: time.Now().Add(ttl)}
+	s := &session{ID: hex.EncodeToString(id), Name: body.Name, ttl: ttl, expires: time.Now().Add(ttl),
+		deletes: body.Behavior == "delete"}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sessions[s.ID] = s
@@ -50,15 +54,20 @@ func (a *Agent) destroySession(w http.ResponseWriter, r *http.Request) {
 	answer(w, true)
 }
 
-// drop ends a session and frees its locks. The caller holds mu.
+// drop ends a session, and frees or deletes the keys that it holds. The caller holds mu.
 func (a *Agent) drop(id string) {
+	s := a.sessions[id]
 	delete(a.sessions, id)
 	for _, p := range a.keys {
-		if p.Session == id {
-			p.Session = ""
-			a.change()
-			p.ModifyIndex = a.index
+		if p.Session != id {
+			continue
 		}
+		a.change()
+		if s != nil && s.deletes {
+			delete(a.keys, p.Key)
+			continue
+		}
+		p.Session, p.ModifyIndex = "", a.index
 	}
 }
 
@@ -82,16 +91,23 @@ func (a *Agent) expire(ctx context.Context) {
 	}
 }
 
+// get answers with the pair of a key, or with all whose keys begin with it.
 func (a *Agent) get(w http.ResponseWriter, r *http.Request) {
 	a.block(r)
 	defer a.mu.Unlock()
 	a.meta(w)
-	p := a.keys[r.PathValue("key")]
-	if p == nil {
+	key, all := r.PathValue("key"), r.URL.Query().Has("recurse")
+	found := []*pair{}
+	for _, name := range slices.Sorted(maps.Keys(a.keys)) {
+		if name == key || all && strings.HasPrefix(name, key) {
+			found = append(found, a.keys[name])
+		}
+	}
+	if len(found) == 0 {
 		http.Error(w, "", http.StatusNotFound)
 		return
 	}
-	answer(w, []*pair{p})
+	answer(w, found)
 }
 
 // put takes or releases the lock of a key for a session, or writes its value if it has a version.

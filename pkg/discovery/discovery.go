@@ -1,7 +1,8 @@
 // Package discovery finds running services. Services register their instances in a Registry,
 // which sends the healthy ones to watchers and also provides locks. A KV holds small documents that
-// the members share. NewMemory returns a registry for one process, and discovery/consul provides one that
-// several hosts share. discoverytest is the test suite that both pass.
+// the members share, and a Board those that go away with their members. NewMemory returns a registry
+// for one process, and discovery/consul provides one that several hosts share. discoverytest is the
+// test suite that both pass.
 //
 // The content of a registry is a hint: an instance may be gone when it is called. Callers
 // therefore set deadlines, and epochs fence off late messages.

@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -30,6 +31,24 @@ type KV interface {
 	// stays valid.
 	Follow(ctx context.Context, key string) (<-chan Entry, error)
 }
+
+// Board holds documents that members show each other. A document is of one member and goes away with it, which the
+// values of a KV do not.
+type Board interface {
+	// Post puts up a document, or replaces what the member has put up under the key. It goes away when its member has not
+	// posted for a while (Consul: 10 to 20 s), so a member posts at least every PostEvery, changed or not. It returns
+	// Aborted if another member's document has the key. One goroutine at a time posts and withdraws a key.
+	Post(ctx context.Context, key string, value []byte) error
+	// Withdraw takes down what the member has put up under a key, if anything.
+	Withdraw(ctx context.Context, key string) error
+	// Posts sends all documents whose keys begin with a prefix, by their keys: now, and after changes, of which it puts
+	// together those that come within a fraction of a second. A slow reader only receives the newest state. The channel
+	// is closed when ctx ends and not earlier: while the registry cannot be reached, the last state stays valid.
+	Posts(ctx context.Context, prefix string) (<-chan map[string][]byte, error)
+}
+
+// PostEvery is the longest time between two posts of a document that is to stay.
+const PostEvery = 3 * time.Second
 
 // CheckEntry returns an error if a key or value is not one that every KV accepts.
 func CheckEntry(key string, value []byte) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"maps"
+	"strings"
 	"sync"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -17,6 +18,8 @@ type Memory struct {
 	locks     map[string]*memoryLock
 	values    map[string]Entry
 	followers map[chan Entry]string
+	posts     map[string][]byte
+	readers   map[chan map[string][]byte]string // of posts, with their prefixes
 	version   uint64 // of the last write
 }
 
@@ -28,7 +31,8 @@ type memoryLock struct {
 // NewMemory returns an empty registry.
 func NewMemory() *Memory {
 	return &Memory{instances: map[string]*memoryRegistration{}, watchers: map[chan []Instance]string{},
-		locks: map[string]*memoryLock{}, values: map[string]Entry{}, followers: map[chan Entry]string{}}
+		locks: map[string]*memoryLock{}, values: map[string]Entry{}, followers: map[chan Entry]string{},
+		posts: map[string][]byte{}, readers: map[chan map[string][]byte]string{}}
 }
 
 // Register adds an instance.
@@ -213,6 +217,68 @@ func (m *Memory) Follow(ctx context.Context, key string) (<-chan Entry, error) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.followers, ch)
+		close(ch)
+	})
+	return ch, nil
+}
+
+// Post puts up a document. It stays until it is withdrawn: the members of one process end together.
+func (m *Memory) Post(_ context.Context, key string, value []byte) error {
+	if err := CheckEntry(key, value); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.posts[key] = bytes.Clone(value)
+	m.tellReaders(key)
+	return nil
+}
+
+// Withdraw takes a document down.
+func (m *Memory) Withdraw(_ context.Context, key string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.posts[key]; ok {
+		delete(m.posts, key)
+		m.tellReaders(key)
+	}
+	return nil
+}
+
+// tellReaders sends the documents to the readers of a key. The caller holds mu.
+func (m *Memory) tellReaders(key string) {
+	for ch, prefix := range m.readers {
+		if strings.HasPrefix(key, prefix) {
+			Offer(ch, m.posted(prefix))
+		}
+	}
+}
+
+// posted returns a copy of the documents with a prefix. The caller holds mu.
+func (m *Memory) posted(prefix string) map[string][]byte {
+	out := map[string][]byte{}
+	for key, value := range m.posts {
+		if strings.HasPrefix(key, prefix) {
+			out[key] = bytes.Clone(value)
+		}
+	}
+	return out
+}
+
+// Posts sends the documents with a prefix, now and after each change.
+func (m *Memory) Posts(ctx context.Context, prefix string) (<-chan map[string][]byte, error) {
+	if err := CheckEntry(prefix, nil); err != nil {
+		return nil, err
+	}
+	ch := make(chan map[string][]byte, 1)
+	m.mu.Lock()
+	m.readers[ch] = prefix
+	Offer(ch, m.posted(prefix))
+	m.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.readers, ch)
 		close(ch)
 	})
 	return ch, nil

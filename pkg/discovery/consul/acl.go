@@ -24,7 +24,7 @@ agent_prefix "" { policy = "read" }
 key_prefix %q { policy = "write" }
 `, keyPrefix)
 		}
-		if kind == "router" { // one of them writes the plan
+		if kind == "router" { // one of them writes the plan, and each of them what it has let in
 			rules += fmt.Sprintf("key_prefix %q { policy = \"write\" }\n", valuePrefix)
 		}
 		policies[kind] = rules

@@ -50,6 +50,7 @@ type Registry struct {
 
 	mu         sync.Mutex
 	registered map[string]*registration // by id
+	posts      map[string]*post         // by key
 }
 
 // New returns a registry. It does not connect to Consul; the first use does.
@@ -61,7 +62,8 @@ func New(c Config) (*Registry, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "connect to consul at %s", c.Addr)
 	}
-	return &Registry{client: client, config: config, tls: c.TLS, registered: map[string]*registration{}}, nil
+	return &Registry{client: client, config: config, tls: c.TLS, registered: map[string]*registration{},
+		posts: map[string]*post{}}, nil
 }
 
 // Close closes idle connections. Registrations are maintained until Deregister, and watches run

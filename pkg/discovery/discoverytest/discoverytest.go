@@ -19,6 +19,7 @@ const limit = 2 * time.Minute
 type Store interface {
 	discovery.Registry
 	discovery.KV
+	discovery.Board
 	discovery.Directory
 }
 
@@ -38,6 +39,8 @@ func Run(t *testing.T, r Store, serve func(t *testing.T) (addr string, stop func
 	t.Run("SwapHasOneWinner", func(t *testing.T) { race(ctx, t, r) })
 	t.Run("FollowSeesTheNewest", func(t *testing.T) { follow(ctx, t, r) })
 	t.Run("KVRefusesBadEntries", func(t *testing.T) { badEntries(ctx, t, r) })
+	t.Run("PostsAreSeenUntilWithdrawn", func(t *testing.T) { posts(ctx, t, r) })
+	t.Run("BoardRefusesBadPosts", func(t *testing.T) { badPosts(ctx, t, r) })
 	t.Run("ANewShardReplacesTheOneAtItsAddress", func(t *testing.T) { succeed(ctx, t, r, serve) })
 	t.Run("RemoveRemovesAMember", func(t *testing.T) { remove(ctx, t, r, serve) })
 }
