@@ -77,6 +77,12 @@ func (b *Bucket) Remaining(now time.Time) (n int64, full time.Duration) {
 	return max(0, b.level/unit), time.Duration(ceil(b.limit*unit-b.level, b.limit))
 }
 
+// missing returns how much a bucket lacks to be full, rounded up.
+func (b *Bucket) missing(now time.Time) int64 {
+	b.advance(now)
+	return ceil(b.limit*unit-b.level, unit)
+}
+
 // change sets another limit. What was used stays used.
 func (b *Bucket) change(now time.Time, limit int64) {
 	b.advance(now)
@@ -97,10 +103,20 @@ type Budget struct {
 // Meter holds the budgets of a key in requests and tokens a minute. It is safe for concurrent use. A nil meter has
 // no limits.
 type Meter struct {
-	now              func() time.Time
+	now    func() time.Time
+	ledger *Ledger // of the routers that share the budgets; nil for none
+	name   string  // of the caller in reports
+
 	mu               sync.Mutex
 	requests, tokens Bucket
 	reserved         int // requests that have reserved tokens and have not settled
+	spent            spending
+}
+
+// spending is what a router has let in of a caller since the period began in which the caller's budgets were not full.
+type spending struct {
+	period           uint64 // 0 while nothing is used
+	requests, tokens int64
 }
 
 // NewMeter returns a meter with full budgets; 0 means no limit.
@@ -117,10 +133,10 @@ func (m *Meter) limit(requests, tokens int64) {
 
 // full reports whether nothing of the budgets is used and nothing is reserved.
 func (m *Meter) full() bool {
-	requests, tokens := m.State()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.reserved == 0 && requests.Reset == 0 && tokens.Reset == 0
+	now := m.now()
+	return m.reserved == 0 && m.requests.missing(now) == 0 && m.tokens.missing(now) == 0
 }
 
 // Charge takes n tokens for a request that was let in elsewhere, even if that leads into debt.
@@ -131,6 +147,27 @@ func (m *Meter) Charge(n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tokens.Give(m.now(), -n)
+	m.spend(0, n)
+}
+
+// spend notes for the other routers what was taken, or given back. The caller holds mu.
+func (m *Meter) spend(requests, tokens int64) {
+	if m.ledger == nil {
+		return
+	}
+	if m.requests.limit == 0 {
+		requests = 0
+	}
+	if m.tokens.limit == 0 {
+		tokens = 0
+	}
+	if m.spent.period == 0 && (requests > 0 || tokens > 0) {
+		m.spent = spending{period: m.ledger.begin(m)}
+	}
+	if m.spent.period != 0 {
+		m.spent.requests = min(m.spent.requests+requests, maxSpent)
+		m.spent.tokens = max(0, min(m.spent.tokens+tokens, maxSpent))
+	}
 }
 
 // Begin takes one request. It also refuses a request while the budget of tokens is used up.
@@ -148,6 +185,7 @@ func (m *Meter) Begin() error {
 	if wait := m.requests.Take(now, 1); wait > 0 {
 		return exhausted("requests", m.requests.limit, wait)
 	}
+	m.spend(1, 0)
 	return nil
 }
 
@@ -171,11 +209,13 @@ func (m *Meter) Reserve(n int64) (settle func(used int64), err error) {
 		return nil, exhausted("tokens", m.tokens.limit, wait)
 	}
 	m.reserved++
+	m.spend(0, n)
 	return func(used int64) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.reserved--
 		m.tokens.Give(m.now(), n-used)
+		m.spend(0, used-n)
 	}, nil
 }
 

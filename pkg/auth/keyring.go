@@ -21,9 +21,10 @@ const maxSecret = 256
 
 // Keyring finds keys by their secrets. It is safe for concurrent use.
 type Keyring struct {
-	path string
-	log  *slog.Logger
-	now  func() time.Time
+	path   string
+	log    *slog.Logger
+	now    func() time.Time
+	ledger *Ledger // nil if no other router shares the budgets
 
 	loading sync.Mutex // held while the file is read, so that what was read last counts
 
@@ -43,12 +44,13 @@ type entry struct {
 
 // KeyringOptions are the options of a keyring.
 type KeyringOptions struct {
-	Log *slog.Logger     // nil logs nothing
-	Now func() time.Time // nil is time.Now
+	Log    *slog.Logger     // nil logs nothing
+	Now    func() time.Time // nil is time.Now
+	Ledger *Ledger          // shares the budgets with other routers; nil for none
 }
 
 func newKeyring(o KeyringOptions) *Keyring {
-	r := &Keyring{log: o.Log, now: o.Now, meter: map[string]*Meter{}}
+	r := &Keyring{log: o.Log, now: o.Now, ledger: o.Ledger, meter: map[string]*Meter{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -155,13 +157,14 @@ func (r *Keyring) set(keys []Key) {
 	for id := range r.meter {
 		if known[id] == nil {
 			delete(r.meter, id)
+			r.ledger.forget("key:" + id)
 		}
 	}
 	for _, e := range found {
 		if m := r.meter[e.key.ID]; m != nil {
 			m.limit(e.key.Requests, e.key.Tokens)
 		} else {
-			r.meter[e.key.ID] = NewMeter(e.key.Requests, e.key.Tokens, r.now)
+			r.meter[e.key.ID] = r.ledger.meter("key:"+e.key.ID, e.key.Requests, e.key.Tokens, r.now)
 		}
 	}
 }

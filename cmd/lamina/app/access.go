@@ -12,7 +12,9 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/auth/gate"
+	"github.com/lamina-mesh/lamina/pkg/auth/ledger"
 	"github.com/lamina-mesh/lamina/pkg/auth/token"
+	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
@@ -47,12 +49,13 @@ func (p *process) secure(files rpc.Files) error {
 	}
 	var keys *auth.Keyring
 	if path := p.set.access.Keys; path != "" {
-		if keys, err = auth.OpenKeyring(path, auth.KeyringOptions{Log: p.log}); err != nil {
+		if keys, err = auth.OpenKeyring(path, auth.KeyringOptions{Log: p.log, Ledger: p.ledger}); err != nil {
 			return err
 		}
 		p.add(runPart("keys", keys.Run))
 	}
 	meters := auth.NewMeters(nil)
+	meters.Share(p.ledger)
 	tokens, err := p.tokens(meters)
 	if err != nil {
 		return err
@@ -86,6 +89,17 @@ func (p *process) secure(files rpc.Files) error {
 		p.guard.Audit = auth.NewAuditLog(w, time.Now, func(err error) { p.log.Error("audit", "error", err) })
 	}
 	return nil
+}
+
+// shareBudgets lets the routers of a registry share the budgets of callers. A process that is a whole mesh has the only
+// one.
+func (p *process) shareBudgets() {
+	board, ok := p.registry.(discovery.Board)
+	if !ok || p.ledger == nil || p.guard == nil || !p.guard.Secrets() {
+		return
+	}
+	e := ledger.New(p.ledgerID, p.ledger, board, ledger.Options{Log: p.log, Metrics: p.metrics})
+	p.add(runPart("shared budgets", e.Run))
 }
 
 // tokens returns the verifier of tokens, or nil if there are none.

@@ -43,6 +43,7 @@ type settings struct {
 	publicAddr        string // of a mesh's public gRPC API
 	insecure          bool
 	access            AccessConfig
+	shareBudgets      bool // with the other routers of the registry
 	admin             AdminConfig
 	trimInterval      time.Duration
 	leave             time.Duration // until a shard of its own ends training stages; 0 for the default
@@ -69,7 +70,9 @@ type process struct {
 	network  *memnet.Network   // of a mesh; nil in a process with one service
 	certs    *rpc.Certificates // nil for plaintext
 	guard    *auth.Guard       // of the listeners; nil lets everyone in
-	own      self.Addresses    // of the listeners of this process
+	ledger   *auth.Ledger      // of a router that shares the budgets of callers with others; nil for none
+	ledgerID string
+	own      self.Addresses // of the listeners of this process
 	registry discovery.Registry
 	dialer   *rpc.Dialer
 	metrics  *prometheus.Registry

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/auth/ledger"
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
@@ -47,6 +49,10 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 	}
 	if err := p.startTraces(ctx, c.Traces, "lamina-"+targets[0]); err != nil {
 		return err
+	}
+	if set.shareBudgets {
+		p.ledgerID = ledger.NewID()
+		p.ledger = auth.NewLedger(p.ledgerID, nil)
 	}
 	if err := p.secure(c.Files); err != nil {
 		return errors.Join(err, p.close())
@@ -217,7 +223,7 @@ type Scheduling struct {
 
 // Router runs a router until ctx ends: the gRPC API, the HTTP API and the console.
 func Router(ctx context.Context, c ServiceConfig, r RouterConfig) error {
-	return c.run(ctx, Kernels{}, settings{router: r}, "http", "router api")
+	return c.run(ctx, Kernels{}, settings{router: r, shareBudgets: true}, "http", "router api")
 }
 
 // TrainerConfig holds the folders of a trainer.

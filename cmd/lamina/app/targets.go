@@ -362,6 +362,7 @@ func (p *process) buildRouter() error {
 	c.Meters = p.guard // a nil guard has no budgets
 	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
+	p.shareBudgets()
 	return nil
 }
 
