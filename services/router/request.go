@@ -173,7 +173,7 @@ func (q *request) runVersion(
 	if err != nil {
 		return err
 	}
-	defer settle()
+	defer func() { settle(err) }()
 	v, err := q.service.vocabulary(ctx, q.digest, tokenizers)
 	if err != nil {
 		return err
@@ -195,8 +195,9 @@ func (q *request) runVersion(
 }
 
 // reserve takes the tokens of the request from the caller's budget: the prompt unless it is paid for, and the answer if
-// the request limits it. The returned function is called when the request has ended.
-func (q *request) reserve(ctx context.Context, limited bool) (settle func(), err error) {
+// the request limits it. The returned function is called when the request has ended, with its error. What the fleet
+// refuses, or loses before its first token, costs nothing: whoever tries again must not pay for each try.
+func (q *request) reserve(ctx context.Context, limited bool) (settle func(error), err error) {
 	prompt, answer := int64(len(q.prompt)), int64(0)
 	if q.paid {
 		prompt = 0
@@ -209,7 +210,15 @@ func (q *request) reserve(ctx context.Context, limited bool) (settle func(), err
 		return nil, err
 	}
 	q.charged = true
-	return func() { give(prompt + int64(max(0, len(q.log)-len(q.prompt)))) }, nil
+	return func(err error) {
+		used := int64(max(0, len(q.log)-len(q.prompt)))
+		if used == 0 && refusedByFleet(ctx, err) {
+			q.charged = false
+			give(0)
+			return
+		}
+		give(prompt + used)
+	}, nil
 }
 
 // admit checks the prompt and completes the sampling parameters.

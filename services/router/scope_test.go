@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -193,5 +194,36 @@ func TestService_Budget_PromptIsPaidOnceByTheHTTPAPIs(t *testing.T) {
 		if _, tokens := auth.From(ctx).Meter().State(); tokens.Limit-tokens.Remaining != tc.used {
 			t.Errorf("%s: %d tokens are used, want %d", name, tokens.Limit-tokens.Remaining, tc.used)
 		}
+	}
+}
+
+// TestService_Budget_LostRequestsCostNothingBeforeTheirFirstToken loses the only stage while it computes.
+func TestService_Budget_LostRequestsCostNothingBeforeTheirFirstToken(t *testing.T) {
+	for _, tc := range []struct {
+		step   int // at which the stage is lost
+		tokens bool
+	}{{1, false}, {20, true}} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMesh(t, 1, 1, router.Config{})
+			ctx := withKey(t, auth.Key{Tokens: 1000})
+			m.shards["shard-0-0"].strike(tc.step, func() { m.network.Cut("shard-0-0", true) })
+			got := int64(0)
+			err := m.service.Backend().Generate(ctx, greedy("cut short", 100), func(r *routerv1.GenerateResponse) error {
+				if r.GetToken() != nil {
+					got++
+				}
+				return nil
+			})
+			if fault.CodeOf(err) != fault.Unavailable || (got > 0) != tc.tokens {
+				t.Fatalf("%d tokens, then %v", got, err)
+			}
+			want := int64(0)
+			if tc.tokens {
+				want = int64(len("cut short")) + got
+			}
+			if n := used(ctx); n != want {
+				t.Errorf("lost after %d tokens: %d are used, want %d", got, n, want)
+			}
+		})
 	}
 }
