@@ -10,6 +10,9 @@
 // them: Tenant separates queues, caches and journals; CheckModel and Reserve enforce the scopes of a key that
 // are known only when a request has been read.
 //
+// Meters hold the budgets of callers. A Ledger lets several routers share them: each admits by its own meters and tells
+// the others, through the package ledger, what it has let in.
+//
 // A Guard without keys and certificates lets everyone in, which is the default on loopback. The tenant is then
 // an opaque name that clients send, and protects only tenants that share a trusted proxy.
 //
