@@ -20,7 +20,7 @@ type Memory struct {
 	followers map[chan Entry]string
 	posts     map[string][]byte
 	readers   map[chan map[string][]byte]string // of posts, with their prefixes
-	version   uint64 // of the last write
+	version   uint64                            // of the last write
 }
 
 type memoryLock struct {
