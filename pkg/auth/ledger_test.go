@@ -264,8 +264,8 @@ func TestLedger_AdmitsNoMoreThanOneMeterThatSeesAll(t *testing.T) {
 				}
 				window = max(window, len(admitted)-from)
 			}
-			// The routers may let in what comes within an interval and a delay, and gain once more what a bucket gains in
-			// that time, if it was full at one of them and not at another.
+			// The routers may let in what comes within an interval and a delay, and gain once more what a bucket gains
+			// in that time, if it was full at one of them and not at another.
 			gain := int64(n-1) * (limit*int64(interval+delay)/int64(time.Minute) + 1)
 			if most := alone + int64(window) + gain; shared > most {
 				t.Fatalf("seed %d, %d routers, %d a minute: after %v they have let in %d, one meter %d, at most %d more",

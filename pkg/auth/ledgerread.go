@@ -139,8 +139,8 @@ func (l *Ledger) take(p *peer, u Usage, now time.Time, stale map[string]staleUse
 	case m == nil:
 		next.taken.add(used.atMost(missing))
 	case !l.joined || before.Period != 0 && now.Sub(p.seen) > staleAfter:
-		// It has been out of reach. Its bucket has gained meanwhile, and so has the one here, so what it lacks now is all
-		// that counts. Others that were out of reach with it have counted the same in what they lack.
+		// It has been out of reach. Its bucket has gained meanwhile, and so has the one here, so what it lacks now is
+		// all that counts. Others that were out of reach with it have counted the same in what they lack.
 		used = used.atMost(missing)
 		if s, ok := stale[u.Caller]; !ok || used.requests > s.requests || used.tokens > s.tokens {
 			stale[u.Caller] = staleUse{spending: used, told: next, meter: m}

@@ -35,9 +35,9 @@ type KV interface {
 // Board holds documents that members show each other. A document is of one member and goes away with it, which the
 // values of a KV do not.
 type Board interface {
-	// Post puts up a document, or replaces what the member has put up under the key. It goes away when its member has not
-	// posted for a while (Consul: 10 to 20 s), so a member posts at least every PostEvery, changed or not. It returns
-	// Aborted if another member's document has the key. One goroutine at a time posts and withdraws a key.
+	// Post puts up a document, or replaces what the member has put up under the key. It goes away when its member has
+	// not posted for a while (Consul: 10 to 20 s), so a member posts at least every PostEvery, changed or not. It
+	// returns Aborted if another member's document has the key. One goroutine at a time posts and withdraws a key.
 	Post(ctx context.Context, key string, value []byte) error
 	// Withdraw takes down what the member has put up under a key, if anything.
 	Withdraw(ctx context.Context, key string) error

@@ -15,8 +15,8 @@ import (
 const (
 	// A document may be put up again as soon as its session has ended. Consul takes no delay for its default one.
 	postDelay = time.Millisecond
-	// gather is how long a reader waits between two lists, so that documents that change every second cost each reader a
-	// few lists a second and not one for each document.
+	// gather is how long a reader waits between two lists, so that documents which change every second cost a
+	// reader few lists a second and not one for each document.
 	gather = 200 * time.Millisecond
 	// boardWait bounds a blocking query. A Consul that has forgotten everything counts from the start, and answers a
 	// query with an index from before only at its end.
