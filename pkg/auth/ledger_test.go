@@ -268,12 +268,13 @@ func TestLedger_AdmitsNoMoreThanOneMeterThatSeesAll(t *testing.T) {
 			// in that time, if it was full at one of them and not at another.
 			gain := int64(n-1) * (limit*int64(interval+delay)/int64(time.Minute) + 1)
 			if most := alone + int64(window) + gain; shared > most {
-				t.Fatalf("seed %d, %d routers, %d a minute: after %v they have let in %d, one meter %d, at most %d more",
-					seed, n, limit, f.at, shared, alone, most-alone)
+				t.Fatalf("seed %d, %d routers, %d a minute: after %v they have let in %d, one meter %d, at most %d "+
+					"more", seed, n, limit, f.at, shared, alone, most-alone)
 			}
 		}
 		if alone-shared > limit/10+int64(n) {
-			t.Errorf("seed %d, %d routers, %d a minute: they have let in %d, one meter %d", seed, n, limit, shared, alone)
+			t.Errorf("seed %d, %d routers, %d a minute: they have let in %d, one meter %d", seed, n, limit, shared,
+				alone)
 		}
 		worst = max(worst, float64(shared-alone)/float64(limit))
 	}
@@ -445,7 +446,8 @@ func TestLedger_RefusesAReportByName(t *testing.T) {
 		l := auth.NewLedger("a", nil)
 		other := text(func(r *auth.Report) { r.Router = "other" })
 		refused := l.Read(map[string][]byte{"b": c.text, "other": other})
-		if err := refused["b"]; (err == nil) != (c.field == "") || err != nil && !strings.Contains(err.Error(), c.field) {
+		err := refused["b"]
+		if (err == nil) != (c.field == "") || err != nil && !strings.Contains(err.Error(), c.field) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if want := map[bool]int{true: 2, false: 1}[c.field == ""]; refused["other"] != nil || l.Routers() != want {
@@ -600,8 +602,9 @@ func FuzzLedger_Read(f *testing.F) {
 		}
 		for _, text := range [][]byte{one, two, one} {
 			r, err := auth.ParseReport(text)
-			if refused := l.Read(map[string][]byte{"b": text}); (refused["b"] == nil) != (err == nil && r.Router == "b") {
-				t.Errorf("%v and %v", refused["b"], err)
+			refused := l.Read(map[string][]byte{"b": text})["b"]
+			if (refused == nil) != (err == nil && r.Router == "b") {
+				t.Errorf("%v and %v", refused, err)
 			}
 			if requests, _ := m.State(); requests.Remaining > 9 {
 				t.Errorf("a report gives the caller requests: %+v", requests)

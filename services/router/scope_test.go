@@ -208,12 +208,13 @@ func TestService_Budget_LostRequestsCostNothingBeforeTheirFirstToken(t *testing.
 			ctx := withKey(t, auth.Key{Tokens: 1000})
 			m.shards["shard-0-0"].strike(tc.step, func() { m.network.Cut("shard-0-0", true) })
 			got := int64(0)
-			err := m.service.Backend().Generate(ctx, greedy("cut short", 100), func(r *routerv1.GenerateResponse) error {
+			count := func(r *routerv1.GenerateResponse) error {
 				if r.GetToken() != nil {
 					got++
 				}
 				return nil
-			})
+			}
+			err := m.service.Backend().Generate(ctx, greedy("cut short", 100), count)
 			if fault.CodeOf(err) != fault.Unavailable || (got > 0) != tc.tokens {
 				t.Fatalf("%d tokens, then %v", got, err)
 			}

@@ -57,8 +57,8 @@ func TestRouters_ShareBudgetsOverARegistry(t *testing.T) {
 		}
 		return resp.StatusCode, remaining, resp.Header
 	}
-	// The first router is kept at the end of its budget. The second one is asked so seldom that its own requests, of which
-	// it gains one a second, never use much of it.
+	// The first router is kept at the end of its budget. The second one is asked so seldom that its own requests, of
+	// which it gains one a second, never use much of it.
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	ends := time.After(3 * time.Minute)

@@ -25,8 +25,9 @@ const (
 	prefix = "budgets/" // of the keys of reports
 	// interval is the time between two reports.
 	interval = time.Second
-	// bytesPerSecond bounds what a router writes on the average: the registry replicates each report.
-	bytesPerSecond = 64 << 10
+	// bytesPerSecond bounds what a router writes on the average, since the registry replicates each report. The longest
+	// report is written every discovery.PostEvery.
+	bytesPerSecond = 128 << 10
 	withdrawTime   = 2 * time.Second
 )
 
@@ -148,8 +149,8 @@ func (e *Exchange) write(ctx context.Context) {
 		case err != nil:
 			e.failed.Inc()
 			if !failing {
-				e.log.Warn("write the report on the use of budgets: until that works, the other routers do not count what is "+
-					"let in here", "error", err)
+				e.log.Warn("write the report on the use of budgets: until that works, the other routers do not count "+
+					"what is let in here", "error", err)
 			}
 		case failing:
 			e.log.Info("the other routers count again what is let in here")

@@ -232,3 +232,13 @@ func TestNewID_IsAnotherOneEachTime(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestExchange_LargeReportsAreWrittenLessOften(t *testing.T) {
+	if d := ledger.Pause(100 << 10); d != time.Second {
+		t.Errorf("after 100 KiB: %v", d)
+	}
+	// The longest one must still be written before the registry forgets its router.
+	if d := ledger.Pause(auth.MaxReport); d <= time.Second || d > discovery.PostEvery {
+		t.Errorf("after the longest report: %v", d)
+	}
+}

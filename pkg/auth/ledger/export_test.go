@@ -1,0 +1,4 @@
+package ledger
+
+// Pause returns the time after a report of a size.
+var Pause = pause
