@@ -65,7 +65,7 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 		case o.lost != nil: // the other one goes on
 			q.proven = max(q.proven, o.proven)
 			if o.blamed != nil {
-				q.lost++
+				q.lost = append(q.lost, from.p.id)
 				q.blame(*o.blamed, o.lost)
 			}
 			r.drop(from)

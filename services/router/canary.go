@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"slices"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -53,7 +54,7 @@ func (q *request) runVersions(
 		s.excuse(model, canary, lost)
 		s.excuse(model, q.digest, q.lost)
 	default: // the client has gone, or the request is refused: nothing is known
-		s.excuse(model, canary, 0)
+		s.excuse(model, canary, nil)
 	}
 	return err
 }
@@ -109,12 +110,12 @@ func (s *Service) judge(ctx context.Context, name, digest string, err error, pro
 }
 
 // excuse counts the end of a request that has failed on a version which is not to blame for it, nor for the loss of
-// some pipelines.
-func (s *Service) excuse(name, digest string, lost int) {
+// some pipelines, by their ids.
+func (s *Service) excuse(name, digest string, lost []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.m.deployed.ended(s.deploys.state, name, digest, true)
-	s.failuresOf(digest).all -= lost // below 0 if the end of the pipelines is noted later
+	s.failuresOf(digest).excuse(lost, time.Now())
 }
 
 // blamesVersion reports whether an error may be the fault of the model's version or of its pipelines. It is not if the

@@ -67,6 +67,47 @@ func (m *mesh) canary(share float32, lasts time.Duration) {
 	m.t.Fatal(err)
 }
 
+// Pipelines of a canary are lost again and again without a request that is to blame. If its host is cut off each time,
+// the canary stays: any version would have lost them. If the host lives on, the version is to blame.
+func TestDeploy_LostHostsAreNotTheCanarysFault(t *testing.T) {
+	for name, dies := range map[string]bool{"the host is cut off": true, "the host lives on": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, hosts := deployMesh(t, router.Placement{}, 2, 1,
+					map[string]string{digest: "fake", likeDigest: "like"})
+				m.served("fake")
+				m.canary(1, 10*time.Minute)
+				for range 7 {
+					eventually(t, "the canary serves", func() bool {
+						a, err := m.generate(t.Context(), named("fake", "hello", 3), nil)
+						return err == nil && (a.started.GetDigest() == likeDigest || !dies)
+					})
+					for _, h := range hosts {
+						if !h.holds(likeDigest) {
+							continue
+						}
+						if dies {
+							m.network.Cut(h.id, true)
+							<-time.After(4 * time.Second)
+							m.network.Cut(h.id, false)
+							continue
+						}
+						h.shut(likeDigest, true)
+						<-time.After(2 * time.Second)
+						h.shut(likeDigest, false)
+					}
+					<-time.After(4 * time.Second)
+				}
+				d := m.deployment("fake")
+				stays := d.GetState() == routerv1.DeploymentState_DEPLOYMENT_STATE_CANARY && d.GetFailed() == nil
+				if stays != dies || !dies && d.GetFailed().GetDigest() != likeDigest {
+					t.Errorf("the deployment is %v", d)
+				}
+			})
+		})
+	}
+}
+
 // A client repeats a request that fails on every version, and some others like it. The canary stays, with or without
 // the loss of processes: it is not to blame.
 func TestDeploy_FaultyRequestsAreNotTheCanarysFault(t *testing.T) {

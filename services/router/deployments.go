@@ -44,14 +44,6 @@ type faultyVersion struct {
 	reason  string
 }
 
-// failures are the tries to open pipelines of a model that have failed.
-type failures struct {
-	row    int // since a pipeline was last opened
-	all    int // with the pipelines that were lost
-	reason string
-	at     time.Time // of the last one
-}
-
 func newDeployments() *deployments {
 	return &deployments{state: &deploy.State{}, judge: deploy.NewJudge(), failures: map[string]*failures{},
 		wakes: map[string]bool{}, faulty: map[string]faultyVersion{}}
@@ -319,32 +311,6 @@ func (s *Service) nameFor(asked string, p *pipeline) string {
 		}
 	}
 	return p.model()
-}
-
-// failuresOf returns the entry of a digest. The caller holds mu.
-func (s *Service) failuresOf(digest string) *failures {
-	f := s.deploys.failures[digest]
-	if f == nil {
-		f = &failures{}
-		s.deploys.failures[digest] = f
-	}
-	return f
-}
-
-// pipelineFailed notes that a pipeline of a model could not be opened, was not computing, or was lost. opened says
-// that it had been open.
-func (s *Service) pipelineFailed(digest string, opened bool, err error) {
-	if errors.Is(err, errLeaving) {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f := s.failuresOf(digest)
-	if !opened {
-		f.row++
-	}
-	f.all++
-	f.reason, f.at = err.Error(), time.Now()
 }
 
 const (

@@ -56,9 +56,11 @@ func (l *leader) view(state *deploy.State) deploy.View {
 	}
 	served := l.served()
 	offered, held := map[string]bool{}, map[string]bool{}
-	refused := map[string]string{} // by hosts, with the reason
+	refused := map[string]string{}     // by hosts, with the reason
+	troubled := map[string]time.Time{} // hosts
 	l.mu.Lock()
 	for id, h := range l.hosts {
+		troubled[id] = h.troubled
 		if !h.alive() {
 			continue
 		}
@@ -84,6 +86,7 @@ func (l *leader) view(state *deploy.State) deploy.View {
 	l.mu.Unlock()
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
+	explained, now := l.s.explained(troubled), time.Now()
 	for digest, m := range out.Models {
 		m.Open = served[digest]
 		switch {
@@ -97,6 +100,7 @@ func (l *leader) view(state *deploy.State) deploy.View {
 			}
 		}
 		if f := l.s.deploys.failures[digest]; f != nil {
+			f.settle(now, explained)
 			m.Failures, m.Losses, m.Reason = f.row, f.all, f.reason
 		}
 		out.Models[digest] = m

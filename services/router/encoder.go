@@ -97,7 +97,7 @@ func (l *leader) probeEncoder(ctx context.Context, p *encoderProbe, chain plan.C
 	case ctx.Err() == nil:
 		l.s.log.Warn("probe encoder", "chain", chain.String(), "error", err)
 		if !queueFull(err) { // a shard has one queue for the calls of all its models
-			l.s.pipelineFailed(chain.Digest(), false, err)
+			l.s.pipelineFailed(chain.Digest(), err)
 		}
 	}
 }

@@ -44,6 +44,7 @@ type fakeHost struct {
 	loading []*shardv1.Loading
 	late    func() time.Duration // of an answer to Describe; nil for none
 	frozen  bool                 // it answers no Describe
+	closed  map[string]bool      // digests of which no pipeline can be opened
 }
 
 // addHost starts a host with room for some whole models, which offers models by their digests.
@@ -51,7 +52,7 @@ func (m *mesh) addHost(name string, models int, offers map[string]string) *fakeH
 	kv := fakeLayers * fakeKVBytes * contextLen
 	memory := uint64(float64(models*(fakeLayers*fakeLayerBytes+kv)+kv/2) / 0.8)
 	h := &fakeHost{mesh: m, id: name, memory: memory, offers: offers, spans: map[string]*fakeShard{},
-		refuse: map[string]error{}, started: map[string]bool{}}
+		refuse: map[string]error{}, started: map[string]bool{}, closed: map[string]bool{}}
 	m.add(name, func(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, h) })
 	return h
 }
@@ -101,6 +102,22 @@ func (h *fakeHost) holds(digest string) bool {
 		}
 	}
 	return false
+}
+
+// shut ends all pipelines over the spans of a model and lets nobody open others, or lets them again.
+func (h *fakeHost) shut(digest string, shut bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed[digest] = shut
+	for _, s := range h.spans {
+		s.mu.Lock()
+		for _, p := range s.streams {
+			if shut && s.digest == digest {
+				p.cancel()
+			}
+		}
+		s.mu.Unlock()
+	}
 }
 
 func (h *fakeHost) Assign(r *shardv1.AssignRequest, stream grpc.ServerStreamingServer[shardv1.AssignResponse]) error {
@@ -187,8 +204,11 @@ func (h *fakeHost) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shard
 	open := first.GetOpen()
 	hop := open.GetRoute()[0]
 	h.mu.Lock()
-	s := h.spans[spanKey(open.GetDigest(), hop.GetLo(), hop.GetHi())]
+	s, closed := h.spans[spanKey(open.GetDigest(), hop.GetLo(), hop.GetHi())], h.closed[open.GetDigest()]
 	h.mu.Unlock()
+	if closed {
+		return fault.New(fault.Internal, "open pipeline: the device is out of memory")
+	}
 	if s == nil {
 		return fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held", hop.GetLo(), hop.GetHi(),
 			open.GetDigest())

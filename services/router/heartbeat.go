@@ -115,8 +115,10 @@ func (p *placer) ask(ctx context.Context, id string, h *placed) {
 	case ctx.Err() != nil:
 		return
 	case silent:
+		h.troubled = time.Now()
 		h.beat.silent()
 	default:
+		h.troubled = time.Now()
 		h.beat.refused()
 	}
 	if was == h.alive() || p.hosts[id] != h {

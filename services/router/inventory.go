@@ -292,7 +292,7 @@ func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain,
 	if err != nil {
 		s.log.Warn("open pipeline", "chain", chain.String(), "error", err)
 		if ctx.Err() == nil {
-			s.pipelineFailed(chain.Digest(), false, err)
+			s.pipelineLost(chain, "", sampler, err)
 		}
 		s.forget(chain)
 		return false
@@ -312,7 +312,11 @@ func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain,
 	p.drafters.Wait()
 	if ctx.Err() == nil {
 		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", p.hops().String(), "error", err)
-		s.pipelineFailed(p.digest, served, err)
+		if served {
+			s.pipelineLost(p.hops(), p.id, p.samplerAddr(), err)
+		} else {
+			s.pipelineFailed(p.digest, err)
+		}
 		s.forget(p.hops())
 	}
 	return served

@@ -102,9 +102,11 @@ type placed struct {
 	desc   *shardv1.DescribeResponse // nil before the first answer
 	beat   heartbeat
 	asking bool
-	busy   bool  // a load or a release runs
-	swap   *swap // the load that runs, if it replaces spans and the plan still wants that
-	full   bool  // a load did not fit: spans that no plan names have to go first
+	// troubled is when a question was last not answered.
+	troubled time.Time
+	busy     bool  // a load or a release runs
+	swap     *swap // the load that runs, if it replaces spans and the plan still wants that
+	full     bool  // a load did not fit: spans that no plan names have to go first
 	// cramped says that a load did not fit in place of such spans either.
 	cramped bool
 	// freeable says that it holds such spans.

@@ -65,7 +65,7 @@ type request struct {
 	canary   bool              // the version is a canary: started is held back until the first token
 	answered bool              // its client has seen something of the answer
 	proves   func()            // counts the failure on the canary before, once the live version answers; or nil
-	lost     int               // pipelines that were lost while they computed the request
+	lost     []string          // ids of pipelines that were lost while they computed the request
 	strikes  strikes
 	proven   int // positions of the log that some pipeline has computed
 	cached   int // positions of the prompt that came from the prefix cache
@@ -289,7 +289,7 @@ func (q *request) generate(ctx context.Context) (err error) {
 		moved = true
 		q.proven = max(q.proven, end.proven)
 		if end.blamed != nil {
-			q.lost++
+			q.lost = append(q.lost, a.p.id)
 			q.blame(*end.blamed, end.lost)
 		}
 		if err := q.strikes.verdict(q.id); err != nil {
