@@ -38,7 +38,12 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		!errors.Is(err, http.ErrNotSupported) {
 		return nil, fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	room, _ := r.Context().Value(roomKey{}).(*room)
+	body, err := io.ReadAll(counted{http.MaxBytesReader(w, r.Body, maxBody), room})
+	var full *fault.Error
+	if errors.As(err, &full) { // there is no room for it
+		return nil, full
+	}
 	if err != nil {
 		return nil, &fault.Error{Code: fault.Invalid, Field: "body",
 			Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}

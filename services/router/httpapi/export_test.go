@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"net/http"
 	"testing"
 	"time"
 )
@@ -12,3 +13,6 @@ func SetRunningEvery(t *testing.T, d time.Duration) {
 	runningEvery = d
 	t.Cleanup(func() { runningEvery = before })
 }
+
+// Bounded returns a handler whose requests share a room for bodies.
+func Bounded(most int64, next http.HandlerFunc) http.Handler { return newBodies(most).hold(next) }

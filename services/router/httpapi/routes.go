@@ -51,13 +51,14 @@ func Mux(apis ...API) *http.ServeMux {
 	return mux
 }
 
-// Register adds the routes of all APIs to mux. Another method of a known path is refused in the shape of the API
+// Register adds the routes of all APIs to mux, which share the room for bodies. Another method of a known path is refused in the shape of the API
 // that has the path. The tenant that a request names is part of its context.
 func Register(mux *http.ServeMux, apis ...API) {
+	all := newBodies(maxBodies)
 	for _, api := range apis {
 		methods := map[string][]string{}
 		for _, r := range api.Routes {
-			mux.Handle(r.Method+" "+r.Path, Logged(api.Log, tenants(r.Handle, api.Fail)))
+			mux.Handle(r.Method+" "+r.Path, Logged(api.Log, tenants(all.hold(r.Handle), api.Fail)))
 			methods[r.Path] = append(methods[r.Path], r.Method)
 		}
 		for path, allow := range methods {
