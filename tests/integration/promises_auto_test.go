@@ -319,7 +319,8 @@ func (f *fleet) placer() int {
 }
 
 // The placer is killed: the other router serves on, and takes over without a change of the plan. Then a host freezes,
-// and leaves the plan.
+// and leaves the plan. How long that may take is tested where time is virtual
+// (TestPlacer_FrozenHost_LeavesThePlanWithinTwoSeconds); here it depends on what else runs, and is logged.
 func TestPromise_AutoFleet_LostPlacerAndFrozenHost(t *testing.T) {
 	if !slow() {
 		t.Skip("waits for the lock of a killed router; LAMINA_SLOW=1 runs it")
@@ -370,11 +371,7 @@ func TestPromise_AutoFleet_LostPlacerAndFrozenHost(t *testing.T) {
 	frozen.freeze()
 	begin = time.Now()
 	f.await(time.Minute, "a plan without "+lost, func() bool { return !slices.Contains(hosts(p.read()), lost) })
-	took := time.Since(begin)
-	t.Logf("the frozen host %s is out of the plan after %v", lost, took.Round(10*time.Millisecond))
-	if took > 20*time.Second {
-		t.Errorf("a frozen host was in the plan for %v", took)
-	}
+	t.Logf("the frozen host %s is out of the plan after %v", lost, time.Since(begin).Round(10*time.Millisecond))
 	third, _ := p.carriedOut([]int{other}, "a plan without the frozen host", func(d *plan.Document) bool {
 		return !slices.Contains(hosts(d), lost)
 	})
