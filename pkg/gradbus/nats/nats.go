@@ -66,6 +66,8 @@ type Bus struct {
 	js     jetstream.JetStream
 	config Config
 	flight *semaphore.Weighted
+	// mending lets one publisher empty a stream at a time.
+	mending *semaphore.Weighted
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -156,6 +158,7 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{},
+		mending:   semaphore.NewWeighted(1),
 		connected: connected, disconnected: disconnected}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil

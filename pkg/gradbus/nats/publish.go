@@ -18,6 +18,7 @@ const (
 	tries      = 6
 	pauseFirst = 20 * time.Millisecond
 	pauseMax   = 2 * time.Second
+	mendSpread = 250 * time.Millisecond // over which publishers that find damage look again
 )
 
 // Publish stores an event and waits for the ack. It retries after errors that may pass: a lost
@@ -63,7 +64,7 @@ func (b *Bus) store(ctx context.Context, e gradbus.Event) error {
 	if !refused(err) {
 		return err
 	}
-	switch b.find(ctx, e.Key) {
+	switch at, _ := b.find(ctx, e.Key); at {
 	case whole:
 		return nil // the limit was that of one message for each key
 	case damaged:
@@ -81,37 +82,45 @@ const (
 	damaged // it is listed, but the server cannot read it
 )
 
-// find looks for an event in the stream.
-func (b *Bus) find(ctx context.Context, k gradbus.Key) condition {
+// find looks for an event in the stream. The stream is nil if it is not there.
+func (b *Bus) find(ctx context.Context, k gradbus.Key) (condition, jetstream.Stream) {
 	stream, err := b.js.Stream(ctx, streamName(k.Run))
 	if err != nil {
-		return missing
+		return missing, nil
 	}
 	name := subject(k)
 	if _, err = stream.GetLastMsgForSubject(ctx, name); err == nil {
-		return whole
+		return whole, stream
 	}
 	if !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return missing
+		return missing, stream
 	}
 	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(name))
 	if err != nil || info.State.Subjects[name] == 0 {
-		return missing
+		return missing, stream
 	}
-	return damaged
+	return damaged, stream
 }
 
 // discard empties the stream of a run whose store has damaged an event. The server hands such an event to nobody, and
 // it refuses the event when it is published again. All publishers still have what readers wait for, and publish it
 // again. The stream is not deleted: the server would remove its folder while another publisher creates it anew.
+//
+// Others find damage at the same time: what one of them has published since it has emptied the stream must not be
+// removed by the next one. So each looks once more, after a random pause, and empties the stream only if its event is
+// damaged still. (A purge up to a sequence number would leave no gap between the two, but it reads the damaged block,
+// and a server that cannot read it takes no message of that stream any more.)
 func (b *Bus) discard(ctx context.Context, k gradbus.Key) error {
-	b.config.Log.Warn("empty the stream of a run: the store of the NATS server has damaged an event", "event", k)
-	stream, err := b.js.Stream(ctx, streamName(k.Run))
-	if err == nil {
-		err = stream.Purge(ctx)
-	}
-	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+	if err := b.mending.Acquire(ctx, 1); err != nil {
 		return err
+	}
+	defer b.mending.Release(1)
+	wait(ctx, rand.N(mendSpread))
+	if at, stream := b.find(ctx, k); at == damaged {
+		b.config.Log.Warn("empty the stream of a run: the store of the NATS server has damaged an event", "event", k)
+		if err := stream.Purge(ctx); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return err
+		}
 	}
 	return fault.New(fault.Unavailable, "the store of the NATS server has damaged an event, and its stream is emptied")
 }
