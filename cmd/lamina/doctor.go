@@ -23,7 +23,7 @@ const natsFloor = "2.14.1"
 
 type doctorCmd struct {
 	Port        []string      `help:"Address that a listener of this machine is to have. Can be repeated." default:"127.0.0.1:7070,127.0.0.1:8080"`
-	Model       string        `help:"Model that is to be served: GGUF file or folder." short:"m" type:"model"`
+	Model       string        `help:"Model that is to be served: GGUF file, folder, or name of a model of the store." short:"m"`
 	Consul      string        `help:"Address of the Consul agent. Default: 127.0.0.1:8500, which may be missing." env:"LAMINA_CONSUL_ADDR"`
 	ConsulToken string        `help:"Token for Consul." env:"LAMINA_CONSUL_TOKEN"`
 	NATS        string        `help:"Address of the NATS server. Default: nats://127.0.0.1:4222, which may be missing." name:"nats" env:"LAMINA_NATS"`
@@ -41,11 +41,7 @@ func (c *doctorCmd) Run(e *verb.Env) error {
 	if c.Limit <= 0 || c.Limit > time.Hour {
 		return fault.Field("limit", "want more than 0 and at most 1h, got %v", c.Limit)
 	}
-	checks, err := c.checks()
-	if err != nil {
-		return err
-	}
-	worst, err := doctor.Run(e.Ctx, c.Limit, checks, func(f doctor.Finding) error {
+	worst, err := doctor.Run(e.Ctx, c.Limit, c.checks(e), func(f doctor.Finding) error {
 		if c.Format == "json" {
 			return verb.PrintJSON(e, f)
 		}
@@ -57,11 +53,8 @@ func (c *doctorCmd) Run(e *verb.Env) error {
 	return err
 }
 
-func (c *doctorCmd) checks() ([]doctor.Check, error) {
-	bytes, err := c.weights()
-	if err != nil {
-		return nil, err
-	}
+func (c *doctorCmd) checks(e *verb.Env) []doctor.Check {
+	bytes, modelErr := c.weights(e)
 	consulAddr, natsAddr := orDefault(c.Consul, "127.0.0.1:8500"), orDefault(c.NATS, "nats://127.0.0.1:4222")
 	return []doctor.Check{
 		{Name: "version", Run: func(context.Context) []doctor.Finding {
@@ -70,6 +63,7 @@ func (c *doctorCmd) checks() ([]doctor.Check, error) {
 			return []doctor.Finding{{Status: doctor.OK, Detail: detail}}
 		}},
 		doctor.Processor(cpu.Instructions()),
+		doctor.Model(c.Model, modelErr),
 		doctor.Memory(app.MachineMemory(), bytes),
 		doctor.Files(openFiles()),
 		doctor.Folder("runs", c.Runs),
@@ -90,7 +84,7 @@ func (c *doctorCmd) checks() ([]doctor.Check, error) {
 				return dateOf(ctx, "http://"+consulAddr+"/v1/status/leader")
 			},
 		}),
-	}, nil
+	}
 }
 
 func orDefault(s, other string) string {
@@ -101,11 +95,20 @@ func orDefault(s, other string) string {
 }
 
 // weights returns the bytes of the model's weights, or 0 without a model.
-func (c *doctorCmd) weights() (int64, error) {
+func (c *doctorCmd) weights(e *verb.Env) (int64, error) {
 	if c.Model == "" {
 		return 0, nil
 	}
-	files, err := model.Open(c.Model)
+	path := c.Model
+	lease, err := acquireModel(e, path)
+	if err != nil {
+		return 0, err
+	}
+	if lease != nil {
+		defer lease.Close()
+		path = lease.Path
+	}
+	files, err := model.Open(path)
 	if err != nil {
 		return 0, err
 	}

@@ -178,6 +178,20 @@ func Processor(instructions []string) Check {
 	}}
 }
 
+// Model tells whether a model can be opened; err is what opening it has given. Without a name it finds nothing.
+func Model(name string, err error) Check {
+	return Check{"model", func(context.Context) []Finding {
+		switch {
+		case name == "":
+			return nil
+		case err != nil:
+			return []Finding{fail("name a GGUF file, a folder with a model, or one that lamina models lists; "+
+				"fetch a damaged one again", "%v", err)}
+		}
+		return []Finding{ok("%s can be opened", name)}
+	}}
+}
+
 // Memory reports the memory that is available, and whether a model of so many bytes fits. 0 bytes means no model, and
 // 0 available that it is not known.
 func Memory(available, model int64) Check {

@@ -102,6 +102,8 @@ func TestMachine_ProcessorMemoryFilesAndFolders(t *testing.T) {
 	const gib = 1 << 30
 	expect(t, doctor.Processor([]string{"avx2", "portable"}), doctor.OK, "avx2, portable")
 	expect(t, doctor.Processor([]string{"portable"}), doctor.Warn, "AVX2 or AVX-512")
+	expect(t, doctor.Model("m.gguf", nil), doctor.OK, "m.gguf can be opened")
+	expect(t, doctor.Model("m.gguf", errors.New("cut")), doctor.Fail, "cut")
 	expect(t, doctor.Memory(8*gib, 0), doctor.OK, "8.0 GiB")
 	expect(t, doctor.Memory(8*gib, 7*gib), doctor.Warn, "--kv-positions")
 	expect(t, doctor.Memory(8*gib, 9*gib), doctor.Fail, "split the model")
