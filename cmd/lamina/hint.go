@@ -21,6 +21,8 @@ func hint(err error) string {
 	case strings.Contains(text, "looked like an HTTP/1.1 header"):
 		return "an HTTP server listens there: these commands take the address of the gRPC API, " +
 			"127.0.0.1:7070 by default, and not that of the console"
+	case strings.Contains(text, "missing port in address"), strings.Contains(text, "too many colons in address"):
+		return "an address is HOST:PORT, such as 127.0.0.1:7070"
 	case strings.Contains(text, "/v1/") && strings.Contains(text, "connection refused"): // net/http, of Consul's API
 		return "--consul names the address of a Consul agent; lamina up needs none"
 	case fault.CodeOf(err) == fault.Unavailable && strings.Contains(text, "connection refused"):
@@ -29,6 +31,9 @@ func hint(err error) string {
 		return "the server may expect TLS: --server-ca names the certificate of its authority"
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
 		return "the server speaks no TLS: leave out --server-ca and --client-cert"
+	case fault.CodeOf(err) == fault.Unimplemented && strings.Contains(text, "unknown service lamina."):
+		return "another service of Lamina listens there: give the address of the one that is wanted " +
+			"(--router 127.0.0.1:7070, --trainer 127.0.0.1:7074)"
 	case fault.CodeOf(err) == fault.Unauthenticated:
 		return "commands take the API key from LAMINA_API_KEY; lamina keys create makes one"
 	}

@@ -19,6 +19,8 @@ func TestRun_SaysWhatToDoNext(t *testing.T) {
 		{"up --http " + address + " --grpc 127.0.0.1:0 --model ../../models/lamina-tolstoy --batch-dir " + t.TempDir(),
 			"choose another address (--listen, --http, --grpc; lamina up --help)"},
 		{"status --router " + address, "the address of the gRPC API, 127.0.0.1:7070 by default"},
+		{"status --router 7070", "an address is HOST:PORT"},
+		{"status --router " + console.URL, "an address is HOST:PORT"},
 		{"runs list --trainer 127.0.0.1:1", "start Lamina (lamina up)"},
 		{"members list --consul 127.0.0.1:1", "--consul names the address of a Consul agent"},
 		{"keys list --keys none.json", "lamina keys create makes the file"},
@@ -60,7 +62,8 @@ func TestRun_WithoutTheBundledModel(t *testing.T) {
 
 func TestHint_OfCredentials(t *testing.T) {
 	for want, err := range map[string]error{
-		"LAMINA_API_KEY": fault.New(fault.Unauthenticated, "authenticate: send a valid API key"),
+		"LAMINA_API_KEY":           fault.New(fault.Unauthenticated, "authenticate: send a valid API key"),
+		"--trainer 127.0.0.1:7074": fault.New(fault.Unimplemented, "unknown service lamina.trainer.v1.TrainerService"),
 		"--server-ca names": fault.New(fault.Unavailable,
 			`connection error: desc = "error reading server preface: EOF"`),
 		"leave out --server-ca": fault.New(fault.Unavailable,

@@ -224,6 +224,8 @@ func (c *shardCmd) automatic(e *verb.Env) (auto *app.AutoShard, done func(), err
 	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || c.given()):
 		return nil, done, fault.Field("auto", "--model-dir, --memory-limit, --zone, --fetch and --source are for a shard "+
 			"with --auto")
+	case !c.Auto && c.Model == "" && !c.Train:
+		return nil, done, fault.Field("model", "a shard without a model does nothing: give --model, --auto or --train")
 	case !c.Auto:
 		return nil, done, nil
 	case c.Model != "" || c.Layers != "" || c.Name != "":

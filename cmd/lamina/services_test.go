@@ -47,6 +47,12 @@ func TestScheduling_FlagsReachTheRouter(t *testing.T) {
 	}
 }
 
+// A shard that would never hold anything does not start.
+func TestShard_WithoutAModelIsRefused(t *testing.T) {
+	verbFails(t, 2, "model: a shard without a model does nothing", "", "shard", "--listen=127.0.0.1:0",
+		"--consul=127.0.0.1:1")
+}
+
 // A value that nothing can serve with is refused before anything starts.
 func TestServe_FlagsOutOfBoundsAreNamed(t *testing.T) {
 	for _, args := range [][]string{

@@ -48,6 +48,9 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		return listenUnix(path)
 	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "listen on %s: want HOST:PORT, such as 127.0.0.1:7070", addr)
+	}
 	if !o.Insecure && !Loopback(addr) {
 		switch {
 		case !o.TLS:

@@ -55,6 +55,15 @@ func TestListen_OpenHostNeedsTLSOrTheOperatorsWord(t *testing.T) {
 	}
 }
 
+func TestListen_NamesTheFormOfAnAddress(t *testing.T) {
+	for _, addr := range []string{"7070", "localhost", "::1", ""} {
+		if _, err := rpc.Listen(addr, rpc.ListenOptions{}); fault.CodeOf(err) != fault.Invalid ||
+			!strings.Contains(err.Error(), "want HOST:PORT") {
+			t.Errorf("%q: %v", addr, err)
+		}
+	}
+}
+
 func TestListen_UnixKeepsAFileThatIsNoSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notes.txt")
 	if err := os.WriteFile(path, []byte("keep"), 0o600); err != nil {
