@@ -116,41 +116,58 @@ func (c *adaptersLoadCmd) Run(e *verb.Env) error {
 // send sends the adapter in a folder to the router, or for an empty dir the digest that open has, and says what the
 // router has made of it.
 func (f *adapterRouterFlags) send(e *verb.Env, open *routerv1.LoadAdapterOpen, dir string) error {
+	loaded, err := f.load(e, open, dir)
+	if err != nil {
+		return err
+	}
+	return f.print(e, loaded)
+}
+
+// load is send without output.
+func (f *adapterRouterFlags) load(
+	e *verb.Env, open *routerv1.LoadAdapterOpen, dir string,
+) (loaded *routerv1.LoadAdapterResponse, err error) {
 	var content io.Reader // nil for an adapter that the router has
 	if dir != "" {
-		var err error
 		if open.Config, err = os.ReadFile(filepath.Join(dir, adapter.ConfigFile)); err != nil {
-			return fault.Wrap(fault.NotFound, err, "read adapter")
+			return nil, fault.Wrap(fault.NotFound, err, "read adapter")
 		}
 		file, err := os.Open(filepath.Join(dir, adapter.WeightsFile))
 		if err != nil {
-			return fault.Wrap(fault.NotFound, err, "read adapter")
+			return nil, fault.Wrap(fault.NotFound, err, "read adapter")
 		}
 		defer file.Close()
 		content = file
 		info, err := file.Stat()
 		if err != nil {
-			return fault.Wrap(fault.NotFound, err, "read adapter")
+			return nil, fault.Wrap(fault.NotFound, err, "read adapter")
 		}
 		open.Size = uint64(info.Size())
 	}
-	return f.call(e, loadLimit, func(ctx context.Context, r routerv1.RouterServiceClient) error {
-		resp, err := sendAdapter(ctx, r, open, content)
-		if err != nil {
-			return err
-		}
-		if f.Format == "json" {
-			return printProto(e, resp)
-		}
-		now := resp.GetAdapter()
-		fmt.Fprintf(e.Stdout, "%s:%s is %s", now.GetModel(), now.GetName(), now.GetDigest())
-		if resp.GetReplaced() != "" {
-			fmt.Fprintf(e.Stdout, ", it was %.20s (lamina adapters rollback %s goes back)", resp.GetReplaced(),
-				now.GetName())
-		}
-		fmt.Fprintln(e.Stdout)
-		return nil
+	err = f.call(e, loadLimit, func(ctx context.Context, r routerv1.RouterServiceClient) (err error) {
+		loaded, err = sendAdapter(ctx, r, open, content)
+		return err
 	})
+	return loaded, err
+}
+
+// print says what the router offers now.
+func (f *adapterRouterFlags) print(e *verb.Env, loaded *routerv1.LoadAdapterResponse) error {
+	if f.Format == "json" {
+		return printProto(e, loaded)
+	}
+	printLoaded(e, loaded)
+	return nil
+}
+
+func printLoaded(e *verb.Env, loaded *routerv1.LoadAdapterResponse) {
+	now := loaded.GetAdapter()
+	fmt.Fprintf(e.Stdout, "%s:%s is %s", now.GetModel(), now.GetName(), now.GetDigest())
+	if loaded.GetReplaced() != "" {
+		fmt.Fprintf(e.Stdout, ", it was %.20s (lamina adapters rollback %s goes back)", loaded.GetReplaced(),
+			now.GetName())
+	}
+	fmt.Fprintln(e.Stdout)
 }
 
 type adaptersRollbackCmd struct {

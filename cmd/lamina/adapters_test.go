@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +95,38 @@ func TestAdapters_FromARunToARouterAndBack(t *testing.T) {
 	}
 	if now, _ := list(); now != first {
 		t.Errorf("after the run of the manifest it is %q, want %q", now, first)
+	}
+	// As JSON, standard output is one object, which says what has become of the publication.
+	publishedAs := func(stdout string) (state, digest, failure string) {
+		t.Helper()
+		var last struct {
+			State     string
+			Published []struct{ Router, Name, Model, Digest, Error string }
+		}
+		d := json.NewDecoder(strings.NewReader(stdout))
+		if err := d.Decode(&last); err != nil {
+			t.Fatalf("%v: %s", err, stdout)
+		}
+		if _, err := d.Token(); !errors.Is(err, io.EOF) || len(last.Published) != 1 || last.Published[0].Name != "x" {
+			t.Fatalf("standard output is %s", stdout)
+		}
+		return last.State, last.Published[0].Digest, last.Published[0].Error
+	}
+	for name, stdout := range map[string]string{
+		"train": verbOK(t, "", append(repeat, "--format", "json")...),
+		"tune":  tune("again", "1", "--publish", addr, "--publish-as", "x", "--format", "json"),
+	} {
+		if state, digest, failure := publishedAs(stdout); state != "RUN_STATE_DONE" || digest != first || failure != "" {
+			t.Errorf("%s prints %s", name, stdout)
+		}
+	}
+	// A router that cannot be reached costs the publication, and the run is done.
+	stdout, stderr, code := runVerb(t, "", "tune", "--model", base, "--data", data, "--out", filepath.Join(dir, "alone"),
+		"--rank", "2", "--steps", "1", "--batch", "2", "--sequence-len", "32", "--show", "0", "--format", "json",
+		"--publish", "127.0.0.1:1", "--publish-as", "x")
+	if state, digest, failure := publishedAs(stdout); code == 0 || state != "RUN_STATE_DONE" || digest != "" ||
+		failure == "" || !strings.Contains(stderr, "127.0.0.1:1") {
+		t.Errorf("exit %d, %s: %s", code, stderr, stdout)
 	}
 	// A run of the mesh's own trainer.
 	manifest := readJSON[map[string]any](t, filepath.Join(dir, "two", "manifest.json"))

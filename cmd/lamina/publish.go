@@ -47,35 +47,51 @@ func (c *adaptersPublishCmd) Run(e *verb.Env) (err error) {
 	}); err != nil {
 		return fault.Wrap(fault.CodeOf(err), err, "publish run %s", c.Training)
 	}
-	return c.publish(e, dir, c.Training, c.As, c.AnyBase)
+	loaded, err := c.publish(e, dir, c.Training, c.As, c.AnyBase)
+	if err != nil {
+		return err
+	}
+	return c.print(e, loaded)
 }
 
 // publishDone sends the adapter of a run of this process that is done to the router that its manifest names, if it
-// names one: the mesh of this process has no routers of others.
-func (f connectFlags) publishDone(e *verb.Env, manifest []byte, last *trainerv1.Run) error {
+// names one: the mesh of this process has no routers of others. It adds to last what has become of that.
+func (f connectFlags) publishDone(
+	e *verb.Env, manifest []byte, last *trainerv1.Run,
+) (*routerv1.LoadAdapterResponse, error) {
 	m, err := trainer.ParseManifest(manifest)
 	if err != nil || m.Publish == nil || m.Publish.Router == "" {
-		return err
+		return nil, err
 	}
 	router := adapterRouterFlags{connectFlags: f, Router: m.Publish.Router}
 	as := cmp.Or(m.Publish.Name, last.GetName())
 	if m.Publish.Model != "" {
 		as = m.Publish.Model + ":" + as
 	}
-	return router.publish(e, last.GetModelPath(), last.GetName(), as, m.Publish.AnyBase)
+	loaded, err := router.publish(e, last.GetModelPath(), last.GetName(), as, m.Publish.AnyBase)
+	now := loaded.GetAdapter()
+	done := &trainerv1.Published{Router: m.Publish.Router, Name: cmp.Or(m.Publish.Name, last.GetName()),
+		Model: now.GetModel(), Digest: now.GetDigest(), Replaced: loaded.GetReplaced()}
+	if err != nil {
+		done.Error = err.Error()
+	}
+	last.Published = append(last.Published, done)
+	return loaded, err
 }
 
 // publish sends the adapter in a folder to the router. as is NAME or MODEL:NAME; without a model it is for the one that
 // it was trained on, and without a name it has that of its run.
-func (f *adapterRouterFlags) publish(e *verb.Env, dir, run, as string, anyBase bool) error {
+func (f *adapterRouterFlags) publish(
+	e *verb.Env, dir, run, as string, anyBase bool,
+) (*routerv1.LoadAdapterResponse, error) {
 	values, err := adapter.Open(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	open := &routerv1.LoadAdapterOpen{AnyBase: anyBase}
 	open.Model, open.Name = splitAdapter(as)
 	open.Model, open.Name = cmp.Or(open.GetModel(), values.BaseDigest), cmp.Or(open.GetName(), run)
-	return f.send(e, open, dir)
+	return f.load(e, open, dir)
 }
 
 // fetchAdapter copies the adapter of a run to a folder.

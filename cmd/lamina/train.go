@@ -47,6 +47,11 @@ func (c *trainCmd) Run(e *verb.Env) error {
 	if c.DryRun {
 		return c.dryRun(e, manifest)
 	}
+	return c.run(e, manifest)
+}
+
+// run trains in a mesh of this process or at the trainer.
+func (c *trainCmd) run(e *verb.Env, manifest []byte) error {
 	// The mesh outlives the first interrupt, which only asks the run to stop.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Ctx))
 	defer cancel()
@@ -80,20 +85,22 @@ func (c *trainCmd) start(
 		return err
 	}
 	if c.Format == "json" {
-		err := errors.Join(printProto(e, last), runError(last))
-		if err != nil || last.GetState() != trainerv1.RunState_RUN_STATE_DONE || c.Trainer != "" {
-			return err
+		var failed error // to publish; the object says so, too
+		if last.GetState() == trainerv1.RunState_RUN_STATE_DONE && c.Trainer == "" {
+			_, failed = c.publishDone(e, manifest, last)
 		}
-		beside := *e // of the object on standard output
-		beside.Stdout = e.Stderr
-		return c.publishDone(&beside, manifest, last)
+		return errors.Join(printProto(e, last), runError(last), failed)
 	}
 	switch last.GetState() {
 	case trainerv1.RunState_RUN_STATE_DONE:
 		if err := printTrained(e, last); err != nil || c.Trainer != "" {
 			return err
 		}
-		return c.publishDone(e, manifest, last)
+		loaded, err := c.publishDone(e, manifest, last)
+		if err == nil && loaded != nil {
+			printLoaded(e, loaded)
+		}
+		return err
 	case trainerv1.RunState_RUN_STATE_STOPPED:
 		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
 	default:

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,9 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
-	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 	"github.com/lamina-mesh/lamina/services/trainer"
@@ -59,6 +55,7 @@ type tuneCmd struct {
 	Publish        string   `help:"Address of a router that offers the adapter as soon as the run is done. Its requests that run then go on as before."`
 	PublishAs      string   `help:"Name of the adapter there: NAME or MODEL:NAME. Default: the name of the run, for the model that it was trained on."`
 	DryRun         bool     `help:"Encode the data, print the manifest, and train nothing."`
+	Format         string   `help:"Output: text, or json (the last state of the run, with where it was published; everything else goes to standard error)." default:"text" enum:"text,json"`
 }
 
 // longestDefault is the longest sequence that is chosen without --sequence-len.
@@ -118,6 +115,10 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 		return err
 	}
 	fmt.Fprint(e.Stderr, data.report)
+	shown := *e
+	if c.Format == "json" {
+		shown.Stdout = e.Stderr
+	}
 	if least := 2; len(data.lengths) < least && (c.Objective != objectiveGRPO || len(data.lengths) < 1) {
 		return fault.Field("data", "%d samples are left, want %d or more", len(data.lengths), least)
 	}
@@ -128,12 +129,16 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	if err := c.write(manifest, data); err != nil {
 		return err
 	}
-	if err := c.show(e, data.samples); err != nil {
+	if err := c.show(&shown, data.samples); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.Stdout, "the same run: lamina train --manifest %s --out %s --stages %d --replicas %d\n%s\n",
+	fmt.Fprintf(shown.Stdout, "the same run: lamina train --manifest %s --out %s --stages %d --replicas %d\n%s\n",
 		filepath.Join(c.Out, "manifest.json"), c.Out, c.Stages, c.Replicas, manifest)
-	if c.DryRun {
+	switch {
+	case c.DryRun && c.Format == "json":
+		_, err := fmt.Fprintf(e.Stdout, "%s\n", manifest)
+		return err
+	case c.DryRun:
 		return nil
 	}
 	return c.train(e, manifest)
@@ -375,43 +380,7 @@ func (c *tuneCmd) show(e *verb.Env, kept []*tuning.Sample) error {
 
 // train runs the manifest on a mesh in this process.
 func (c *tuneCmd) train(e *verb.Env, manifest []byte) error {
-	run := trainCmd{KernelFlags: c.KernelFlags, Stages: c.Stages, Replicas: c.Replicas, Resume: c.Resume, Out: c.Out,
-		Format: "text"}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Ctx))
-	defer cancel()
-	client, done, err := run.dial(ctx, e, sampledModel(manifest))
-	if err != nil {
-		return err
-	}
-	last, err := c.follow(ctx, e, &run, client, manifest)
-	if err = errors.Join(err, done()); err != nil || last == nil {
-		return err
-	}
-	return c.publishDone(e, manifest, last)
-}
-
-// follow starts the run and shows its progress. It returns the run if it is done, or nil if it was stopped.
-func (c *tuneCmd) follow(ctx context.Context, e *verb.Env, run *trainCmd, client trainerv1.TrainerServiceClient,
-	manifest []byte) (*trainerv1.Run, error) {
-	out, err := run.outDir()
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: uint32(c.Stages),
-		Replicas: uint32(c.Replicas), Resume: c.Resume, Out: out})
-	if err != nil {
-		return nil, rpc.FromStatus(err)
-	}
-	last, err := follow(ctx, e, client, resp.GetRun(), true)
-	if err != nil {
-		return nil, err
-	}
-	if err := runError(last); err != nil {
-		return nil, err
-	}
-	if last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
-		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
-		return nil, nil
-	}
-	return last, printTrained(e, last)
+	run := trainCmd{KernelFlags: c.KernelFlags, connectFlags: c.connectFlags, Stages: c.Stages, Replicas: c.Replicas,
+		Resume: c.Resume, Out: c.Out, Format: c.Format}
+	return run.run(e, manifest)
 }
