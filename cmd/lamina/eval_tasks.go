@@ -268,6 +268,9 @@ type evalPerplexityCmd struct {
 func (c *evalPerplexityCmd) Run(e *verb.Env) error {
 	parse := func(text []byte) (*eval.Task, error) {
 		if c.Form == "" && !bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) { // a plain text is one doc
+			if len(text) == 0 {
+				return nil, fault.Field("data", "%s is empty", c.Data)
+			}
 			return &eval.Task{Form: "text", Kind: eval.Text, Docs: []eval.Doc{{Line: 1, Text: string(text)}}}, nil
 		}
 		return eval.Parse(bytes.NewReader(text), c.Form)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/export"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -28,6 +29,14 @@ type exportCmd struct {
 // Run writes the model in another format.
 func (c *exportCmd) Run(e *verb.Env) error {
 	w := exporter{quantFlags: c.quantFlags, in: trained(c.Model), out: c.Out, kind: c.Type}
+	if dir := filepath.Join(w.in, "adapter"); adapter.Is(dir) { // of a run that has no model of its own
+		a, err := adapter.Open(dir)
+		if err != nil {
+			return err
+		}
+		return fault.Field("model", "%s is the run of an adapter, which is merged with its base: lamina merge -m %s "+
+			"--adapter %s %s --type %s", c.Model, a.Base, dir, c.Out, c.Type)
+	}
 	if strings.EqualFold(filepath.Ext(c.Out), ".gguf") {
 		return w.gguf(e)
 	}

@@ -58,19 +58,17 @@ type tuneCmd struct {
 	Format         string   `help:"Output: text, or json (the last state of the run, with where it was published; everything else goes to standard error)." default:"text" enum:"text,json"`
 }
 
+// fewSteps is a number of steps below which a run without --steps says so.
+const fewSteps = 10
+
 // longestDefault is the longest sequence that is chosen without --sequence-len.
 const longestDefault = 1024
 
 // Run encodes the data, prints the manifest and trains.
 func (c *tuneCmd) Run(e *verb.Env) error {
-	if c.Batch < 1 || c.Steps < 0 || !(c.Epochs > 0) {
-		return fault.Field(
-			"batch",
-			"%d sequences, %v epochs, %d steps: want positive numbers",
-			c.Batch,
-			c.Epochs,
-			c.Steps,
-		)
+	if c.Batch < 1 || c.Steps < 0 || !(c.Epochs > 0) || c.Rank < 1 {
+		return fault.Field("batch", "%d sequences, %v epochs, %d steps, rank %d: want positive numbers", c.Batch, c.Epochs,
+			c.Steps, c.Rank)
 	}
 	f, err := model.Open(c.Model)
 	if err != nil {
@@ -122,9 +120,13 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 	if least := 2; len(data.lengths) < least && (c.Objective != objectiveGRPO || len(data.lengths) < 1) {
 		return fault.Field("data", "%d samples are left, want %d or more", len(data.lengths), least)
 	}
-	manifest, err := c.manifest(data, most, width)
+	manifest, steps, err := c.manifest(data, most, width)
 	if err != nil {
 		return err
+	}
+	if c.Steps == 0 && steps < fewSteps {
+		fmt.Fprintf(e.Stderr, "%d steps: that is little; --epochs reads the data more often, and a smaller --batch than %d "+
+			"makes more steps of them\n", steps, c.Batch)
 	}
 	if err := c.write(manifest, data); err != nil {
 		return err
@@ -227,15 +229,15 @@ func (d *tuneData) add(rows int) {
 	d.longest = max(d.longest, rows)
 }
 
-// manifest returns the manifest of the run.
-func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
+// manifest returns the manifest of the run, and the number of its steps.
+func (c *tuneCmd) manifest(data *tuneData, most, width int) (text []byte, steps int, err error) {
 	out, err := filepath.Abs(c.Out)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	from, err := filepath.Abs(c.Model)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	length := c.SequenceLen
 	switch {
@@ -247,8 +249,7 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 	}
 	sequences := corpus.BestFit(data.lengths, length)
 	train := max(1, int(float64(len(sequences))*(1-c.Validation)))
-	steps := c.Steps
-	if steps == 0 {
+	if steps = c.Steps; steps == 0 {
 		steps = max(1, int(c.Epochs*float64(train)/float64(c.Batch)+0.5))
 	}
 	name := c.Name
@@ -298,7 +299,7 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 	case objectiveGRPO:
 		rules, err := rewardRules(c.Reward)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		m["objective"] = objectiveGRPO
 		m["grpo"] = map[string]any{"group": c.Group, "max_tokens": c.MaxTokens, "kl": c.KL, "reward": rules}
@@ -313,7 +314,8 @@ func (c *tuneCmd) manifest(data *tuneData, most, width int) ([]byte, error) {
 		p.Model, p.Name = splitAdapter(c.PublishAs)
 		m["publish"] = p
 	}
-	return json.MarshalIndent(m, "", "  ")
+	text, err = json.MarshalIndent(m, "", "  ")
+	return text, steps, err
 }
 
 // targets returns the modules as a manifest has them.

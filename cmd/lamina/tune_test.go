@@ -179,3 +179,37 @@ func TestTune_ModulesToSave(t *testing.T) {
 	verbFails(t, 2, "modules_to_save", "", append(args, "--objective", "grpo", "--reward", "exact", "--sequence-len",
 		"2048", "--max-tokens", "2")...)
 }
+
+// What a newcomer gets wrong is said in words that help: why rows cannot be used, that so few of them make few steps, and
+// which folder of a run is the adapter. A second run beside the first one's folder says nothing of it.
+func TestTune_SaysWhatHelps(t *testing.T) {
+	base, plain := sharedPath(t, "models", "tiny", "gpt2"), t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(plain, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	run := filepath.Join(plain, "first")
+	with := func(data string, more ...string) []string {
+		return append([]string{"tune", "-m", base, "--sequence-len", "64", "--validation", "0.3", "--data", data}, more...)
+	}
+	chats := write("chats.jsonl", strings.Repeat(`{"messages": [{"role": "user", "content": "a"}, `+
+		`{"role": "assistant", "content": "b"}]}`+"\n", 3))
+	verbFails(t, 2, "has no chat template; --template names one", "", with(chats, "--out", run)...)
+	verbFails(t, 2, "  read line 1: parse JSON: invalid character", "", with(write("a.txt", "a text"), "--out", run)...)
+	verbFails(t, 2, "rank 0", "", with(chats, "--out", run, "--rank", "0")...)
+	rows := write("rows.jsonl", strings.Repeat(`{"prompt": "the colour is", "completion": " blue"}`+"\n", 4))
+	for _, out := range []string{run, filepath.Join(plain, "second")} {
+		_, stderr, code := runVerb(t, "", with(rows, "--out", out)...)
+		if code != 0 || !strings.Contains(stderr, "1 steps: that is little; --epochs") || strings.Contains(stderr, "WARN") {
+			t.Errorf("exit %d: %s", code, stderr)
+		}
+	}
+	inside := filepath.Join(run, "adapter")
+	verbFails(t, 1, "is a run, and its adapter is "+inside, "", "eval", "loss", "-m", base, "--adapter", run, "--data", rows)
+	verbFails(t, 2, "lamina merge -m "+base+" --adapter "+inside+" out --type F32", "", "export", run, "out", "--type", "F32")
+	verbFails(t, 2, "empty.txt is empty", "", "eval", "perplexity", "-m", base, "--data", write("empty.txt", ""))
+}

@@ -128,6 +128,9 @@ func Is(dir string) bool {
 // Open reads the adapter in a folder. It is read to memory, since adapters are small.
 func Open(dir string) (a *Adapter, err error) {
 	text, err := readConfig(filepath.Join(dir, ConfigFile))
+	if inside := filepath.Join(dir, "adapter"); errors.Is(err, fs.ErrNotExist) && Is(inside) {
+		return nil, fault.Wrap(fault.NotFound, err, "open adapter: %s is a run, and its adapter is %s", dir, inside)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (r *Renderer) Prompt(ctx context.Context, c *Conversation, answer string, m
 	case r.template == nil && c.Prompt != "":
 		out.IDs, err = r.vocab.Encode(c.Prompt, vocab.Options{BOS: true})
 	case r.template == nil:
-		err = fault.New(fault.FailedPrecondition, "the model has no chat template")
+		err = fault.New(fault.FailedPrecondition, "the model has no chat template; --template names one")
 	default:
 		written, failure := r.write(ctx, c, len(c.Messages), true)
 		if err = failure; err != nil {

@@ -79,7 +79,7 @@ func (r *Renderer) Render(ctx context.Context, c *Conversation) (*Sample, error)
 	case c.Raw || r.template == nil && c.Prompt+c.Completion != "":
 		err = r.raw(s, c)
 	case r.template == nil:
-		err = fault.New(fault.FailedPrecondition, "the model has no chat template")
+		err = fault.New(fault.FailedPrecondition, "the model has no chat template; --template names one")
 	default:
 		err = r.chat(ctx, s, c)
 	}

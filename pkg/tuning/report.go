@@ -77,7 +77,10 @@ func (r *Report) Unreadable(line int, err error) *Sample {
 	return s
 }
 
-// String returns the report as lines of text: totals, forms, and every reason with its first lines.
+// longestDetail is how much of an explanation the report shows, in bytes.
+const longestDetail = 240
+
+// String returns the report as lines of text: totals, forms, and every reason with its first lines and an explanation.
 func (r *Report) String() string {
 	var b strings.Builder
 	var forms []string
@@ -100,11 +103,14 @@ func (r *Report) String() string {
 	})
 	for _, reason := range reasons {
 		var lines []string
+		detail := ""
 		for _, n := range r.Notes {
-			if text := fmt.Sprint(n.Line); n.Reason == reason && !slices.Contains(lines, text) {
-				if lines = append(lines, text); len(lines) == 10 {
-					break
-				}
+			if n.Reason != reason {
+				continue
+			}
+			detail = cmp.Or(detail, n.Detail)
+			if text := fmt.Sprint(n.Line); len(lines) < 10 && !slices.Contains(lines, text) {
+				lines = append(lines, text)
 			}
 		}
 		more := ""
@@ -112,6 +118,17 @@ func (r *Report) String() string {
 			more = ", ..."
 		}
 		fmt.Fprintf(&b, "%s: %d (line %s%s)\n", reason, r.Reasons[reason], strings.Join(lines, ", "), more)
+		if detail != "" {
+			fmt.Fprintf(&b, "  %s\n", shortened(detail))
+		}
 	}
 	return b.String()
+}
+
+// shortened cuts a text at the end of a character.
+func shortened(text string) string {
+	if len(text) <= longestDetail {
+		return text
+	}
+	return strings.ToValidUTF8(text[:longestDetail], "") + "..."
 }

@@ -2,12 +2,14 @@ package tuning_test
 
 import (
 	"encoding/json"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
@@ -382,8 +384,17 @@ func TestReport_CountsAndListsLines(t *testing.T) {
 		report.Reasons[tuning.TrainsNothing] != 1 || report.Reasons[tuning.Unreadable] != 1 {
 		t.Errorf("%+v", report)
 	}
-	if text := report.String(); !strings.Contains(text, "unreadable: 1 (line 9)") {
+	if text := report.String(); !strings.Contains(text, "unreadable: 1 (line 9)\n  read line 9: parse JSON: ") {
 		t.Error(text)
+	}
+	report.Unreadable(10, errors.New(strings.Repeat("é", 1000)))
+	if text := report.String(); !strings.Contains(text, "unreadable: 2 (line 9, 10)\n  read line 9: ") {
+		t.Errorf("not the first line's reason: %s", text)
+	}
+	long := tuning.NewReport()
+	long.Unreadable(1, errors.New("x"+strings.Repeat("é", 1000)))
+	if text := long.String(); len(text) > 500 || !utf8.ValidString(text) {
+		t.Errorf("a reason of 2,001 bytes is shown in %d: %q", len(text), text)
 	}
 }
 

@@ -79,8 +79,11 @@ func (r *run) recordLater() {
 }
 
 // restore lists the runs of the trainer's folder. Records that cannot be read are left as they are. The
-// caller holds mu.
+// caller holds mu. A transient trainer has its own run alone, whatever lies beside that run's folder.
 func (s *Service) restore() {
+	if s.cfg.Transient {
+		return
+	}
 	files, _ := filepath.Glob(filepath.Join(s.cfg.Dir, "*", recordName)) // the pattern is valid
 	for _, path := range files {
 		r, err := s.readRecord(path)
