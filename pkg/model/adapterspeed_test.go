@@ -13,10 +13,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// BenchmarkForward_MixedAdapters compares steps of one token for each of some sequences of a base alone with the same
-// steps over the base and four adapters (ranks 8 and 16, on all matrices of the blocks). Steps alternate, and the
-// medians count. The model is the chat model, or the one that LAMINA_BENCH_MODEL names. The processor time of one
-// thread is nearly the same on a busy machine as on a calm one.
+// BenchmarkForward_MixedAdapters compares steps of one token for each of some sequences, and steps of prompts, of a base
+// alone with the same steps over the base and four adapters (ranks 8 and 16, on all matrices of the blocks). Steps
+// alternate, and the medians count. The model is the chat model, or the one that LAMINA_BENCH_MODEL names. The processor
+// time of one thread is nearly the same on a busy machine as on a calm one.
 func BenchmarkForward_MixedAdapters(b *testing.B) {
 	file := os.Getenv("LAMINA_BENCH_MODEL")
 	if file == "" {
@@ -24,22 +24,26 @@ func BenchmarkForward_MixedAdapters(b *testing.B) {
 	}
 	files := open(b, file)
 	for _, instructions := range cpu.Instructions() {
-		for _, sequences := range []int{64, 32, 13} {
+		for _, of := range []struct{ sequences, rows int }{{64, 1}, {32, 1}, {13, 1}, {16, 16}, {5, 16}} {
 			for _, threads := range []int{1, 2} {
-				b.Run(fmt.Sprintf("%s/%d rows/%d threads", instructions, sequences, threads), func(b *testing.B) {
+				name := fmt.Sprintf("%s/%d rows/%d threads", instructions, of.sequences, threads)
+				if of.rows > 1 {
+					name = fmt.Sprintf("%s/%d prompts of %d/%d threads", instructions, of.sequences, of.rows, threads)
+				}
+				b.Run(name, func(b *testing.B) {
 					set, err := cpu.Open(threads, instructions)
 					if err != nil {
 						b.Fatal(err)
 					}
 					defer set.Close()
-					measureAdapters(b, newChain(b, files, set, 1), sequences)
+					measureAdapters(b, newChain(b, files, set, 1), of.sequences, of.rows)
 				})
 			}
 		}
 	}
 }
 
-func measureAdapters(b *testing.B, c *chain[float32], sequences int) {
+func measureAdapters(b *testing.B, c *chain[float32], sequences, rows int) {
 	const context = 32
 	s := c.stages[0]
 	c.caches[0] = kvcache.New(s.CacheConfig(sequences*8), s.Kernels())
@@ -62,12 +66,14 @@ func measureAdapters(b *testing.B, c *chain[float32], sequences int) {
 			b.Fatal(err)
 		}
 		for k := range batches {
-			e := model.Entry[float32]{Seq: seq, Pos: context - 1, Rows: 1, Logits: 1}
+			e := model.Entry[float32]{Seq: seq, Pos: context - rows, Rows: rows, Logits: 1}
 			if k == 1 {
 				e.Adapter = adapters[i*len(adapters)/sequences]
 			}
 			batches[k].Entries = append(batches[k].Entries, e)
-			batches[k].IDs = append(batches[k].IDs, int32(i))
+			for r := range rows {
+				batches[k].IDs = append(batches[k].IDs, int32(i+7*r))
+			}
 		}
 	}
 	var wall, used [2][]float64
