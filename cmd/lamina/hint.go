@@ -23,10 +23,11 @@ func hint(err error) string {
 			"127.0.0.1:7070 by default, and not that of the console"
 	case strings.Contains(text, "missing port in address"), strings.Contains(text, "too many colons in address"):
 		return "an address is HOST:PORT, such as 127.0.0.1:7070"
-	case strings.Contains(text, "/v1/") && strings.Contains(text, "connection refused"): // net/http, of Consul's API
+	case strings.Contains(text, "consul") && strings.Contains(text, "connection refused"):
 		return "--consul names the address of a Consul agent; lamina up needs none"
-	case fault.CodeOf(err) == fault.Unavailable && strings.Contains(text, "connection refused"):
-		return "nothing listens there: start Lamina (lamina up), or give the address of one that runs (--router, --trainer)"
+	case strings.Contains(text, "connection refused"):
+		return "nothing listens there: start Lamina (lamina up), or give the address of one that runs " +
+			"(--router, --trainer, --url)"
 	case fault.CodeOf(err) == fault.Unavailable && strings.Contains(text, "error reading server preface"):
 		return "the server may expect TLS: --server-ca names the certificate of its authority"
 	case strings.Contains(text, "first record does not look like a TLS handshake"):

@@ -22,6 +22,7 @@ func TestRun_SaysWhatToDoNext(t *testing.T) {
 		{"status --router 7070", "an address is HOST:PORT"},
 		{"status --router " + console.URL, "an address is HOST:PORT"},
 		{"runs list --trainer 127.0.0.1:1", "start Lamina (lamina up)"},
+		{"loadtest --url http://127.0.0.1:1", "start Lamina (lamina up)"},
 		{"members list --consul 127.0.0.1:1", "--consul names the address of a Consul agent"},
 		{"keys list --keys none.json", "lamina keys create makes the file"},
 		{"up --auth-keys none.json --http 127.0.0.1:0 --grpc 127.0.0.1:0 --model ../../models/lamina-tolstoy",
