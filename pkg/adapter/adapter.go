@@ -183,8 +183,11 @@ func readConfig(path string) ([]byte, error) {
 
 // Source has the tensors of an adapter's file.
 type Source interface {
+	// Names lists the tensors.
 	Names() []string
+	// Info returns the type and shape of a tensor; false if there is none of that name.
 	Info(name string) (weights.Info, bool)
+	// Data returns the elements of a tensor as the file has them.
 	Data(name string) ([]byte, error)
 }
 

@@ -35,6 +35,7 @@ type WriteFile interface {
 	io.Writer
 	// Sync makes the bytes durable.
 	Sync() error
+	// Close closes the file. Bytes that Sync has not made durable may be lost.
 	Close() error
 }
 
@@ -42,6 +43,7 @@ type WriteFile interface {
 type ReadFile interface {
 	io.ReaderAt
 	io.Closer
+	// Size returns the number of bytes.
 	Size() (int64, error)
 }
 

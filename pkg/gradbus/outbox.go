@@ -12,6 +12,7 @@ import (
 
 // Publisher stores events, as Bus does.
 type Publisher interface {
+	// Publish returns when the event is stored.
 	Publish(ctx context.Context, e Event) error
 }
 

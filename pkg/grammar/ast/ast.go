@@ -34,24 +34,26 @@ type Rule struct {
 	Role  Role
 }
 
+// Op is the kind of an Expr. It says which of the fields of the Expr have a meaning.
 type Op uint8
 
 const (
 	OpEmpty  Op = iota // the empty text
 	OpFail             // nothing
-	OpText             // text, spelled as enc says
-	OpChar             // one character of set, spelled as enc says
-	OpSeq              // subs one after the other
-	OpAlt              // one of subs
-	OpRepeat           // subs[0] from min to max times; max < 0 means no maximum
-	OpRule             // the rule of that index
-	OpGraph            // a path through a graph
+	OpText             // Text, spelled as Enc says
+	OpChar             // one character of Set, spelled as Enc says
+	OpSeq              // Subs one after the other
+	OpAlt              // one of Subs
+	OpRepeat           // Subs[0] from Min to Max times; Max < 0 means no maximum
+	OpRule             // the rule of the index Rule
+	OpGraph            // a path through Graph, from state 0 to a final one
 )
 
 // Encoding says how a character is spelled in bytes.
 type Encoding uint8
 
 const (
+	// PlainUTF8 is the character in UTF-8.
 	PlainUTF8 Encoding = iota
 	// JSONCanonical is the inside of a JSON string: plain where JSON allows it,
 	// else the short escape or \u00XX; characters from U+0080 also as \uXXXX.
@@ -82,10 +84,10 @@ type Expr struct {
 type facts uint8
 
 const (
-	KnownNullable facts = 1 << iota
-	IsNullable
-	KnownProductive
-	IsProductive
+	KnownNullable   facts = 1 << iota // IsNullable has been found out
+	IsNullable                        // it matches the empty text
+	KnownProductive                   // IsProductive has been found out
+	IsProductive                      // it matches some text
 )
 
 // Graph is an automaton whose edges read an expression that never matches the empty text, or
@@ -94,6 +96,7 @@ type Graph struct {
 	States []GraphState
 }
 
+// GraphState is a state of a Graph. A text may end in it if it is Final.
 type GraphState struct {
 	Edges []graphEdge
 	Final bool
@@ -115,6 +118,7 @@ func (g *Graph) Edge(from int, on *Expr, to int) {
 	g.States[from].Edges = append(g.States[from].Edges, graphEdge{on, to})
 }
 
+// Expr returns the texts of the graph as an expression.
 func (g *Graph) Expr() *Expr { return &Expr{Op: OpGraph, Graph: g} }
 
 // Silent lists the states that are reached from state 0 without reading.
@@ -153,10 +157,13 @@ func (g *Graph) WithoutEmpty() *Graph {
 	return out
 }
 
+// Empty returns the expression that matches the empty text alone.
 func Empty() *Expr { return &Expr{Op: OpEmpty} }
 
+// Fail returns the expression that matches no text.
 func Fail() *Expr { return &Expr{Op: OpFail} }
 
+// Char returns one character of a set, in an encoding. An empty set matches nothing.
 func Char(set charset.Set, enc Encoding) *Expr {
 	if len(set) == 0 {
 		return Fail()
@@ -175,6 +182,7 @@ func Literal(text string, enc Encoding) *Expr {
 // Text returns a text in UTF-8.
 func Text(text string) *Expr { return Literal(text, PlainUTF8) }
 
+// Seq returns expressions one after the other. None of them means the empty text.
 func Seq(subs ...*Expr) *Expr {
 	var out []*Expr
 	for _, s := range subs {
@@ -197,6 +205,7 @@ func Seq(subs ...*Expr) *Expr {
 	return &Expr{Op: OpSeq, Subs: out}
 }
 
+// Alt returns the choice of one of several expressions. None of them matches nothing.
 func Alt(subs ...*Expr) *Expr {
 	var out []*Expr
 	for _, s := range subs {
@@ -232,10 +241,13 @@ func Repeat(e *Expr, least, most int) *Expr {
 	return &Expr{Op: OpRepeat, Subs: []*Expr{e}, Min: int32(least), Max: int32(most)}
 }
 
+// Optional returns e or the empty text.
 func Optional(e *Expr) *Expr { return Repeat(e, 0, 1) }
 
+// Star returns e any number of times.
 func Star(e *Expr) *Expr { return Repeat(e, 0, -1) }
 
+// Ref returns the rule of an index.
 func Ref(rule int) *Expr { return &Expr{Op: OpRule, Rule: int32(rule)} }
 
 // Embed appends the rules of body to those of g and returns a reference to its root.
@@ -284,7 +296,7 @@ func shifted(e *Expr, base int) *Expr {
 type Role uint8
 
 const (
-	NoRole Role = iota
-	UniqueArray
-	UniqueItem
+	NoRole      Role = iota
+	UniqueArray      // the array, whose items must differ
+	UniqueItem       // one of its items
 )

@@ -95,6 +95,7 @@ func (c *counters) push(n, below int32) int32 {
 	return id
 }
 
+// New returns a machine that runs a program. Its states are made when a text first reaches them.
 func New(p *Program) *Machine {
 	m := &Machine{Prog: p, Stacks: newStacks(), States: map[string]*State{}, Dead: &State{}, Nowhere: &Position{},
 		nextID: 1, starts: make([]*State, len(p.Starts)), positions: map[string]*Position{},
@@ -134,6 +135,7 @@ type closure struct {
 	counted map[uint64]bool
 }
 
+// Begin starts a new set of items, which Reach fills.
 func (m *Machine) Begin() {
 	c := &m.closing
 	c.items = c.items[:0]

@@ -38,6 +38,7 @@ type seenNext struct {
 	to *Seen
 }
 
+// Child returns what was seen after s and the byte b, or nil.
 func (s *Seen) Child(b byte) *Seen {
 	if s == nil {
 		return nil

@@ -11,16 +11,17 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
+// OpCode is what an instruction does. It says which of the fields of an Instr have a meaning.
 type OpCode uint8
 
 const (
-	OpFail  OpCode = iota
-	OpChar         // a character of class, then x
-	OpSplit        // x and y
-	OpCall         // rule, then x
-	OpEnter        // push a counter, then x, an OpLoop
-	OpLoop         // x while the count is below most; y if it is at least least
-	OpDone         // the end of the rule
+	OpFail  OpCode = iota // nothing fits
+	OpChar                // a character of class, then x
+	OpSplit               // x and y
+	OpCall                // rule, then x
+	OpEnter               // push a counter, then x, an OpLoop
+	OpLoop                // x while the count is below most; y if it is at least least
+	OpDone                // the end of the rule
 )
 
 // Instr is an instruction of a program.

@@ -50,6 +50,7 @@ func New(spans ...Span) Set {
 	return out
 }
 
+// Single returns the set of one character.
 func Single(r rune) Set { return Set{{r, r}} }
 
 // Key returns a string that is the same for equal sets.
@@ -71,8 +72,10 @@ func Of(text string) Set {
 	return New(spans...)
 }
 
+// Union returns the characters of s or t.
 func (s Set) Union(t Set) Set { return New(slices.Concat(s, t)...) }
 
+// Negate returns the characters up to MaxRune that are not in s.
 func (s Set) Negate() Set {
 	var spans []Span
 	next := rune(0)
@@ -88,6 +91,7 @@ func (s Set) Negate() Set {
 	return New(spans...)
 }
 
+// Intersect returns the characters of both s and t.
 func (s Set) Intersect(t Set) Set {
 	var spans []Span
 	for i, j := 0, 0; i < len(s) && j < len(t); {
@@ -104,6 +108,7 @@ func (s Set) Intersect(t Set) Set {
 	return New(spans...)
 }
 
+// Contains reports whether r is in s.
 func (s Set) Contains(r rune) bool {
 	_, found := slices.BinarySearchFunc(s, r, func(p Span, r rune) int {
 		if r < p.Lo {

@@ -138,14 +138,17 @@ func combine(a, b *DFA, keep func(inA, inB bool) bool) (*DFA, error) {
 	})
 }
 
+// Intersect accepts the texts that both a and b accept.
 func Intersect(a, b *DFA) (*DFA, error) {
 	return combine(a, b, func(inA, inB bool) bool { return inA && inB })
 }
 
+// Subtract accepts the texts of a that b does not accept.
 func Subtract(a, b *DFA) (*DFA, error) {
 	return combine(a, b, func(inA, inB bool) bool { return inA && !inB })
 }
 
+// Union accepts the texts that a or b accepts.
 func Union(a, b *DFA) (*DFA, error) {
 	return combine(a, b, func(inA, inB bool) bool { return inA || inB })
 }
@@ -276,6 +279,7 @@ func (d *DFA) Minimal() *DFA {
 	return out
 }
 
+// AppendInt32 appends n, as little-endian bytes, to the key of a state.
 func AppendInt32(b []byte, n int32) []byte {
 	return append(b, byte(n), byte(n>>8), byte(n>>16), byte(n>>24))
 }

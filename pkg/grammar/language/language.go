@@ -39,6 +39,7 @@ func (l *Language) Expr(enc ast.Encoding) (*ast.Expr, error) {
 	return RegexExpr(l.Node, l.Whole, enc)
 }
 
+// DFA returns the minimal automaton of the language. It is made at the first call, and kept.
 func (l *Language) DFA() (*DFA, error) {
 	if l.Auto == nil && l.Err == nil {
 		if l.Auto, l.Err = FromRegex(l.Node, l.Whole); l.Err == nil {

@@ -14,20 +14,20 @@ import (
 type Op uint8
 
 const (
-	Empty Op = iota
-	Char     // one of set
-	Seq
-	Alt
-	Repeat          // subs[0] from min to max times; max < 0 means no maximum
-	Begin           // where the text begins
-	End             // where it ends
-	WordBoundary    // between a word character and another, or the text's border
-	NotWordBoundary // anywhere else
-	LineBegin       // where a line begins
-	LineEnd         // where a line ends
-	FinalEnd        // where the text ends, or before the line feed that ends it
-	Look            // where subs[0] matches, or does not; only in Oniguruma, like Atomic
-	Atomic          // the first match of subs[0] that is found, and no other
+	Empty           Op = iota // the empty text
+	Char                      // one character of set
+	Seq                       // subs one after the other
+	Alt                       // one of subs
+	Repeat                    // subs[0] from min to max times; max < 0 means no maximum
+	Begin                     // where the text begins
+	End                       // where it ends
+	WordBoundary              // between a word character and another, or the text's border
+	NotWordBoundary           // anywhere else
+	LineBegin                 // where a line begins
+	LineEnd                   // where a line ends
+	FinalEnd                  // where the text ends, or before the line feed that ends it
+	Look                      // where subs[0] matches, or does not; only in Oniguruma, like Atomic
+	Atomic                    // the first match of subs[0] that is found, and no other
 )
 
 // Node is a node of a parsed regular expression.

@@ -24,6 +24,7 @@ type Edge struct {
 	To     int16
 }
 
+// End is the state in which a character is complete.
 const End = -1
 
 // Next returns the state after b in s, which may be End; ok is false if b does not fit.
@@ -39,6 +40,7 @@ func (c *Class) Next(s int16, b byte) (to int16, ok bool) {
 // ByteSet is a set of bytes.
 type ByteSet [4]uint64
 
+// Add adds a byte.
 func (s *ByteSet) Add(b byte)      { s[b>>6] |= 1 << (b & 63) }
 func (s *ByteSet) has(b byte) bool { return s[b>>6]>>(b&63)&1 != 0 }
 
