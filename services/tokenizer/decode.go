@@ -15,6 +15,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
+// maxText is the longest text of an answer in bytes, which fits into one message. An id may stand for hundreds of bytes
+// and takes one or two of a request, so without a limit a small request could take a lot of memory.
+const maxText = 4<<20 - 1<<10
+
 // Decode turns ids into text.
 func (s *Service) Decode(ctx context.Context, r *tokenizerv1.DecodeRequest) (*tokenizerv1.DecodeResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
@@ -25,12 +29,13 @@ func (s *Service) Decode(ctx context.Context, r *tokenizerv1.DecodeRequest) (*to
 	if err != nil {
 		return nil, err
 	}
-	text, err := m.Vocab.Decode(ids, vocab.DecodeOptions{SkipSpecial: r.GetSkipSpecial()})
-	if err != nil {
-		return nil, &fault.Error{Code: fault.Invalid, Field: "ids", Msg: fmt.Sprintf("decode for model %q", m.Name),
-			Err: err}
+	d := &decoder{m, m.Vocab.NewDecoder(vocab.DecodeOptions{SkipSpecial: r.GetSkipSpecial()})}
+	var text strings.Builder
+	if err := d.each("ids", ids, func(_ int, piece string) { text.WriteString(piece) }); err != nil {
+		return nil, err
 	}
-	return &tokenizerv1.DecodeResponse{Text: text}, nil
+	text.WriteString(d.text.Flush())
+	return &tokenizerv1.DecodeResponse{Text: text.String()}, nil
 }
 
 // ids checks ids from the wire and converts them.
@@ -130,13 +135,27 @@ func (d *decoder) push(wire []uint32) (*tokenizerv1.DecodeStreamResponse, error)
 		return nil, err
 	}
 	reply := &tokenizerv1.DecodeStreamResponse{Pieces: make([]string, len(ids))}
-	for i, id := range ids {
-		piece, err := d.text.Push(id)
-		if err != nil {
-			return nil, fault.Wrap(fault.Invalid, err, "decode for model %q", d.model.Name)
-		}
-		reply.Pieces[i] = piece
+	if err := d.each("push.ids", ids, func(i int, piece string) { reply.Pieces[i] = piece }); err != nil {
+		return nil, err
 	}
 	reply.Text = strings.Join(reply.Pieces, "")
 	return reply, nil
+}
+
+// each calls add with what each id adds to the text. field names the ids in errors.
+func (d *decoder) each(field string, ids []int32, add func(i int, piece string)) error {
+	size := 0
+	for i, id := range ids {
+		piece, err := d.text.Push(id)
+		if err != nil {
+			return &fault.Error{Code: fault.Invalid, Field: field,
+				Msg: fmt.Sprintf("decode for model %q", d.model.Name), Err: err}
+		}
+		if size += len(piece); size > maxText {
+			return fault.Field(field, "%d of them have a text of more than %d bytes: decode fewer at a time", i+1,
+				maxText)
+		}
+		add(i, piece)
+	}
+	return nil
 }
