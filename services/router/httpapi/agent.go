@@ -92,6 +92,8 @@ type agentRun struct {
 	out     AgentOutcome
 	usage   routerv1.Usage
 	left    time.Duration // for calls
+
+	content, reasoning strings.Builder // of all turns, which become those of out
 }
 
 // RunAgent runs a chat whose tools the server runs: turn after turn, until the model answers or calls a tool of the
@@ -122,6 +124,7 @@ func RunAgent(
 		}
 		if len(step.Run) == 0 {
 			finished.Usage = &a.usage
+			a.out.Content, a.out.Reasoning = a.content.String(), a.reasoning.String()
 			a.out.Finished, a.out.Calls = finished, step.Client
 			a.out.Citations = a.loop.Citations(a.out.Content)
 			a.out.Last = Turn{Role: "assistant", Content: answer.Content(), Reasoning: answer.Reasoning(),
@@ -177,7 +180,7 @@ func (a *agentRun) turn(
 			return id(fmt.Sprintf("%s.%d", request, round), choice, index)
 		}
 	}
-	shown := shownTurn{own: a.set.Names(), out: &a.out, index: map[int]int{}, joined: a.hooks.Joined}
+	shown := shownTurn{own: a.set.Names(), run: a, index: map[int]int{}, joined: a.hooks.Joined}
 	end, err := Run(ctx, a.backend, r, g, func(s *routerv1.Started) error {
 		if round > 0 {
 			return nil
@@ -206,7 +209,7 @@ func (a *agentRun) turn(
 // shownTurn turns the deltas of a turn into those of the whole answer.
 type shownTurn struct {
 	own                map[string]bool
-	out                *AgentOutcome
+	run                *agentRun
 	content, reasoning bool        // the turn has added some
 	index              map[int]int // of the client's calls: their index in the turn to that in the answer
 	joined             bool
@@ -214,18 +217,17 @@ type shownTurn struct {
 
 // add adds a delta to the answer, and returns what the client gets.
 func (s *shownTurn) add(d toolcall.Delta) toolcall.Delta {
-	gap := func(text string, begun *bool, before string) string {
+	gap := func(text string, begun *bool, before *strings.Builder) string {
 		if s.joined && text != "" && !*begun {
-			if *begun = true; before != "" && !strings.HasSuffix(before, "\n") {
-				return "\n\n" + text
+			if *begun = true; before.Len() > 0 && !strings.HasSuffix(before.String(), "\n") {
+				text = "\n\n" + text
 			}
 		}
+		before.WriteString(text)
 		return text
 	}
-	d.Content = gap(d.Content, &s.content, s.out.Content)
-	d.Reasoning = gap(d.Reasoning, &s.reasoning, s.out.Reasoning)
-	s.out.Content += d.Content
-	s.out.Reasoning += d.Reasoning
+	d.Content = gap(d.Content, &s.content, &s.run.content)
+	d.Reasoning = gap(d.Reasoning, &s.reasoning, &s.run.reasoning)
 	var calls []toolcall.CallDelta
 	for _, c := range d.Calls {
 		if c.Name != "" && !s.own[c.Name] {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -256,8 +257,8 @@ func (c *completionRequest) piece(choices int) func(i int, e event) map[string]a
 		case e.started != nil:
 			return nil
 		case e.prompt != nil:
+			text = promptText(e.prompt.GetTokens())
 			for _, t := range e.prompt.GetTokens() {
-				text += t.GetText()
 				logprobs.add(t.GetText(), t.Logprob, t.GetTop())
 			}
 		case e.token != nil:
@@ -278,17 +279,22 @@ func (c *completionRequest) piece(choices int) func(i int, e event) map[string]a
 	}
 }
 
+// promptText returns the text of tokens of a prompt.
+func promptText(tokens []*routerv1.PromptToken) string {
+	var b strings.Builder
+	for _, t := range tokens {
+		b.WriteString(t.GetText())
+	}
+	return b.String()
+}
+
 // shape returns the format of a completion's responses.
 func (c *completionRequest) shape(jobs int, created int64) *shape {
 	return &shape{
 		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: created,
 		usage: c.usageWanted(),
 		choice: func(_ int, a *answer) map[string]any {
-			text := ""
-			for _, t := range a.prompt {
-				text += t.GetText()
-			}
-			return map[string]any{"text": text + a.text.String(), "logprobs": c.logprobs(a)}
+			return map[string]any{"text": promptText(a.prompt) + a.text.String(), "logprobs": c.logprobs(a)}
 		},
 		piece: c.piece(jobs),
 		empty: func() map[string]any { return map[string]any{"text": "", "logprobs": nil} },
