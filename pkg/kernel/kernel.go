@@ -123,8 +123,9 @@ type Set[F tensor.Float] interface {
 	// activations it saves for the backward pass in bfloat16.
 	UsesBFloat16() bool
 	// RoundBF16 rounds x in place to bfloat16, to nearest even, and writes the bits to h,
-	// which has the same length. WidenBF16 converts h back to x.
+	// which has the same length.
 	RoundBF16(h []uint16, x Buffer[F])
+	// WidenBF16 overwrites x with the values of h.
 	WidenBF16(x Buffer[F], h []uint16)
 
 	// Pack converts a raw matrix to the form that the set multiplies fastest, if there is one. Embed still
@@ -146,9 +147,11 @@ type Set[F tensor.Float] interface {
 
 	// RMSNorm computes y = x/sqrt(mean(x²)+eps)·g over each row of x[T,C].
 	RMSNorm(y, x, g Buffer[F], eps float64, t, c int)
+	// RMSNormGrad adds the gradient of RMSNorm to dx[T,C] and dg[C].
 	RMSNormGrad(dx, dg, dy, x, g Buffer[F], eps float64, t, c int)
 	// LayerNorm computes y = (x-mean)/sqrt(var+eps)·g + b over each row of x[T,C].
 	LayerNorm(y, x, g, b Buffer[F], eps float64, t, c int)
+	// LayerNormGrad adds the gradient of LayerNorm to dx[T,C], dg[C] and db[C].
 	LayerNormGrad(dx, dg, db, dy, x, g Buffer[F], eps float64, t, c int)
 
 	// Rotate rotates each head of x[T,H,D] in place by the angles of its row's position pos[T].

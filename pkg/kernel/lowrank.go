@@ -15,6 +15,7 @@ type LowRank[F tensor.Float] struct {
 // LowRanks is implemented by sets that compute many low-rank products faster together than one after another. The
 // products of a call have different y. The bits are those of MatMul(U, X, A), Scale(U), MatMul(V, U, B) and Add(Y, V).
 type LowRanks[F tensor.Float] interface {
+	// LowRanks adds each product to its Y.
 	LowRanks(products []LowRank[F])
 
 	// PackLowRank puts factors into the order in which LowRanks reads them, and lets go of their Dense. After it they
