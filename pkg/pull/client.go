@@ -114,8 +114,9 @@ func (c *Client) get(ctx context.Context, at string, from, to int64) (*http.Resp
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		err = reach(ctx, err, req.URL) // before cancel, which would make it look as if the caller had given up
 		cancel(nil)
-		return nil, reach(ctx, err, req.URL)
+		return nil, err
 	}
 	resp.Body = newBody(resp.Body, c.idle, cancel, ctx)
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {

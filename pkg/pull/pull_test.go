@@ -212,6 +212,23 @@ func TestPull_ServerThatIsGoneIsGivenUp(t *testing.T) {
 	}
 }
 
+// A server that nobody reaches is another thing than a caller who has given up: it is named, and may be tried again.
+func TestPull_ServerThatIsNotThereIsNamed(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	server.Close()
+	source := &pull.Web{Client: client(t, pull.ClientOptions{}), URL: server.URL + "/tiny.gguf"}
+	s := open(t, store.Options{})
+	if _, err := pull.Pull(t.Context(), s, source, quick); fault.CodeOf(err) != fault.Unavailable ||
+		!strings.Contains(err.Error(), server.URL) {
+		t.Errorf("a server that is gone: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := pull.Pull(ctx, s, source, quick); fault.CodeOf(err) != fault.Canceled {
+		t.Errorf("a caller who has given up: %v", err)
+	}
+}
+
 func TestPull_LimitsComeFirst(t *testing.T) {
 	at := serve(t, publish(t, map[string][]byte{"model.gguf": gguf(1, 8*chunk)}))
 	for name, c := range map[string]struct {
