@@ -121,6 +121,10 @@ func (s *Store) manifest(name string) (*Manifest, error) {
 	}
 	text, err := s.read("models/"+name+".json", MaxManifest)
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fault.Wrap(fault.NotFound, err,
+				"find model %s in the store: lamina models lists those that are there", name)
+		}
 		return nil, fault.Wrap(fault.CodeOf(err), err, "find model %s in the store", name)
 	}
 	m, err := ParseManifest(text)
