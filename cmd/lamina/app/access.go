@@ -187,7 +187,7 @@ type refusals struct {
 
 func newRefusals() *refusals {
 	f := &refusals{paths: http.NewServeMux(), apis: map[string]httpapi.API{}, other: openai.Fail(openai.Options{})}
-	for _, api := range httpAPIs(nil, batches.New(batches.Options{}), console.Options{}) {
+	for _, api := range httpAPIs(nil, batches.New(batches.Options{Fail: f.other}), console.Options{}) {
 		for _, r := range api.Routes {
 			if _, ok := f.apis[r.Path]; !ok {
 				f.apis[r.Path] = api

@@ -153,6 +153,13 @@ func TestMesh_KeysOverTLS(t *testing.T) {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, text)
 		}
 	}
+	for _, route := range app.Routes() {
+		method, path, _ := strings.Cut(strings.NewReplacer("{$}", "", "{", "", "}", "").Replace(route), " ")
+		resp, text := ask("", method, path, "")
+		if resp.StatusCode != http.StatusUnauthorized || method != http.MethodHead && text == "" {
+			t.Errorf("%s without a key: %d %q", route, resp.StatusCode, text)
+		}
+	}
 	if _, text := ask("elsewhere", "GET", "/v1/models", ""); strings.Contains(text, "stories260K") {
 		t.Errorf("a key sees a model that it may not use: %s", text)
 	}
