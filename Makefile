@@ -168,7 +168,7 @@ deploy-test: ## Render and parse the files for systemd, Nomad and Kubernetes wit
 
 .PHONY: compose-test
 compose-test: image deploy-test ## Run the integration scenarios on docker compose.
-	$(GO) test -count=1 -timeout 20m ./tests/integration -runner=compose
+	$(GO) test -count=1 -timeout 60m ./tests/integration -runner=compose
 
 .PHONY: clients-test
 clients-test: build ## Run clients in Python, TypeScript and Java, and the examples in Python.

@@ -15,7 +15,11 @@ import (
 // compose deploys each layout on the four shards of docker-compose.yml; shards that a
 // layout does not need hold no layers. The project has its own name and networks, so a
 // deployment that `make compose-up` started is not touched.
-type compose struct{ env []string }
+type compose struct {
+	project string
+	files   []string // of docker-compose, below the repository's top folder
+	env     []string
+}
 
 const (
 	composeProject = "lamina-test"
@@ -26,11 +30,16 @@ const (
 
 func newCompose(t *testing.T) *compose {
 	t.Helper()
+	needDocker(t)
+	return &compose{project: composeProject, files: []string{"docker-compose.yml"}, env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC,
+		"LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
+}
+
+func needDocker(t *testing.T) {
+	t.Helper()
 	if out, err := exec.Command("docker", "info").CombinedOutput(); err != nil {
 		t.Fatalf("no docker engine: %v\n%s", err, out)
 	}
-	return &compose{env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC,
-		"LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
 }
 
 // layers returns which layers each of the four shards holds.
@@ -81,7 +90,7 @@ func (c *compose) down(t *testing.T, env []string) {
 		return
 	}
 	left, psErr := exec.Command("docker", "ps", "-aq", "--filter",
-		"label=com.docker.compose.project="+composeProject).CombinedOutput()
+		"label=com.docker.compose.project="+c.project).CombinedOutput()
 	if strings.Contains(out, "has active endpoints") && psErr == nil && len(left) == 0 {
 		t.Logf("docker-compose down: a network stays behind: %v", err)
 		return
@@ -100,7 +109,11 @@ func (c *compose) run(ctx context.Context, t *testing.T, env []string, args ...s
 
 func (c *compose) try(ctx context.Context, t *testing.T, env []string, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(ctx, "docker-compose", append([]string{"-p", composeProject}, args...)...)
+	all := []string{"-p", c.project}
+	for _, file := range c.files {
+		all = append(all, "-f", file)
+	}
+	cmd := exec.CommandContext(ctx, "docker-compose", append(all, args...)...)
 	cmd.Dir, cmd.Env = root(t), env
 	out, err := cmd.CombinedOutput()
 	return string(out), err
