@@ -297,18 +297,18 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 		s.set.Rotate(k, blk.rotary, pos, a.KVHeads, a.HeadDim)
 	}
 	w.spans = w.spans[:0]
-	row, width := 0, a.KVHeads*a.HeadDim
 	for _, e := range b.Entries {
-		kv, lo, hi := e.Seq.View(i), row*width, (row+e.Rows)*width
-		s.set.Store(kv, e.Pos, k[lo:hi], v[lo:hi], a.KVHeads, a.HeadDim)
-		if a.Bidirectional { // every row sees what the last one sees
+		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: e.Seq.View(i)})
+	}
+	s.store(w.spans, k, v, a)
+	if a.Bidirectional { // every row sees what the last one sees
+		stored := w.spans
+		w.spans = nil
+		for _, e := range stored {
 			for range e.Rows {
-				w.spans = append(w.spans, kernel.Span[F]{Rows: 1, Pos: e.Pos + e.Rows - 1, KV: kv})
+				w.spans = append(w.spans, kernel.Span[F]{Rows: 1, Pos: e.Pos + e.Rows - 1, KV: e.KV})
 			}
-		} else {
-			w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: kv})
 		}
-		row += e.Rows
 	}
 	heads := blk.heads
 	heads.Sinks = blk.sinks32
@@ -316,6 +316,20 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	s.multiply(att, t, output[F]{&blk.o, w.h})
 	s.addBranch(x, w.h, &blk.post1, t)
 	s.normalizeSum(x, &blk.add1, t)
+}
+
+// store writes the keys and values of a batch to the caches of its entries.
+func (s *Stage[F]) store(spans []kernel.Span[F], k, v kernel.Buffer[F], a *Attention) {
+	if set, ok := s.set.(kernel.SpanStorer[F]); ok {
+		set.StoreSpans(spans, k, v, a.KVHeads, a.HeadDim)
+		return
+	}
+	row, width := 0, a.KVHeads*a.HeadDim
+	for _, e := range spans {
+		lo, hi := row*width, (row+e.Rows)*width
+		s.set.Store(e.KV, e.Pos, k[lo:hi], v[lo:hi], a.KVHeads, a.HeadDim)
+		row += e.Rows
+	}
 }
 
 // feedForward adds the output of a block's feed-forward part to x[t,C].

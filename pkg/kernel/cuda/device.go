@@ -3,6 +3,7 @@ package cuda
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
@@ -13,7 +14,11 @@ type Config struct {
 	Number int           // of the device
 	KV     kernel.KVType // of the caches
 	Memory int64         // bytes that may be allocated; 0 means what is free, less a reserve
+	Limit  time.Duration // of the device's work, as in driver.Start
 }
+
+// openLimit bounds the time for loading the kernels, which a driver without a cache compiles first.
+const openLimit = 10 * time.Minute
 
 // reserve is the part of a device's free memory that is left to the driver: compiled kernels, their stacks, graphs.
 const reserve = 1.0 / 32
@@ -27,10 +32,16 @@ type device struct {
 	kernels    map[string]*Kernel
 	freed      chan struct{} // has room for one: memory was freed since an allocation last looked
 
-	mu     sync.Mutex
-	ranges []extent // allocations by address
-	used   int64
-	limit  int64
+	mu       sync.Mutex
+	ranges   []extent // allocations by address
+	used     [uses]int64
+	reserved int64
+	limit    int64
+	seen     kernel.Device // what the driver said last
+	asked    bool          // a function that asks it is in the queue
+
+	uploads uploads
+	tables  tables
 
 	workMu    sync.Mutex
 	workBytes int64  // of the workspace
@@ -39,7 +50,7 @@ type device struct {
 
 // openDevice opens a device and loads the kernels.
 func openDevice(d driver.Driver, c Config) (*device, error) {
-	ctx, err := driver.Start(d, c.Number)
+	ctx, err := driver.Start(d, c.Number, c.Limit)
 	if err != nil {
 		return nil, err
 	}
@@ -49,13 +60,17 @@ func openDevice(d driver.Driver, c Config) (*device, error) {
 	for i := range all {
 		out.kernels[all[i].Name] = &all[i]
 	}
-	err = ctx.Do(func(d driver.Device) (err error) {
+	err = ctx.DoWithin(openLimit, func(d driver.Device) (err error) {
 		out.properties = d.Properties()
-		out.worker, err = newWorker(d, all)
+		out.worker, err = newWorker(d, all, ctx.Limit())
 		if err != nil {
 			return err
 		}
-		free, _, err := d.MemoryInfo()
+		if err = out.uploads.open(d); err != nil {
+			return err
+		}
+		free, total, err := d.MemoryInfo()
+		out.saw(free, total, d.Usage())
 		if out.limit = free - int64(float64(free)*reserve); c.Memory > 0 {
 			out.limit = min(out.limit, c.Memory)
 		}

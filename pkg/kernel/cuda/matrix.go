@@ -33,14 +33,13 @@ func (s *Set) Pack(w *kernel.Matrix[float32]) {
 func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 	must("pack", "raw", len(w.Raw), w.Rows*w.DType.RowBytes(w.Cols))
 	name, stride := typeName(w.DType), w.DType.RowBytes(w.Cols)
-	_, multiplied := s.kernels["matmul_"+name+"_16x8"]
-	if multiplied && !decode && w.Cols%32 == 0 && s.aligned(w) {
+	if s.multiplied(w, decode) {
 		p := s.put(w.Raw)
 		p.name, p.stride = name, stride
 		return p
 	}
 	dense := &packed{scope: s.newScope(), name: "f32", stride: 4 * w.Cols, dense: true}
-	dense.at = dense.scope.alloc(4 * int64(w.Rows) * int64(w.Cols))
+	dense.at = dense.scope.alloc(4*int64(w.Rows)*int64(w.Cols), weightsUse)
 	if k := s.kernels["embed_"+name]; k != nil {
 		p := s.put(w.Raw)
 		s.decode(k, dense.at, p.at, w, stride)
@@ -59,6 +58,12 @@ func (s *Set) pack(w *kernel.Matrix[float32], decode bool) *packed {
 		})
 	}
 	return dense
+}
+
+// multiplied reports whether a matrix is multiplied as it lies.
+func (s *Set) multiplied(w *kernel.Matrix[float32], decode bool) bool {
+	_, has := s.kernels["matmul_"+typeName(w.DType)+"_16x8"]
+	return has && !decode && w.Cols%32 == 0 && s.aligned(w)
 }
 
 // decode writes the rows of a matrix to memory of the device, from where they lie there.
@@ -84,7 +89,7 @@ func (s *Set) decoded(w *kernel.Matrix[float32]) (driver.Address, *packed) {
 		return p.at, p
 	}
 	out := &packed{scope: s.newScope()}
-	out.at = out.scope.alloc(4 * int64(w.Rows) * int64(w.Cols))
+	out.at = out.scope.alloc(4*int64(w.Rows)*int64(w.Cols), workspaceUse)
 	s.decode(s.need("matmul grad", "embed_"+p.name), out.at, p.at, w, p.stride)
 	return out.at, out
 }
@@ -97,8 +102,10 @@ func (s *Set) aligned(w *kernel.Matrix[float32]) bool {
 // put copies bytes to a scope of their own. The kernels read whole lines of 16 bytes.
 func (s *Set) put(raw []byte) *packed {
 	p := &packed{scope: s.newScope()}
-	p.at = p.scope.alloc((int64(len(raw)) + 15) &^ 15)
-	s.do(func(w *worker) error { return w.upload(p.at, raw) })
+	p.at = p.scope.allocRaw((int64(len(raw))+15)&^15, weightsUse)
+	if err := s.uploadWeights(p.at, raw); err != nil {
+		panic(fmt.Errorf("%s: %w", s.name, err))
+	}
 	return p
 }
 

@@ -14,10 +14,21 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
 )
 
+// use is what memory is for.
+type use uint8
+
+const (
+	workspaceUse use = iota
+	weightsUse
+	kvUse
+	uses // their number
+)
+
 // extent is an allocation.
 type extent struct {
 	at    driver.Address
 	bytes int64
+	use   use
 }
 
 // scope is memory with a lifetime: what it has allocated is freed when the garbage collector finds the scope
@@ -45,7 +56,7 @@ func (d *device) release(h *holding) {
 	d.mu.Lock()
 	for _, a := range h.list {
 		if i, ok := d.find(a); ok {
-			d.used -= d.ranges[i].bytes
+			d.used[d.ranges[i].use] -= d.ranges[i].bytes
 			d.ranges = slices.Delete(d.ranges, i, i+1)
 		}
 	}
@@ -89,7 +100,16 @@ const (
 
 // alloc returns zeroed memory. It panics with a *driver.OutOfMemoryError if there is too little, after
 // the garbage collector has freed what nobody refers to.
-func (s *scope) alloc(bytes int64) driver.Address {
+func (s *scope) alloc(bytes int64, of use) driver.Address {
+	a := s.allocRaw(bytes, of)
+	if bytes > 0 {
+		s.send(func(w *worker) error { return w.Fill(a, 0, bytes, w.stream) })
+	}
+	return a
+}
+
+// allocRaw is alloc of memory that is not zeroed.
+func (s *scope) allocRaw(bytes int64, of use) driver.Address {
 	// A scope that is collected while it waits for others to be would never free what it gets then.
 	defer runtime.KeepAlive(s)
 	d, h := s.device, s.held
@@ -97,7 +117,7 @@ func (s *scope) alloc(bytes int64) driver.Address {
 		return 0
 	}
 	for collected := 0; ; {
-		a, err := d.tryAlloc(bytes)
+		a, err := d.tryAlloc(bytes, of)
 		if err == nil {
 			h.mu.Lock()
 			h.list = append(h.list, a)
@@ -107,47 +127,86 @@ func (s *scope) alloc(bytes int64) driver.Address {
 		if short := (*driver.OutOfMemoryError)(nil); !errors.As(err, &short) {
 			panic(fmt.Errorf("%s: %w", d.name, err))
 		}
-		select {
-		case <-d.freed: // perhaps enough
-			continue
-		default:
-		}
-		if collected == collections {
+		if !d.collect(&collected) {
 			panic(fmt.Errorf("%s: %w", d.name, err))
-		}
-		collected++
-		runtime.GC()
-		select {
-		case <-d.freed:
-		case <-time.After(collectLimit):
 		}
 	}
 }
 
+// collect waits until memory was freed, for which it runs the garbage collector. It returns false if that has been
+// tried often enough.
+func (d *device) collect(tries *int) bool {
+	select {
+	case <-d.freed: // perhaps enough
+		return true
+	default:
+	}
+	if *tries == collections {
+		return false
+	}
+	*tries++
+	runtime.GC()
+	select {
+	case <-d.freed:
+	case <-time.After(collectLimit):
+	}
+	return true
+}
+
+// usedLocked returns the bytes that are allocated. The caller holds mu.
+func (d *device) usedLocked() (sum int64) {
+	for _, n := range d.used {
+		sum += n
+	}
+	return sum
+}
+
 // tryAlloc allocates memory within the limit.
-func (d *device) tryAlloc(bytes int64) (a driver.Address, err error) {
+func (d *device) tryAlloc(bytes int64, of use) (a driver.Address, err error) {
 	d.mu.Lock()
-	if free := d.limit - d.used; bytes > free {
+	if free := d.limit - d.usedLocked(); bytes > free {
 		d.mu.Unlock()
 		return 0, &driver.OutOfMemoryError{Kind: "device", Wanted: bytes, Free: free, Total: d.limit}
 	}
-	d.used += bytes
+	d.used[of] += bytes
 	d.mu.Unlock()
 	err = d.ctx.Do(func(driver.Device) (err error) {
-		if a, err = d.worker.Alloc(bytes); err == nil {
-			err = d.worker.Fill(a, 0, bytes, d.worker.stream)
-		}
+		a, err = d.worker.Alloc(bytes)
 		return err
 	})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
-		d.used -= bytes
+		d.used[of] -= bytes
 		return 0, err
 	}
 	i, _ := d.find(a)
-	d.ranges = slices.Insert(d.ranges, i, extent{a, bytes})
+	d.ranges = slices.Insert(d.ranges, i, extent{a, bytes, of})
 	return a, nil
+}
+
+// Reserve sets memory aside for what is loaded next. The error is a *driver.OutOfMemoryError.
+func (d *device) Reserve(bytes int64) (end func(), err error) {
+	for tries := 0; ; {
+		d.mu.Lock()
+		free := max(0, d.limit-max(d.reserved, d.usedLocked()))
+		possible := bytes <= d.limit-d.reserved // once what nobody refers to is freed
+		if bytes <= free {
+			d.reserved += bytes
+		}
+		d.mu.Unlock()
+		switch {
+		case bytes <= free:
+			return sync.OnceFunc(func() {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				d.reserved -= bytes
+			}), nil
+		case !possible || !d.collect(&tries):
+			return nil, fmt.Errorf("%s: %w", d.name,
+				&driver.OutOfMemoryError{Kind: "device", Wanted: bytes, Free: free, Total: d.limit})
+		}
+	}
 }
 
 // workspace makes sure that the workspace has a size. It panics with a *driver.OutOfMemoryError if there is too little
@@ -160,7 +219,7 @@ func (d *device) workspace(bytes int64) {
 		return
 	}
 	s := d.newScope()
-	a := s.alloc(bytes)
+	a := s.alloc(bytes, workspaceUse)
 	d.do(func(w *worker) error {
 		w.work = a
 		return nil
@@ -172,7 +231,7 @@ func (d *device) workspace(bytes int64) {
 func (d *device) Use() (used, limit int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.used, d.limit
+	return d.usedLocked(), d.limit
 }
 
 // list makes a slice of n elements of memory of the device.
@@ -200,15 +259,15 @@ func (s *scope) Scope() kernel.Memory[float32] { return s.newScope() }
 
 // Alloc returns a buffer of n zeros.
 func (s *scope) Alloc(n int) kernel.Buffer[float32] {
-	return list[float32](s.alloc(4*int64(n)), n)
+	return list[float32](s.alloc(4*int64(n), workspaceUse), n)
 }
 
 // AllocBF16 returns n zeros of bfloat16.
-func (s *scope) AllocBF16(n int) []uint16 { return list[uint16](s.alloc(2*int64(n)), n) }
+func (s *scope) AllocBF16(n int) []uint16 { return list[uint16](s.alloc(2*int64(n), workspaceUse), n) }
 
-// FromHost returns a buffer with the values of x.
+// FromHost returns a buffer with the values of x. They count as weights.
 func (s *scope) FromHost(x []float32) kernel.Buffer[float32] {
-	b := s.Alloc(len(x))
+	b := kernel.Buffer[float32](list[float32](s.alloc(4*int64(len(x)), weightsUse), len(x)))
 	s.Upload(b, x)
 	return b
 }
@@ -264,7 +323,7 @@ func (s *scope) NewKVPages(n int, t kernel.KVType, elements, d int) []kernel.KVP
 	// Every part begins at a multiple of 16 bytes, for wide loads.
 	bytes16, scales16 := (bytes+15)&^15, (scales+15)&^15
 	size := 2 * (bytes16 + scales16)
-	at := s.alloc(int64(n) * int64(size))
+	at := s.alloc(int64(n)*int64(size), kvUse)
 	for i := range pages {
 		p, from := &pages[i], at+driver.Address(i*size)
 		next := func(n int) driver.Address {

@@ -16,36 +16,34 @@ const (
 	groupSize  = 4  // strips of a block of the other spans
 )
 
-// stripTable has the strips of a batch on one kind of page.
-type stripTable struct {
-	pageTable
+// stripList has the strips of a table.
+type stripList struct {
 	split, whole []int32 // [N,8]
-	rows, chunks int
-	perKV        int // query heads of a key/value head
+	chunks       int     // of the longest span of split
 }
 
-// add appends the strips of a span.
-func (t *stripTable) add(span kernel.Span[float32]) {
-	pairs := span.Rows * t.perKV
-	if pairs == 0 {
-		return
+// strips cuts the spans of a table into strips, for so many query heads of a key/value head.
+func (t *batchTable) strips(perKV int) (out stripList) {
+	row := 0
+	for _, s := range t.spans {
+		pairs := s.rows * perKV
+		list, end := &out.split, pairs
+		if pairs > splitPairs {
+			const block = groupSize * stripPairs
+			list, end = &out.whole, (pairs+block-1)/block*block
+		} else {
+			out.chunks = max(out.chunks, (s.pos+s.rows-1)/chunkPositions+1)
+		}
+		for pair := 0; pair < end; pair += stripPairs {
+			*list = append(*list, int32(s.first), int32(s.pos), int32(row), int32(pair), int32(pairs), 0, 0, 0)
+		}
+		row += s.rows
 	}
-	first := t.sequence(span.KV)
-	list, end := &t.split, pairs
-	if pairs > splitPairs {
-		const block = groupSize * stripPairs
-		list, end = &t.whole, (pairs+block-1)/block*block
-	} else {
-		t.chunks = max(t.chunks, (span.Pos+span.Rows-1)/chunkPositions+1)
-	}
-	for pair := 0; pair < end; pair += stripPairs {
-		*list = append(*list, int32(first), int32(span.Pos), int32(t.rows), int32(pair), int32(pairs), 0, 0, 0)
-	}
-	t.rows += span.Rows
+	return out
 }
 
 // attendStrips computes the rows of a table.
-func (s *Set) attendStrips(to, from driver.Address, t *stripTable, length int, a kernel.Heads) {
+func (s *Set) attendStrips(to, from driver.Address, t *batchTable, a kernel.Heads) {
 	const op = "attend"
 	dims := 128
 	if a.D > dims {
@@ -70,43 +68,33 @@ func (s *Set) attendStrips(to, from driver.Address, t *stripTable, length int, a
 			work = max(work, n*size)
 		}
 	}
-	few, many := len(t.split)/stripInts, len(t.whole)/stripInts
-	cut(0, few, t.chunks, 1)
+	all := t.strips(a.H / a.K)
+	few, many := len(all.split)/stripInts, len(all.whole)/stripInts
+	cut(0, few, all.chunks, 1)
 	cut(few, many, 0, groupSize)
-	if len(pieces) == 0 {
-		return
-	}
 	work = (work + 15) &^ 15
-	list := append(t.split, t.whole...)
 	sinkBytes := (4*len(a.Sinks) + 15) &^ 15
-	s.workspace(int64(work + sinkBytes + 4*len(list) + 8*len(t.pages)))
+	s.workspace(int64(work + sinkBytes))
 	sinkValues := append([]float32(nil), a.Sinks...)
-	s.send(func(w *worker) error {
-		at, sinks := w.work+driver.Address(work), driver.Address(0)
+	list := append(all.split, all.whole...)
+	s.withTable(t, &s.tables.strips, list, func(w *worker, table, pages driver.Address) error {
+		sinks := driver.Address(0)
 		if len(sinkValues) > 0 {
-			sinks = at
+			sinks = w.work + driver.Address(work)
 			if err := w.upload(sinks, bytesOf(sinkValues)); err != nil {
 				return err
 			}
 		}
-		at += driver.Address(sinkBytes)
-		if err := w.upload(at, bytesOf(list)); err != nil {
-			return err
-		}
-		pages := at + driver.Address(4*len(list))
-		if err := w.upload(pages, bytesOf(t.pages)); err != nil {
-			return err
-		}
 		h, kv, d, window := uint32(a.H), uint32(a.K), uint32(a.D), uint32(a.Window)
 		for _, p := range pieces {
-			strips, n := at+driver.Address(4*stripInts*p.at), uint32(p.strips)
+			strips, n := table+driver.Address(4*stripInts*p.at), uint32(p.strips)
 			err := w.launch(queries, driver.Dim{X: n, Y: kv, Z: 1}, 0, w.work, from, strips, h, kv, d, float32(a.Scale))
 			if err != nil {
 				return err
 			}
 			if p.chunks == 0 {
 				err = w.launch(whole, driver.Dim{X: n / groupSize, Y: kv, Z: 1}, 0, to, w.work, strips, pages, h, kv, d,
-					uint32(length), window, float32(a.Softcap), sinks)
+					uint32(t.length), window, float32(a.Softcap), sinks)
 				if err != nil {
 					return err
 				}
@@ -114,7 +102,7 @@ func (s *Set) attendStrips(to, from driver.Address, t *stripTable, length int, a
 			}
 			parts, chunks := w.work+driver.Address(p.strips*perQuery), uint32(p.chunks)
 			err = w.launch(split, driver.Dim{X: chunks, Y: kv, Z: n}, 0, parts, w.work, strips, pages, h, kv, d,
-				uint32(length), window, float32(a.Softcap), chunks)
+				uint32(t.length), window, float32(a.Softcap), chunks)
 			if err != nil {
 				return err
 			}

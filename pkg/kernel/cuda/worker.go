@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -23,12 +24,13 @@ const stagingBytes = 4 << 20
 type worker struct {
 	driver.Device
 	stream    driver.Stream
-	done      driver.Event
+	limit     time.Duration // of a wait
 	functions map[string]driver.Function
 
-	up, down []byte         // pinned
-	ring     driver.Address // as long as up
-	half, at int            // where the next list goes: half, and offset in it
+	up, down []byte          // pinned
+	filled   [2]driver.Event // the device has filled a half of down
+	ring     driver.Address  // as long as up
+	half, at int             // where the next list goes: half, and offset in it
 	copied   [2]driver.Event
 	pending  [2]bool // the event of a half has been recorded
 
@@ -37,13 +39,13 @@ type worker struct {
 }
 
 // newWorker loads the kernels and allocates the staging memory.
-func newWorker(d driver.Device, kernels []Kernel) (*worker, error) {
-	w := &worker{Device: d, functions: map[string]driver.Function{}}
+func newWorker(d driver.Device, kernels []Kernel, limit time.Duration) (*worker, error) {
+	w := &worker{Device: d, limit: limit, functions: map[string]driver.Function{}}
 	var err error
 	if w.stream, err = d.NewStream(); err != nil {
 		return nil, err
 	}
-	for _, e := range []*driver.Event{&w.done, &w.copied[0], &w.copied[1]} {
+	for _, e := range []*driver.Event{&w.filled[0], &w.filled[1], &w.copied[0], &w.copied[1]} {
 		if *e, err = d.NewEvent(); err != nil {
 			return nil, err
 		}
@@ -76,9 +78,6 @@ func newWorker(d driver.Device, kernels []Kernel) (*worker, error) {
 	return w, nil
 }
 
-// wait waits for everything that has been put on the stream.
-func (w *worker) wait() error { return driver.Wait(w.Device, w.stream, w.done) }
-
 // launch puts a kernel on the stream.
 func (w *worker) launch(k *Kernel, grid driver.Dim, shared int, args ...any) error {
 	return w.Launch(w.functions[k.Name], driver.Launch{Grid: grid, Block: driver.Dim{X: uint32(k.Threads), Y: 1, Z: 1},
@@ -99,7 +98,7 @@ func (w *worker) room(n int) ([]byte, int, error) {
 		w.pending[w.half] = true
 		w.half, w.at = 1-w.half, 0
 		if w.pending[w.half] {
-			if err := driver.WaitFor(w.Device, w.copied[w.half]); err != nil {
+			if err := driver.WaitFor(w.Device, w.copied[w.half], w.limit); err != nil {
 				return nil, 0, err
 			}
 			w.pending[w.half] = false
@@ -140,18 +139,30 @@ func (w *worker) upload(dst driver.Address, src []byte) error {
 	return nil
 }
 
-// download copies memory of the device to the host, behind all work.
+// download copies memory of the device to the host, behind all work. While the device copies to one half of the pinned
+// memory, the other one is read.
 func (w *worker) download(dst []byte, src driver.Address) error {
-	for len(dst) > 0 {
-		n := min(len(dst), len(w.down))
-		if err := w.Download(w.down[:n], src, w.stream); err != nil {
-			return err
+	const half = stagingBytes / 2
+	var before []byte // where the half that the device fills belongs
+	for which := 0; len(dst) > 0 || before != nil; which = 1 - which {
+		var now []byte
+		if len(dst) > 0 {
+			now = dst[:min(len(dst), half)]
+			if err := w.Download(w.down[which*half:][:len(now)], src, w.stream); err != nil {
+				return err
+			}
+			if err := w.Record(w.filled[which], w.stream); err != nil {
+				return err
+			}
+			dst, src = dst[len(now):], src+driver.Address(len(now))
 		}
-		if err := w.wait(); err != nil {
-			return err
+		if before != nil {
+			if err := driver.WaitFor(w.Device, w.filled[1-which], w.limit); err != nil {
+				return err
+			}
+			copy(before, w.down[(1-which)*half:])
 		}
-		copy(dst, w.down[:n])
-		dst, src = dst[n:], src+driver.Address(n)
+		before = now
 	}
 	return nil
 }

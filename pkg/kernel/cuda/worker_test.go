@@ -22,7 +22,7 @@ func TestWorker_ListsGoRoundTheRing(t *testing.T) {
 	const lists, size = 20, 700 << 10
 	var copies []driver.Address
 	for i := range lists {
-		to := s.alloc(size)
+		to := s.alloc(size, workspaceUse)
 		copies = append(copies, to)
 		list := bytes.Repeat([]byte{byte(i + 1)}, size)
 		d.send(func(w *worker) error {

@@ -1,6 +1,10 @@
 package driver
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"time"
+)
 
 // NoDriverError says that the driver's library cannot be opened.
 type NoDriverError struct {
@@ -66,6 +70,47 @@ func (e *CallError) Error() string {
 		return fmt.Sprintf("%s: %s (%d)", e.Call, e.Name, e.Code)
 	}
 	return fmt.Sprintf("%s: %s (%d): %s", e.Call, e.Name, e.Code, e.Text)
+}
+
+// HungError says that a device has not finished its work in time.
+type HungError struct{ Limit time.Duration }
+
+func (e *HungError) Error() string {
+	return fmt.Sprintf("the device hangs: it has not finished its work in %v", e.Limit)
+}
+
+// LostError says that a device is of no use any more to this process, and why.
+type LostError struct{ Err error }
+
+func (e *LostError) Error() string { return fmt.Sprintf("the device is lost: %v", e.Err) }
+
+func (e *LostError) Unwrap() error { return e.Err }
+
+// sticky are the codes after which no call on the context succeeds.
+var sticky = map[int]bool{
+	4:   true, // CUDA_ERROR_DEINITIALIZED
+	201: true, // CUDA_ERROR_INVALID_CONTEXT
+	214: true, // CUDA_ERROR_ECC_UNCORRECTABLE
+	220: true, // CUDA_ERROR_NVLINK_UNCORRECTABLE
+	226: true, // CUDA_ERROR_CONTAINED
+	700: true, // CUDA_ERROR_ILLEGAL_ADDRESS
+	702: true, // CUDA_ERROR_LAUNCH_TIMEOUT
+	709: true, // CUDA_ERROR_CONTEXT_IS_DESTROYED
+	710: true, // CUDA_ERROR_ASSERT
+	714: true, // CUDA_ERROR_HARDWARE_STACK_ERROR
+	715: true, // CUDA_ERROR_ILLEGAL_INSTRUCTION
+	716: true, // CUDA_ERROR_MISALIGNED_ADDRESS
+	717: true, // CUDA_ERROR_INVALID_ADDRESS_SPACE
+	718: true, // CUDA_ERROR_INVALID_PC
+	719: true, // CUDA_ERROR_LAUNCH_FAILED
+	721: true, // CUDA_ERROR_EXTERNAL_DEVICE
+	999: true, // CUDA_ERROR_UNKNOWN
+}
+
+// Sticky reports whether an error is a failure of the driver after which the context is dead.
+func Sticky(err error) bool {
+	call := (*CallError)(nil)
+	return errors.As(err, &call) && sticky[call.Code]
 }
 
 // Check returns an error unless a driver is new enough and has a device.

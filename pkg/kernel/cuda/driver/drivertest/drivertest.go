@@ -55,7 +55,7 @@ func Run(t *testing.T, d driver.Driver) {
 	t.Run("Streams", func(t *testing.T) { streams(t, d) })
 	t.Run("Graphs", func(t *testing.T) { graphs(t, d) })
 	t.Run("NoDevice", func(t *testing.T) {
-		_, err := driver.Start(d, d.Count())
+		_, err := driver.Start(d, d.Count(), 0)
 		if none := (*driver.NoDeviceError)(nil); !errors.As(err, &none) {
 			t.Errorf("a device that is not there opens with %v", err)
 		}
@@ -65,7 +65,7 @@ func Run(t *testing.T, d driver.Driver) {
 // on runs f on the goroutine of device 0, with a stream and an event.
 func on(t *testing.T, d driver.Driver, f func(k *kit) error) {
 	t.Helper()
-	c, err := driver.Start(d, 0)
+	c, err := driver.Start(d, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,13 +118,13 @@ func (k *kit) put(a driver.Address, x []float32) error {
 	for i, v := range x {
 		binary.LittleEndian.PutUint32(k.pinned[4*i:], math.Float32bits(v))
 	}
-	return errors.Join(k.Upload(a, k.pinned[:4*len(x)], k.stream), driver.Wait(k, k.stream, k.event))
+	return errors.Join(k.Upload(a, k.pinned[:4*len(x)], k.stream), driver.Wait(k, k.stream, k.event, driver.DefaultLimit))
 }
 
 // get downloads floats.
 func (k *kit) get(a driver.Address, n int) ([]float32, error) {
 	out := make([]float32, n)
-	err := errors.Join(k.Download(k.pinned[:4*n], a, k.stream), driver.Wait(k, k.stream, k.event))
+	err := errors.Join(k.Download(k.pinned[:4*n], a, k.stream), driver.Wait(k, k.stream, k.event, driver.DefaultLimit))
 	for i := range out {
 		out[i] = math.Float32frombits(binary.LittleEndian.Uint32(k.pinned[4*i:]))
 	}

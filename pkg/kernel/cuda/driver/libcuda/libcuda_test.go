@@ -82,7 +82,7 @@ func driversThatDoNotFit(t *testing.T, lib string) {
 		t.Setenv(c.name, c.value)
 		d, err := openNamed([]string{lib}, "")
 		if err == nil {
-			_, err = driver.Start(d, 0)
+			_, err = driver.Start(d, 0, 0)
 		}
 		if err == nil || err.Error() != c.want {
 			t.Errorf("%s=%s: %v, want %s", c.name, c.value, err, c.want)
@@ -117,7 +117,7 @@ func saysWhatTheCompilerSays(t *testing.T, lib string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := driver.Start(d, 0)
+	c, err := driver.Start(d, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

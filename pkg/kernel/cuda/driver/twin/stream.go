@@ -57,6 +57,9 @@ func (d *Device) capturing() bool {
 
 // step runs the first piece of work of every stream, unless it has to wait. It reports whether any ran.
 func (d *Device) step() bool {
+	if d.faults.hangs() {
+		return false
+	}
 	ran := false
 	for _, s := range d.streams {
 		if len(s.queue) == 0 {
@@ -67,11 +70,14 @@ func (d *Device) step() bool {
 			continue
 		}
 		s.queue, ran = s.queue[1:], true
+		d.progress.Add(1)
 		switch {
 		case w.marks != nil:
 			w.marks.reached = max(w.marks.reached, w.mark)
 		case w.run != nil && d.failed == nil:
-			d.failed = w.run()
+			if d.failed = w.run(); d.failed != nil && !driver.Sticky(d.failed) {
+				d.failed = fail("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", "%v", d.failed)
+			}
 		}
 	}
 	return ran
@@ -82,6 +88,7 @@ func (d *Device) finish(call string) error {
 	if d.capturing() {
 		return fail(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "a stream is being captured")
 	}
+	d.faults.pass()
 	for d.step() {
 	}
 	if d.failed != nil {
@@ -138,10 +145,11 @@ func (d *Device) Done(e driver.Event) (bool, error) {
 	if !ok {
 		return false, fail("cuEventQuery", "CUDA_ERROR_INVALID_HANDLE", "no such event")
 	}
+	d.faults.pass()
 	if ev.reached == ev.recorded || d.failed != nil {
 		return d.failed == nil, d.failed
 	}
-	if !d.step() {
+	if !d.step() && !d.faults.hangs() {
 		return false, fail("cuEventQuery", "CUDA_ERROR_LAUNCH_FAILED", "the streams wait for an event that never comes")
 	}
 	return false, nil

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
@@ -39,6 +40,7 @@ type Config struct {
 	Properties driver.Properties   // of every device; what is 0 has a value of its own
 	Machine    func() Machine      // makes the machine of a device
 	Usage      func() driver.Usage // nil means that it is unknown
+	Faults     *Faults             // nil for none
 }
 
 // Driver is the twin.
@@ -83,7 +85,7 @@ func (d *Driver) Open(number int) (driver.Device, error) {
 	p := d.cfg.Properties
 	p.UUID[0] = byte(number)
 	return &Device{
-		properties: p, usage: d.cfg.Usage, machine: d.cfg.Machine(),
+		properties: p, usage: d.cfg.Usage, machine: d.cfg.Machine(), faults: d.cfg.Faults,
 		memory: map[driver.Address]int64{}, pinned: map[*byte][]byte{}, streams: map[driver.Stream]*stream{},
 		events: map[driver.Event]*event{}, modules: map[driver.Module]Program{},
 		functions: map[driver.Function]function{}, graphs: map[driver.Graph][]work{},
@@ -95,6 +97,8 @@ type Device struct {
 	properties driver.Properties
 	usage      func() driver.Usage
 	machine    Machine
+	faults     *Faults
+	progress   atomic.Uint64 // pieces of work that have begun
 
 	used      int64
 	memory    map[driver.Address]int64 // sizes of allocations
@@ -126,6 +130,7 @@ func (d *Device) handle() uintptr {
 func fail(call, name, format string, args ...any) error {
 	codes := map[string]int{"CUDA_ERROR_INVALID_VALUE": 1, "CUDA_ERROR_INVALID_HANDLE": 400,
 		"CUDA_ERROR_NOT_FOUND": 500, "CUDA_ERROR_INVALID_PTX": 218, "CUDA_ERROR_LAUNCH_FAILED": 719,
+		"CUDA_ERROR_ILLEGAL_ADDRESS": 700, "CUDA_ERROR_ECC_UNCORRECTABLE": 214,
 		"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": 900}
 	return &driver.CallError{Call: call, Code: codes[name], Name: name, Text: fmt.Sprintf(format, args...)}
 }
@@ -348,6 +353,9 @@ func (d *Device) Launch(f driver.Function, l driver.Launch, s driver.Stream, arg
 	}
 	args = slices.Clone(args)
 	return d.put("cuLaunchKernel", s, func() error {
+		if name := d.faults.next(); name != "" {
+			return fail("cuLaunchKernel", name, "%s: as the test wants", k.name)
+		}
 		if err := k.program.Launch(k.name, l, args); err != nil {
 			return fail("cuLaunchKernel", "CUDA_ERROR_LAUNCH_FAILED", "%s: %v", k.name, err)
 		}
@@ -366,6 +374,9 @@ func (d *Device) Close() error {
 	clear(d.memory)
 	return err
 }
+
+// Progress counts the work that has begun.
+func (d *Device) Progress() uint64 { return d.progress.Load() }
 
 // Left returns the numbers of allocations of the device and of pinned memory.
 func (d *Device) Left() (memory, pinned int) { return len(d.memory), len(d.pinned) }

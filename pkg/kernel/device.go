@@ -1,0 +1,42 @@
+package kernel
+
+import "github.com/lamina-mesh/lamina/pkg/tensor"
+
+// Accelerator is implemented by sets on a device with memory of its own, such as a GPU.
+type Accelerator[F tensor.Float] interface {
+	// Device describes the device. It waits for a short time only, also if the device is busy or lost, and then
+	// returns what was known before.
+	Device() Device
+	// Lost returns a channel that is closed when the device does not compute any more: it hangs, or its driver has
+	// reported a failure after which nothing succeeds. Operations panic then. Only a new process can use it again.
+	Lost() <-chan struct{}
+	// LostErr returns why the device is lost, or nil.
+	LostErr() error
+	// Reserve sets bytes aside for what is loaded next, or returns an error with the bytes that are wanted and free.
+	// Allocations do not need it. The returned function ends it and may be called again.
+	Reserve(bytes int64) (end func(), err error)
+	// PackedBytes returns the bytes that Pack of a matrix allocates.
+	PackedBytes(w *Matrix[F]) int64
+}
+
+// Device is what a set says of its device. Bytes are of the device's memory.
+type Device struct {
+	Name         string // as --device spells it, such as "cuda:0"
+	Model        string // such as "NVIDIA H200"
+	Architecture string // such as "sm_90"
+	Total, Free  int64  // of the whole device, with what other processes have allocated
+	Limit        int64  // that this process may allocate
+	Reserved     int64
+	Weights      int64 // allocated: matrices, norms, biases, adapters
+	KV           int64 // allocated: pages of KV caches
+	Workspace    int64 // allocated: activations and all else
+	// Utilisation is the share of time in which a kernel ran, 0 to 1. It and the others are negative if the device
+	// does not report them.
+	Utilisation, Celsius, Watts float64
+}
+
+// SpanStorer is implemented by sets for which one call for the rows of a batch is faster than one for each span.
+type SpanStorer[F tensor.Float] interface {
+	// StoreSpans writes the rows k, v[ΣRows,K*D] of spans to their caches, as Store does for each of them.
+	StoreSpans(spans []Span[F], k, v Buffer[F], heads, d int)
+}
