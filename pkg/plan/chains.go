@@ -41,6 +41,35 @@ func Chains(spans []Span) []Chain {
 	return out
 }
 
+// MixedChains makes chains of spans of several kernel classes, for the models of which no class alone has a chain. If
+// there is one, the model's spans are left to it.
+func MixedChains(spans []Span) []Chain {
+	whole := map[string]bool{}
+	for _, c := range Chains(spans) {
+		whole[c.Digest()] = true
+	}
+	type place struct {
+		shard, digest string
+		lo, hi        int
+	}
+	classes := map[place]string{}
+	var mixed []Span
+	for _, s := range spans {
+		if !whole[s.Digest] {
+			classes[place{s.Shard, s.Digest, s.Lo, s.Hi}] = s.Class
+			s.Class = ""
+			mixed = append(mixed, s)
+		}
+	}
+	out := Chains(mixed)
+	for _, c := range out {
+		for i := range c {
+			c[i].Class = classes[place{c[i].Shard, c[i].Digest, c[i].Lo, c[i].Hi}]
+		}
+	}
+	return out
+}
+
 // graph has the spans that may be in one chain: those of one model and kernel class.
 type graph struct {
 	end    int            // the number of layers

@@ -34,6 +34,22 @@ type Chain []Span
 // Digest returns the digest of the model.
 func (c Chain) Digest() string { return c[0].Digest }
 
+// Class returns the kernel class of the chain. If the spans have several, it is each with its layers, such as
+// "cuda/1/sm_90:0-20+cpu/6:20-32": the results are those of this layout alone.
+func (c Chain) Class() string {
+	var parts []string
+	for i := 0; i < len(c); {
+		first := c[i]
+		for i++; i < len(c) && c[i].Class == first.Class; i++ {
+		}
+		parts = append(parts, fmt.Sprintf("%s:%d-%d", first.Class, first.Lo, c[i-1].Hi))
+	}
+	if len(parts) == 1 {
+		return c[0].Class
+	}
+	return strings.Join(parts, "+")
+}
+
 // String returns the chain in the form "0-2@a > 2-4@b".
 func (c Chain) String() string {
 	var parts []string

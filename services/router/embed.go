@@ -82,7 +82,7 @@ func (s *Service) embedTexts(ctx context.Context, r *routerv1.EmbedRequest) (_ *
 		chain := chains[(int(s.embeds.Add(1))-1)%len(chains)] // the chains take turns
 		out.Embeddings, err = s.embedOver(ctx, chain, texts, r.GetPooling(), int(h.GetWidth()))
 		if err == nil {
-			out.Fingerprint = h.GetDigest() + "/" + chain[0].Class
+			out.Fingerprint = h.GetDigest() + "/" + chain.Class()
 			s.log.DebugContext(ctx, "end embed", "model", h.GetModel(), "texts", len(texts), "took", time.Since(start))
 			return out, nil
 		}

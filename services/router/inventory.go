@@ -258,9 +258,11 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup, notify func()) 
 		return
 	}
 	// A model may draft for itself, with two separate chains.
-	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool {
-		return !s.isDraft(h.GetModel(), h.GetDigest()) && !h.GetEncoder()
-	}))
+	answers := func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) && !h.GetEncoder() }
+	answer := plan.Chains(s.spans(true, answers))
+	if s.cfg.MixClasses {
+		answer = append(answer, s.mixed(answers)...)
+	}
 	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
 	for i, chain := range slices.Concat(answer, draft) {
 		if s.models[chain.Digest()] == nil && i < len(answer) {
@@ -284,6 +286,19 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup, notify func()) 
 			}
 		})
 	}
+}
+
+// mixed returns chains of several kernel classes over free shards, of models that have no other: neither a chain of one
+// class, be it free or in use, nor a pipeline. The caller holds mu.
+func (s *Service) mixed(keep func(*shardv1.Held) bool) []plan.Chain {
+	served := map[string]bool{}
+	for _, c := range plan.Chains(s.spans(false, keep)) {
+		served[c.Digest()] = true
+	}
+	for _, c := range s.building {
+		served[c.Digest()] = true
+	}
+	return plan.MixedChains(s.spans(true, func(h *shardv1.Held) bool { return keep(h) && !served[h.GetDigest()] }))
 }
 
 // runPipeline opens a pipeline and runs it until it dies. It reports whether the pipeline has ever served.

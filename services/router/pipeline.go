@@ -117,7 +117,7 @@ func randomID() []byte {
 // open connects the sampler and the chain. When it returns, every stage is ready.
 func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
 	p := &pipeline{
-		service: s, name: randomID(), chain: chain, digest: chain.Digest(), sampler: sampler, class: chain[0].Class,
+		service: s, name: randomID(), chain: chain, digest: chain.Digest(), sampler: sampler, class: chain.Class(),
 		events: make(chan event, eventsLen), done: make(chan struct{}),
 	}
 	p.id = hex.EncodeToString(p.name)

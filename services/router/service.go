@@ -64,6 +64,9 @@ type Config struct {
 	// HiddenType is the element type of hidden states between stages; 0 is float32. bfloat16 halves
 	// the bytes but rounds the values, so it is part of the fingerprint.
 	HiddenType tensorv1.ElementType
+	// MixClasses makes pipelines over shards of several kernel classes, of models for which no class has a whole
+	// pipeline. Their results are those of no class, so their fingerprints name the layers of each.
+	MixClasses bool
 	// Queue is the maximum number of requests that wait for admission to a pipeline; 0 means 256.
 	Queue int
 	// TenantQueue is the maximum number of waiting requests of one tenant that has a name; 0 means three

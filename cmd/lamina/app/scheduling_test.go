@@ -19,6 +19,8 @@ func TestScheduling_ReachesTheRouter(t *testing.T) {
 			f.SetInt(int64(1000 + i))
 		case float64:
 			f.SetFloat(float64(1000 + i))
+		case bool:
+			f.SetBool(true)
 		default:
 			t.Fatalf("a value for the type of %s", set.Type().Field(i).Name)
 		}
