@@ -51,7 +51,9 @@ func buildBeside[F tensor.Float](
 		l.site = i
 	}
 	s.written = s.writtenWhole()
-	s.pack(fill.packed, held)
+	if err := s.pack(fill, held); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -79,28 +81,39 @@ func (s *Stage[F]) writtenWhole() []bool {
 	return out
 }
 
-// pack has the kernel set pack the raw matrices that are not shared with held stages, and calls packed after each
-// layer. The embedding is not packed, because its rows are looked up.
-func (s *Stage[F]) pack(packed func(), held beside[F]) {
-	pack := func(matrices ...*kernel.Matrix[F]) {
+// pack has the kernel set pack the raw matrices that are not shared with held stages, and tells fill of it. The embedding
+// is not packed, because its rows are looked up.
+func (s *Stage[F]) pack(fill filler[F], held beside[F]) error {
+	pack := func(matrices ...*kernel.Matrix[F]) error {
 		read := false
 		for _, m := range matrices {
 			m.Plain = s.Spec.Width < kernel.Narrow
-			read = read || m.Packed == nil
+			shared := m.Packed != nil
 			s.set.Pack(m)
+			if shared {
+				continue
+			}
+			read = true
+			if err := fill.moved(int64(len(m.Raw))); err != nil {
+				return err
+			}
 		}
 		if read {
-			packed()
+			fill.packed()
 		}
+		return nil
 	}
 	for i := range s.blocks {
 		s.share(s.Range.Lo+i, held)
-		pack(s.blocks[i].packable()...)
+		if err := pack(s.blocks[i].packable()...); err != nil {
+			return err
+		}
 	}
 	if s.head != nil {
 		s.share(len(s.Spec.Layers), held)
-		pack(&s.head.Matrix)
+		return pack(&s.head.Matrix)
 	}
+	return nil
 }
 
 // builder gathers a stage's parameters; the first error stays.

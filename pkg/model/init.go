@@ -57,6 +57,8 @@ func (r *random[F]) expertBias(_ *Experts, _ int, _ expertPart, v wanted) ([]F, 
 
 func (r *random[F]) packed() {}
 
+func (r *random[F]) moved(int64) error { return nil }
+
 // normal maps 64 random bits to a nearly normal variable: the centred sum of four
 // uniform ones, scaled to variance 1. It uses no function whose last bit could
 // differ between machines.

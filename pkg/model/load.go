@@ -16,6 +16,8 @@ type filler[F tensor.Float] interface {
 	expert(x *Experts, e int, p expertPart, m wanted) (kernel.Matrix[F], error)
 	expertBias(x *Experts, e int, p expertPart, v wanted) ([]F, error)
 	packed() // called when the kernel set has packed the matrices of a layer
+	// moved is called when the kernel set has packed a matrix of so many bytes. An error ends the building.
+	moved(bytes int64) error
 }
 
 // wanted describes a tensor to fill: a matrix [rows,cols] or a vector [rows].
@@ -71,7 +73,8 @@ type loader[F tensor.Float] struct {
 	unpair   int  // head size, if rows of queries and keys must leave the interleaved order; else 0
 	minusOne bool // the file stores 1 + gain for every gain
 	// untied is the name of a head that the files tie to the embedding and the stage does not.
-	untied string
+	untied   string
+	progress func(bytes int64) error // as in LoadOptions
 }
 
 // raw returns the bytes of a tensor of float or block type, after checking its shape,
@@ -208,6 +211,13 @@ func (l *loader[F]) expertBias(x *Experts, e int, p expertPart, v wanted) ([]F, 
 }
 
 func (l *loader[F]) packed() { l.files.Source.Relax() }
+
+func (l *loader[F]) moved(bytes int64) error {
+	if l.progress == nil {
+		return nil
+	}
+	return l.progress(bytes)
+}
 
 // unpair reorders the rows of each head so that the rotated pairs (2i, 2i+1) become pairs
 // (i, i+D/2). Rows have cols elements.

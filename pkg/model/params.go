@@ -216,6 +216,8 @@ func (blank) expertBias(*Experts, int, expertPart, wanted) ([]float32, error) { 
 
 func (blank) packed() {}
 
+func (blank) moved(int64) error { return nil }
+
 // splitParam splits a parameter's name into that of its Name and the ending.
 func splitParam(param string) (base, end string) {
 	for _, end := range []string{".weight", ".bias"} {

@@ -20,6 +20,9 @@ type LoadOptions struct {
 	// Saved is an adapter that is to be trained, or nil: the modules that it saves get memory of their own, with its
 	// values or else those of the files. Stage.Train then trains them beside the adapter's low-rank parts.
 	Saved *adapter.Adapter
+	// Progress is called with the bytes of each matrix that the kernel set has packed, which is when a device has it.
+	// An error ends the load. It may be nil.
+	Progress func(bytes int64) error
 }
 
 // Load builds a stage from an open model. It reads the stage's own tensors only. Without
@@ -52,7 +55,7 @@ func load[F tensor.Float](
 		return nil, fmt.Errorf("load %s: %w", f.Path, &UnsupportedError{"use of the encoder", f.Spec.Architecture,
 			"embeddings of texts; it continues no text and cannot be trained"})
 	}
-	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense}
+	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense, progress: o.Progress}
 	if o.Dense {
 		if spec, err = f.Dense(); err != nil {
 			return nil, fmt.Errorf("load %s: %w", f.Path, err)

@@ -1,0 +1,83 @@
+package model
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// DeviceSize is what a stage takes of the memory of a device, in bytes.
+type DeviceSize struct {
+	Weights   int64
+	Workspace int64 // of batches of so many rows
+}
+
+// SizeOn returns what a span takes on a device, before anything is loaded: types that the device has no kernels for are
+// decoded there, and take more than in the file. Stages that LoadBeside would share matrices with are held. Workspace is
+// for batches of up to rows rows, logits of which need logits.
+func SizeOn(
+	f *Files, span Range, set kernel.Set[float32], held []*Stage[float32], rows, logits int,
+) (DeviceSize, error) {
+	device, ok := set.(kernel.Accelerator[float32])
+	if !ok {
+		return DeviceSize{Weights: f.SpanBytes(span)}, nil
+	}
+	count := &counting{Set: set, device: device}
+	s, err := load(f, span, kernel.Set[float32](count), LoadOptions{Encoder: f.Spec.Encoder()},
+		beside[float32]{stages: held})
+	if err != nil {
+		return DeviceSize{}, err
+	}
+	return DeviceSize{Weights: count.bytes, Workspace: 4 * s.scratchElements(int64(rows), int64(logits))}, nil
+}
+
+// scratchElements returns the elements of scratch memory that Forward takes for a batch.
+func (s *Stage[F]) scratchElements(rows, logits int64) int64 {
+	width, z := int64(s.Spec.Width), &s.sizes
+	row := 2*width + 2*int64(z.q) + 2*int64(z.kv) + int64(z.ff) + int64(max(z.ff, s.Spec.Width)) + int64(z.gate)
+	experts := int64(0)
+	for i := range s.blocks {
+		if x := s.blocks[i].FFN.Experts; x != nil {
+			one := int64(x.Count) + int64(x.TopK)*(1+2*width+3*int64(x.Width))
+			experts = max(experts, one)
+		}
+	}
+	n := rows * (row + experts)
+	if s.Last() {
+		n += logits * (2*width + int64(s.Spec.Vocab))
+	}
+	return n
+}
+
+// counting is a device's kernel set for stages that are only measured: it counts the bytes that they would allocate, and
+// keeps their vectors on the host. Scratch memory of norms counts as weights.
+type counting struct {
+	kernel.Set[float32]
+	device kernel.Accelerator[float32]
+	bytes  int64
+}
+
+// counted marks a matrix that has been counted.
+type counted struct{}
+
+func (c *counting) Scope() kernel.Memory[float32] { return c }
+
+func (c *counting) Alloc(n int) kernel.Buffer[float32] { return c.FromHost(make([]float32, n)) }
+
+func (c *counting) FromHost(x []float32) kernel.Buffer[float32] {
+	c.bytes += 4 * int64(len(x))
+	return x
+}
+
+func (c *counting) Pack(w *kernel.Matrix[float32]) {
+	if w.Packed == nil {
+		c.bytes += c.device.PackedBytes(w)
+		w.Packed = counted{}
+	}
+}
+
+func (*counting) Upload(dst kernel.Buffer[float32], src []float32) { copy(dst, src) }
+
+func (*counting) Host(x kernel.Buffer[float32]) []float32 { return x }
+
+func (*counting) Copy(dst, src kernel.Buffer[float32]) { copy(dst, src) }
+
+func (*counting) Clear(x kernel.Buffer[float32]) { clear(x) }
