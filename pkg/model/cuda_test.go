@@ -10,14 +10,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/testdevice"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
 )
 
-// onTwin runs body with a chain of stages on a GPU without a GPU, whose kernels an interpreter runs.
+// onTwin runs body with a chain of stages on a GPU without a GPU, whose kernels an interpreter runs, or on a GPU that
+// package testdevice opens.
 func onTwin(t *testing.T, name string, stages int, body func(c *chain[float32]) []float32) []float32 {
 	t.Helper()
-	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated})
-	set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto})
+	d, number := testdevice.Open(t, twin.Config{Devices: 1, Machine: twin.Simulated})
+	set, err := cuda.Open(d, cuda.Config{Number: number, KV: kernel.KVAuto})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,17 +14,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/testdevice"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
 	"github.com/lamina-mesh/lamina/pkg/kernel/kerneltest"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// open returns a set on a twin with so much memory; 0 means the twin's.
+// open returns a set on a twin with so much memory; 0 means the twin's. See package testdevice for GPUs.
 func open(t *testing.T, memory int64) *cuda.Set {
 	t.Helper()
 	leak.Check(t)
-	s, err := cuda.Open(twin.New(twin.Config{Devices: 1, Memory: memory, Machine: twin.Simulated}),
-		cuda.Config{KV: kernel.KVAuto})
+	d, number := testdevice.Open(t, twin.Config{Devices: 1, Memory: memory, Machine: twin.Simulated})
+	s, err := cuda.Open(d, cuda.Config{Number: number, KV: kernel.KVAuto})
 	if err != nil {
 		t.Fatal(err)
 	}
