@@ -154,6 +154,10 @@ release: ## Build static binaries for every platform into dist/, with SHA-256 ch
 image: build tools ## Build the container images FROM scratch.
 	bash deploy/image.sh
 
+.PHONY: image-cuda
+image-cuda: lamina-cuda ## Build the container image of lamina-cuda, on a base that has a C library.
+	docker build -t lamina-mesh/lamina-cuda:dev -f deploy/cuda/Dockerfile bin
+
 .PHONY: compose-up
 compose-up: image ## Start all services on docker compose.
 	docker-compose up -d

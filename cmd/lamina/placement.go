@@ -40,7 +40,7 @@ func parseMemory(field, text string) (int64, error) {
 
 // autoFlags are the settings of a shard that takes its layers from the placer.
 type autoFlags struct {
-	MemoryLimit string `help:"Bytes for weights and KV caches, such as 2GB or 1.5GiB, of a shard with --auto. Default: what this machine has available."`
+	MemoryLimit string `help:"Bytes for weights and KV caches, such as 2GB or 1.5GiB, of a shard with --auto. Default: what this machine has available. With --device cuda:N, bytes that the shard may allocate on the GPU, also without --auto; default: what is free there."`
 	Zone        string `help:"Where this host is; a model can be limited to a zone."`
 }
 

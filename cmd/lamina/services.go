@@ -199,6 +199,9 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	if c.DeviceMemory, err = c.deviceMemory(); err != nil {
+		return err
+	}
 	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
@@ -217,11 +220,19 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	})
 }
 
+// deviceMemory returns the bytes that the shard may allocate on its GPU; 0 for what is free, and on processors.
+func (c *shardCmd) deviceMemory() (int64, error) {
+	if !c.OnDevice() {
+		return 0, nil
+	}
+	return parseMemory("memory-limit", c.MemoryLimit)
+}
+
 // automatic returns the settings of a shard with --auto, or nil without. done ends the use of its sources.
 func (c *shardCmd) automatic(e *verb.Env) (auto *app.AutoShard, done func(), err error) {
 	done = func() {}
 	switch {
-	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" || c.Zone != "" || c.Fetch || c.given()):
+	case !c.Auto && (c.ModelDir != "" || c.MemoryLimit != "" && !c.OnDevice() || c.Zone != "" || c.Fetch || c.given()):
 		return nil, done, fault.Field("auto", "--model-dir, --memory-limit, --zone, --fetch and --source are for a shard "+
 			"with --auto")
 	case !c.Auto && c.Model == "" && !c.Train:
@@ -292,6 +303,7 @@ type schedulingFlags struct {
 	ReplayShare  float64       `help:"Positions that may be computed again after losses for each position of work; below 0 means none."                                     default:"0.5"`
 	ReplayBurst  int           `help:"Positions that may be computed again at once, before any work; 0 means 65536."                                                       default:"0"`
 	ReplayRefill time.Duration `help:"Time in which the budget for positions to compute again fills up without any work; 0 means one minute."                              default:"0s"`
+	MixClasses   bool          `help:"Let a pipeline have stages of several kernel classes, such as GPUs and processors, if no class has all layers. Its results are those of this division alone, and its fingerprint says so."`
 	ReadLimit    time.Duration `help:"How long a client may read nothing of its answer before it is disconnected; 0 means 30s."                                           default:"0s"`
 }
 
@@ -334,7 +346,7 @@ func (f schedulingFlags) scheduling() app.Scheduling {
 	}
 	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor, ReplayShare: share,
 		ReplayBurst: f.ReplayBurst, ReplayRefill: f.ReplayRefill, Hedge: f.Hedge,
-		ReadLimit: f.ReadLimit}
+		ReadLimit: f.ReadLimit, MixClasses: f.MixClasses}
 }
 
 // hiddenStateFlags say how hidden states are sent between stages.

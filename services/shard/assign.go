@@ -29,6 +29,7 @@ type load struct {
 	span   model.Range
 	total  int64 // bytes of weights to be read
 	kv     int64 // bytes of its KV cache
+	room   *room // on the device; nil in the host's memory
 	done   chan struct{}
 
 	replaced []*held       // are unloaded before the span is held
@@ -141,6 +142,9 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 	if s.closed {
 		return nil, nil, fault.New(fault.Unavailable, "assign layers: the shard is stopping")
 	}
+	if s.lost != nil {
+		return nil, nil, s.lost
+	}
 	var beside []*model.Stage[float32]
 	var spans []model.Range
 	for _, h := range slices.Concat(s.held, s.retiring) {
@@ -156,9 +160,13 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 	l := &load{digest: o.digest, span: span, total: o.files.SpanBytes(span, spans...), done: make(chan struct{}),
 		kv:       int64(pages) * kvcache.DefaultPageLen * int64(span.Len()) * o.kvBytes,
 		replaced: replaced, grace: time.Duration(r.GetGraceMs()) * time.Millisecond, waiting: 1}
+	freed := s.freedFor(replaced, o)
+	if l.room, err = s.reserveRoom(o.files, span, beside, pages, freed); err != nil {
+		return nil, nil, fault.Wrap(fault.CodeOf(err), err, "assign layers %v of %s", span, o.name)
+	}
 	all, _ := s.used()
-	all -= s.freedFor(replaced, o)
-	if s.cfg.Memory > 0 && all+l.total+l.kv > s.cfg.Memory {
+	all -= freed
+	if s.device == nil && s.cfg.Memory > 0 && all+l.total+l.kv > s.cfg.Memory {
 		return nil, nil, fault.New(fault.Exhausted, "assign layers %v of %s: they need %d bytes, and %d of %d are free",
 			span, o.name, l.total+l.kv, max(0, s.cfg.Memory-all), s.cfg.Memory)
 	}
@@ -179,8 +187,16 @@ func (s *Service) load(
 ) {
 	start := time.Now()
 	err := s.fetchSpan(ctx, o, l, nil)
-	if err == nil {
+	var progress func(int64) error
+	switch {
+	case err != nil:
+	case s.device == nil:
 		err = s.readAhead(ctx, o, l.span, spans, func(n int64) { l.read.Add(n) })
+	default: // the copies to the device read the files
+		progress = func(n int64) error {
+			l.read.Add(n)
+			return context.Cause(ctx)
+		}
 	}
 	if ctx.Err() != nil && s.ctx.Err() == nil {
 		err = l.abandoned()
@@ -188,11 +204,17 @@ func (s *Service) load(
 	var h *held
 	room := false
 	if err == nil {
-		h, room, err = s.loadSpan(l, o, beside, pages)
+		h, room, err = s.loadSpan(l, o, beside, pages, progress)
+		if err != nil && ctx.Err() != nil && s.ctx.Err() == nil {
+			err = l.abandoned()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.loads = slices.DeleteFunc(s.loads, func(other *load) bool { return other == l })
+	if err == nil && s.lost != nil {
+		err = s.lost
+	}
 	if err == nil {
 		s.held = append(s.held, h)
 		s.loadedBytes += uint64(l.total)
@@ -200,6 +222,7 @@ func (s *Service) load(
 		s.log.Info("hold assigned layers", "model", o.name, "layers", l.span.String(), "bytes", l.total, "plan",
 			version, "took", time.Since(start))
 	} else {
+		l.room.free()
 		s.log.Warn("load assigned layers", "model", o.name, "layers", l.span.String(), "error", err)
 		if room {
 			s.takeBack(l)
@@ -313,6 +336,7 @@ func (s *Service) release(h *held, grace time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retiring = slices.DeleteFunc(s.retiring, func(other *held) bool { return other == h })
+	h.room.free()
 	s.log.Info("unload layers", "model", h.name, "layers", h.stage.Range.String(), "bytes", h.weightBytes)
 	close(h.gone)
 	s.notifyLocked()

@@ -76,7 +76,8 @@ func (p *pipeline) leave(err error) {
 			h.dropSession(name, s)
 		}
 	}
-	if p.epoch > 0 && disconnected(err) && !p.lease.Owes() {
+	gone := p.service.device != nil && p.service.device.LostErr() != nil // and the pages with it
+	if p.epoch > 0 && disconnected(err) && !p.lease.Owes() && !gone {
 		p.detached = true
 		p.grace = time.AfterFunc(p.service.cfg.Grace, func() {
 			h.mu.Lock()

@@ -179,7 +179,7 @@ func (h *held) embed(s *Service, stream embedServer, open *shardv1.EmbedOpen, hi
 ) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fault.New(fault.Internal, "embed texts by layers %v of %s: %v", h.stage.Range, h.name, r)
+			err = s.recovered(fmt.Sprintf("embed texts by layers %v of %s", h.stage.Range, h.name), r)
 		}
 	}()
 	if err := h.embedding.lock(stream.Context(), open.GetLow()); err != nil { // one call at a time has a cache

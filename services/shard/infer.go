@@ -366,7 +366,7 @@ func (p *pipeline) compute(ctx context.Context) (err error) {
 		if r := recover(); r != nil {
 			p.service.log.Error("recover from a panic in a kernel", "panic", fmt.Sprint(r), "stack",
 				string(debug.Stack()))
-			err = fault.New(fault.Internal, "compute layers %v: %v", p.held.stage.Range, r)
+			err = p.service.recovered(fmt.Sprintf("compute layers %v", p.held.stage.Range), r)
 		}
 	}()
 	for {

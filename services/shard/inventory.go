@@ -136,8 +136,12 @@ func (s *Service) used() (all, kv int64) {
 	for _, h := range slices.Concat(s.held, s.retiring, kept) {
 		o := s.offers[h.digest]
 		n, weights := h.kvBytes(o), h.weightBytes
-		if slices.Contains(kept, h) {
+		switch {
+		case slices.Contains(kept, h):
 			n = 0 // its cache is free
+		case h.room != nil:
+			all, kv = all+h.room.bytes(), kv+n
+			continue
 		}
 		if shared := before[h.digest]; o != nil && len(shared) > 0 {
 			weights = o.files.SpanBytes(h.stage.Range, shared...)
@@ -146,8 +150,12 @@ func (s *Service) used() (all, kv int64) {
 		all, kv = all+n+weights, kv+n
 	}
 	for _, l := range s.loads {
-		all += l.total + l.kv
 		kv += l.kv
+		if l.room != nil {
+			all += l.room.bytes()
+			continue
+		}
+		all += l.total + l.kv
 	}
 	return all, kv
 }

@@ -74,7 +74,7 @@ func (l *load) abandoned() error {
 // loadSpan loads the weights of a span, and makes room for its KV cache. The weights come first if they have room
 // beside the caches of the spans that are replaced. room reports whether those were unloaded.
 func (s *Service) loadSpan(
-	l *load, o *offer, beside []*model.Stage[float32], pages int,
+	l *load, o *offer, beside []*model.Stage[float32], pages int, progress func(int64) error,
 ) (h *held, room bool, err error) {
 	s.mu.Lock()
 	all, _ := s.used() // with the load
@@ -86,7 +86,7 @@ func (s *Service) loadSpan(
 		}
 	}
 	stage, err := model.LoadBeside(o.files, l.span, s.cfg.Kernels,
-		model.LoadOptions{Encoder: o.files.Spec.Encoder()}, beside)
+		model.LoadOptions{Encoder: o.files.Spec.Encoder(), Progress: progress}, beside)
 	if err != nil {
 		return nil, early, fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", l.span, o.name)
 	}
@@ -96,7 +96,7 @@ func (s *Service) loadSpan(
 		}
 	}
 	h = s.newHeld(o.name, o.digest, stage, pages)
-	h.assigned, h.weightBytes = true, o.files.SpanBytes(l.span)
+	h.assigned, h.weightBytes, h.room = true, o.files.SpanBytes(l.span), l.room
 	h.pooling, h.poolingErr = o.files.Pooling()
 	return h, true, nil
 }
@@ -123,8 +123,8 @@ func (s *Service) takeBack(l *load) {
 	}
 }
 
-// makeRoom unloads the spans that a load replaces, and waits until their KV caches are free. If no placer waits for the
-// load any more, they stay: another placer may want them.
+// makeRoom unloads the spans that a load replaces, waits until their KV caches are free, and reserves what it counts on
+// of them. If no placer waits for the load any more, they stay: another placer may want them.
 func (s *Service) makeRoom(l *load) error {
 	s.mu.Lock()
 	if len(l.replaced) > 0 && l.waiting == 0 {
@@ -144,7 +144,7 @@ func (s *Service) makeRoom(l *load) error {
 			return fault.New(fault.Unavailable, "assign layers %v of %s: the shard is stopping", l.span, h.name)
 		}
 	}
-	return nil
+	return s.reserveLater(l.room)
 }
 
 // kept returns the spans whose weights are only kept for loads that replace them. The caller holds mu.

@@ -84,6 +84,8 @@ type Service struct {
 	cfg      Config
 	log      *slog.Logger
 	training *training
+	device   accelerator   // nil for processors
+	failed   chan struct{} // closed when the device is lost; nil for processors
 
 	rows    prometheus.Counter
 	batches prometheus.Counter
@@ -106,6 +108,7 @@ type Service struct {
 	fence       uint64            // the highest of an assignment
 	loadedBytes uint64            // by assignments
 	changed     chan struct{}     // closed and replaced when what is held or offered changes
+	lost        error             // why the device does not compute any more
 	closed      bool
 }
 
@@ -120,6 +123,7 @@ type held struct {
 	poolingErr  error         // why the model's pooling is not supported
 	assigned    bool          // by a placer
 	weightBytes int64         // of the span
+	room        *room         // on the device; nil in the host's memory
 	gone        chan struct{} // closed when the span is unloaded
 	pace        pace
 
@@ -201,6 +205,13 @@ func New(c Config) *Service {
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
+	if device, ok := c.Kernels.(accelerator); ok {
+		s.device, s.failed = device, make(chan struct{})
+		s.work.Go(s.watch)
+		if c.Metrics != nil {
+			c.Metrics.MustRegister(newDeviceMetrics(device))
+		}
+	}
 	s.training = newTraining(s)
 	s.embeds, s.lows = make(chan struct{}, maxEmbeds), make(chan struct{}, maxEmbeds/2)
 	return s
@@ -227,11 +238,17 @@ func (s *Service) pages() float64 {
 
 // Hold loads layers of an open model for inference. The files must stay open.
 func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) error {
+	room, err := s.reserveRoom(files, r, nil, s.pagesFor(0), 0)
+	if err != nil {
+		return fault.Wrap(fault.CodeOf(err), err, "load layers %v of %s", r, name)
+	}
 	stage, err := model.Load(files, r, s.cfg.Kernels, model.LoadOptions{Encoder: files.Spec.Encoder()})
 	if err != nil {
+		room.free()
 		return fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", r, name)
 	}
 	h := s.newHeld(name, digest, stage, s.pagesFor(0))
+	h.room = room
 	h.weightBytes = files.SpanBytes(r)
 	h.pooling, h.poolingErr = files.Pooling()
 	s.mu.Lock()
@@ -254,7 +271,7 @@ func (s *Service) newHeld(name, digest string, stage *model.Stage[float32], page
 	}
 }
 
-// Close ends loads and releases that run. The files of offers may be closed after it.
+// Close ends loads and releases that run, and the watch over a device. The files of offers may be closed after it.
 func (s *Service) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -272,6 +289,9 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 		if r := h.stage.Range; h.digest == digest && r.Lo == int(hop.GetLo()) && r.Hi == int(hop.GetHi()) {
 			return h, nil
 		}
+	}
+	if s.lost != nil {
+		return nil, fault.New(fault.NotFound, "find layers %d-%d of %s: %v", hop.GetLo(), hop.GetHi(), digest, s.lost)
 	}
 	return nil, fault.New(
 		fault.NotFound, "find layers %d-%d of %s: this shard does not hold them", hop.GetLo(), hop.GetHi(),
@@ -339,12 +359,14 @@ func (h *held) describe() *shardv1.Held {
 
 // Describe lists the spans that this shard holds.
 func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
+	devices := describeDevice(s.device) // which may wait for a short time
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := &shardv1.DescribeResponse{
 		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.trains(),
 		Instance: s.cfg.ID, Inventory: s.inventory(),
 	}
+	out.Inventory.Accelerators = devices
 	for _, h := range s.held {
 		out.Held = append(out.Held, h.describe())
 	}

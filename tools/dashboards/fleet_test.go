@@ -18,16 +18,22 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
 // limit bounds every wait of the test.
 const limit = 3 * time.Minute
 
-// fleet is a mesh in this process: two shards whose layers a placer has chosen, and one that trains.
+// fleet is a mesh in this process: two shards whose layers a placer has chosen, and one that trains. A second mesh has a
+// shard on a GPU without a GPU.
 type fleet struct {
 	mesh    *app.Mesh
+	devices *app.Mesh
 	router  routerv1.RouterServiceClient
 	trainer trainerv1.TrainerServiceClient
 }
@@ -63,7 +69,35 @@ func start(t *testing.T, ctx context.Context) *fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fleet{m, routerv1.NewRouterServiceClient(router), trainerv1.NewTrainerServiceClient(trainer)}
+	return &fleet{m, devices(t, ctx), routerv1.NewRouterServiceClient(router),
+		trainerv1.NewTrainerServiceClient(trainer)}
+}
+
+// devices starts a mesh whose only stage is on a GPU without a GPU. Nobody sends it a request.
+func devices(t *testing.T, ctx context.Context) *app.Mesh {
+	t.Helper()
+	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated, Usage: func() driver.Usage {
+		return driver.Usage{Utilisation: 0.5, Celsius: 61, Watts: 300}
+	}})
+	set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m, err := app.Start(ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Trainers: 1, HTTP: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
 }
 
 // half returns two shards that hold a little more than half of a model each.
@@ -181,7 +215,15 @@ func (f *fleet) train(t *testing.T, ctx context.Context) {
 // scrape reads /metrics with Prometheus's own parser, as samples at a moment.
 func (f *fleet) scrape(t *testing.T, ctx context.Context, s *store, at time.Time) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+f.mesh.HTTPAddr()+"/metrics", http.NoBody)
+	scrapeMesh(t, ctx, f.mesh, s, at, "")
+	scrapeMesh(t, ctx, f.devices, s, at, "lamina_device_") // the other series are there already
+	s.add(labels.FromStrings(labels.MetricName, "up"), at, 1)
+}
+
+// scrapeMesh reads the series of a mesh whose names have a prefix.
+func scrapeMesh(t *testing.T, ctx context.Context, m *app.Mesh, s *store, at time.Time, prefix string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.HTTPAddr()+"/metrics", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +254,8 @@ func (f *fleet) scrape(t *testing.T, ctx context.Context, s *store, at time.Time
 		_, _, value := p.Series()
 		var l labels.Labels
 		p.Labels(&l)
-		s.add(l, at, value)
+		if strings.HasPrefix(l.Get(labels.MetricName), prefix) {
+			s.add(l, at, value)
+		}
 	}
-	s.add(labels.FromStrings(labels.MetricName, "up"), at, 1)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/deploy"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 	"github.com/lamina-mesh/lamina/services/router"
@@ -228,9 +229,14 @@ func MachineMemory() int64 {
 // errMemory says that a shard needs a limit.
 var errMemory = errors.New("find out how much memory there is: name a limit")
 
-// autoMemory returns the memory of a shard that takes assignments. parts is how many shards share the machine.
-func autoMemory(a AutoShard, parts int) (int64, error) {
-	memory := cmp.Or(a.Memory, MachineMemory()/int64(max(1, parts)))
+// autoMemory returns the memory of a shard that takes assignments: of the device that it is on, or else of the machine.
+// parts is how many shards share it.
+func autoMemory(a AutoShard, set kernel.Set[float32], parts int) (int64, error) {
+	available := MachineMemory
+	if device, ok := set.(kernel.Accelerator[float32]); ok {
+		available = func() int64 { return device.Device().Limit }
+	}
+	memory := cmp.Or(a.Memory, available()/int64(max(1, parts)))
 	if memory <= 0 {
 		return 0, fault.Wrap(fault.FailedPrecondition, errMemory, "start shard")
 	}

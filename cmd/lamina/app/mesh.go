@@ -26,8 +26,11 @@ import (
 type MeshConfig struct {
 	Log     *slog.Logger
 	Kernels Kernels
-	Model   string // file or folder; empty for a mesh that serves no model
-	Name    string // empty for the name of the file or folder
+	// StageKernels are those of the stages of the first pipeline, then of the second one, and so on; an empty Set, and
+	// what is missing, means Kernels.
+	StageKernels []Kernels
+	Model        string // file or folder; empty for a mesh that serves no model
+	Name         string // empty for the name of the file or folder
 	// Auto are shards that take their layers from the placer, in place of Stages and Replicas.
 	Auto        []AutoShard
 	Placing     Placing
@@ -201,7 +204,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	for i, auto := range c.Auto {
 		p.set.shards = append(p.set.shards, shardSetting{
 			name: fmt.Sprintf("shard-auto-%d", i), model: c.Model, as: served.name, kvPositions: c.KVPositions,
-			auto: &auto, wanted: p.wanted, adapterBytes: c.AdapterBytes,
+			auto: &auto, kernels: auto.Kernels, wanted: p.wanted, adapterBytes: c.AdapterBytes,
 		})
 	}
 	if len(c.Auto) > 0 && c.Placing.Off {
@@ -214,11 +217,15 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	}
 	for r := range c.Replicas {
 		for i := range c.Stages {
-			p.set.shards = append(p.set.shards, shardSetting{
+			set := shardSetting{
 				name: fmt.Sprintf("shard-%d-%d", r, i), model: c.Model, as: served.name,
 				layers:      fmt.Sprintf("%d/%d", i, c.Stages),
 				kvPositions: c.KVPositions, train: c.Train, adapterBytes: c.AdapterBytes,
-			})
+			}
+			if at := r*c.Stages + i; at < len(c.StageKernels) {
+				set.kernels = c.StageKernels[at]
+			}
+			p.set.shards = append(p.set.shards, set)
 		}
 	}
 	return nil

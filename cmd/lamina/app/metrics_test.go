@@ -47,8 +47,8 @@ func scraped(t *testing.T, ctx context.Context, addr string) map[string]float64 
 	return out
 }
 
-// queried returns the names of the metrics in the dashboards and alerts, without those of training and of deployments,
-// which a mesh with fixed layers does not have.
+// queried returns the names of the metrics in the dashboards and alerts, without those of training, of deployments and
+// of devices, which a mesh with fixed layers on processors does not have.
 func queried(t *testing.T) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob("../../../deploy/grafana/*.json")
@@ -63,7 +63,8 @@ func queried(t *testing.T) map[string]bool {
 			t.Fatal(err)
 		}
 		for _, name := range regexp.MustCompile(`(vllm:|lamina_)\w+`).FindAllString(string(text), -1) {
-			if !strings.HasPrefix(name, "lamina_trainer_") && !strings.HasPrefix(name, "lamina_router_deployment_") {
+			if !strings.HasPrefix(name, "lamina_trainer_") && !strings.HasPrefix(name, "lamina_router_deployment_") &&
+				!strings.HasPrefix(name, "lamina_device_") {
 				out[name] = true
 			}
 		}

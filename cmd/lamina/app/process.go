@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,6 +80,7 @@ type process struct {
 	metrics  *prometheus.Registry
 	tracer   *trace.Tracer // nil traces nothing
 	pending  pending
+	working  atomic.Int32 // shards that have not failed
 
 	// Targets create these for other targets that need them.
 	models    map[string]opened // by path
@@ -146,12 +149,21 @@ type server struct {
 	drain func(context.Context)
 	// leave is like drain, and the server takes calls until it returns.
 	leave func(context.Context)
+	// failing is a service that may become unable to work. The server then leaves the mesh; nil for others.
+	failing failing
 
 	// These override the defaults: the address, bound function and registry of the process, or
 	// in a mesh an in-memory address with the name of the server.
 	addr     string
 	bound    func(string)
 	registry discovery.Registry
+}
+
+// failing is a service that can fail for good, such as a shard whose device is lost.
+type failing interface {
+	// Failed returns a channel that is closed then; nil for never. Err then says why.
+	Failed() <-chan struct{}
+	Err() error
 }
 
 // serve adds a server. The server takes calls at once, but its health is NOT_SERVING until its
@@ -172,6 +184,9 @@ func (p *process) serve(s server) {
 	}
 	waits := slices.Clone(p.waits)
 	p.pending.begin(s.name)
+	if s.failing != nil {
+		p.working.Add(1)
+	}
 	run := func(ctx context.Context, ready func()) error {
 		l, err := p.listen(s.addr)
 		if err != nil {
@@ -191,6 +206,9 @@ func (p *process) serve(s server) {
 		}
 		var work sync.WaitGroup
 		defer work.Wait()
+		whole := ctx
+		ctx, unlist := context.WithCancel(ctx) // ends when the service fails, too
+		defer unlist()
 		await := func(waiting context.Context) error {
 			for _, w := range waits {
 				if err := lifecycle.Retry(waiting, p.log, w.what, limited(w.try)); err != nil {
@@ -213,6 +231,15 @@ func (p *process) serve(s server) {
 				return nil
 			})
 		}
+		if s.failing != nil {
+			work.Go(func() {
+				select {
+				case <-s.failing.Failed():
+					unlist()
+				case <-ctx.Done():
+				}
+			})
+		}
 		serving := []rpc.ServeOption{rpc.Await(await)}
 		if s.drain != nil {
 			serving = append(serving, rpc.DrainLimit(p.set.drainLimit()+drainMargin))
@@ -228,11 +255,21 @@ func (p *process) serve(s server) {
 				stop()
 			})()
 		}
-		return rpc.Serve(life, grpcServer, l, func() {
+		err = rpc.Serve(life, grpcServer, l, func() {
 			p.warnOfOldConsul(ctx)
 			p.pending.end(s.name)
 			ready()
 		}, serving...)
+		if err != nil || s.failing == nil || s.failing.Err() == nil {
+			return err
+		}
+		// The process goes on with its other shards, if there are any that work, but it is not ready.
+		p.pending.begin(fmt.Sprintf("%s (%v)", s.name, s.failing.Err()))
+		if p.working.Add(-1) == 0 {
+			return fault.Wrap(fault.Unavailable, s.failing.Err(), "serve %s", s.name)
+		}
+		<-whole.Done()
+		return nil
 	}
 	p.add(lifecycle.Part{
 		Name: s.name, StartLimit: lifecycle.NoLimit, StopLimit: p.set.drainLimit() + 3*drainMargin, Run: run,

@@ -196,6 +196,7 @@ type shardSetting struct {
 	auto         *AutoShard // it takes its layers from the placer; nil for others
 	wanted       *wanted    // models of the mesh's store that it offers besides
 	host         string     // the machine; empty finds a name
+	kernels      Kernels    // an empty Set means those of the process
 }
 
 func (p *process) buildShards() error {
@@ -222,13 +223,15 @@ func (p *process) buildShards() error {
 		}
 		var live liveMeta
 		if set.auto != nil {
-			var err error
-			if c.Memory, err = autoMemory(*set.auto, len(p.set.shards)); err != nil {
-				return err
-			}
 			c.Assignable, c.Zone = true, set.auto.Zone
-			if set.auto.Kernels.Set != nil {
-				c.Kernels, c.Threads = set.auto.Kernels.Set, set.auto.Kernels.Threads
+		}
+		if set.kernels.Set != nil {
+			c.Kernels, c.Threads = set.kernels.Set, set.kernels.Threads
+		}
+		if set.auto != nil {
+			var err error
+			if c.Memory, err = autoMemory(*set.auto, c.Kernels, len(p.set.shards)); err != nil {
+				return err
 			}
 		}
 		s, files := shard.New(c), swarm.NewServer()
@@ -245,7 +248,6 @@ func (p *process) buildShards() error {
 			if set.auto.ModelDir != "" || f.store != nil {
 				following = append(following, f)
 			}
-			p.closers = append(p.closers, s.Close) // before the files
 			live, measured = s, append(measured, s)
 		} else if set.model != "" && set.layers != "none" {
 			m, err := p.open(set.model, set.as)
@@ -262,8 +264,9 @@ func (p *process) buildShards() error {
 			files.Share(m.name, m.digest, set.model)
 			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
 		}
+		p.closers = append(p.closers, s.Close) // before the files
 		p.serve(server{kind: "shard", name: set.name, id: id, services: services{s, files}, meta: meta, live: live,
-			leave: s.Drain})
+			leave: s.Drain, failing: s})
 	}
 	p.addMeasuring(measured, following)
 	return nil
@@ -343,7 +346,7 @@ func (c RouterConfig) config() router.Config {
 		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, ReplayShare: scheduling.ReplayShare,
 		ReplayBurst: scheduling.ReplayBurst, ReplayRefill: scheduling.ReplayRefill,
 		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, ReadLimit: scheduling.ReadLimit,
-		MetricsPrefix: c.MetricsPrefix,
+		MetricsPrefix: c.MetricsPrefix, MixClasses: scheduling.MixClasses,
 	}
 }
 

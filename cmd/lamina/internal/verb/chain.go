@@ -15,6 +15,8 @@ type KernelFlags struct {
 	Device  string `help:"Device that computes: cpu, or cuda:N for an NVIDIA GPU, which lamina-cuda beside this program runs on. GPUs do not train yet." default:"cpu"`
 	Threads int    `help:"Number of threads of the kernel set; 0 means one for each processor." default:"0"`
 	KVType  string `name:"kv-type" help:"Element type of the KV cache: f32, f16, q8 or auto. On cpu, auto means f16, but f32 for models whose width is below 576." enum:"auto,f32,f16,q8" default:"auto"`
+	// DeviceMemory bounds the bytes that are allocated on a GPU; 0 means what is free there.
+	DeviceMemory int64 `kong:"-"`
 	// The results are bit-identical for all instruction sets. The flag is for comparing their speed.
 	Instructions string `help:"Instruction set of the cpu kernels: amx, avx512, avx2 or portable. Default: the fastest that the machine has."`
 }

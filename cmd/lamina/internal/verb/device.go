@@ -13,6 +13,9 @@ func deviceNumber(device string) (number int, gpu bool, err error) {
 	if device == "" || device == "cpu" {
 		return 0, false, nil
 	}
+	if strings.Contains(device, ",") {
+		return 0, false, fault.Field("device", "%q are several devices: a process has one, so start a shard for each", device)
+	}
 	text, ok := strings.CutPrefix(device, "cuda:")
 	n, err := strconv.ParseUint(text, 10, 8)
 	if !ok || err != nil {
@@ -20,3 +23,6 @@ func deviceNumber(device string) (number int, gpu bool, err error) {
 	}
 	return int(n), true, nil
 }
+
+// OnDevice reports whether the flags name a device other than the processor.
+func (f *KernelFlags) OnDevice() bool { return f.Device != "" && f.Device != "cpu" }

@@ -12,8 +12,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/libcuda"
 )
 
-// openDevice returns the kernel set of a GPU.
-func openDevice(number int, kv kernel.KVType) (kernel.Set[float32], func(), error) {
+// openDevice returns the kernel set of a GPU, which may allocate so many bytes; 0 means what is free.
+func openDevice(number int, kv kernel.KVType, memory int64) (kernel.Set[float32], func(), error) {
 	cache := filepath.Join(os.TempDir(), "lamina-cuda")
 	if user, err := os.UserCacheDir(); err == nil {
 		cache = filepath.Join(user, "lamina", "cuda")
@@ -22,7 +22,7 @@ func openDevice(number int, kv kernel.KVType) (kernel.Set[float32], func(), erro
 	if err != nil {
 		return nil, nil, fault.Field("device", "cuda:%d: %v", number, err)
 	}
-	set, err := cuda.Open(d, cuda.Config{Number: number, KV: kv})
+	set, err := cuda.Open(d, cuda.Config{Number: number, KV: kv, Memory: memory})
 	if err != nil {
 		return nil, nil, fault.Field("device", "cuda:%d: %v", number, err)
 	}

@@ -19,7 +19,7 @@ const cudaProgram = "lamina-cuda"
 
 // openDevice starts lamina-cuda in the place of this process, with the same arguments: a static binary cannot open the
 // driver's library. It returns only if that fails.
-func openDevice(number int, _ kernel.KVType) (kernel.Set[float32], func(), error) {
+func openDevice(number int, _ kernel.KVType, _ int64) (kernel.Set[float32], func(), error) {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
 		return nil, nil, fault.Field("device", "cuda:%d: GPUs need linux on amd64 or arm64, this is %s on %s", number,
 			runtime.GOOS, runtime.GOARCH)

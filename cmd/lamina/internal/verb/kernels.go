@@ -31,7 +31,7 @@ func (f *KernelFlags) KernelSet() (kernel.Set[float32], func(), error) {
 	case gpu && f.Instructions != "":
 		return nil, nil, fault.Field("instructions", "%s has no choice of instructions", f.Device)
 	case gpu:
-		return openDevice(number, kv)
+		return openDevice(number, kv, f.DeviceMemory)
 	case f.Kernels == "ref" && f.Instructions != "":
 		return nil, nil, fault.Field("instructions", "the ref kernel set has no choice of instructions")
 	case f.Kernels == "ref":

@@ -768,7 +768,9 @@ type Inventory struct {
 	// The highest fence of an assignment.
 	Fence uint64 `protobuf:"varint,11,opt,name=fence,proto3" json:"fence,omitempty"`
 	// Bytes of weights that assignments have loaded since the start.
-	LoadedBytes   uint64 `protobuf:"varint,12,opt,name=loaded_bytes,json=loadedBytes,proto3" json:"loaded_bytes,omitempty"`
+	LoadedBytes uint64 `protobuf:"varint,12,opt,name=loaded_bytes,json=loadedBytes,proto3" json:"loaded_bytes,omitempty"`
+	// What is known of the devices, if they have memory of their own; none for processors.
+	Accelerators  []*Device `protobuf:"bytes,13,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -887,6 +889,171 @@ func (x *Inventory) GetLoadedBytes() uint64 {
 	return 0
 }
 
+func (x *Inventory) GetAccelerators() []*Device {
+	if x != nil {
+		return x.Accelerators
+	}
+	return nil
+}
+
+// Device is a device with memory of its own, such as a GPU. Bytes are of that memory.
+type Device struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Inventory.devices, such as "cuda:0".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it is, such as "NVIDIA H200".
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// Its instruction set, such as "sm_90".
+	Architecture string `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	// The memory of the device, and how much of it no process has allocated.
+	TotalBytes uint64 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	FreeBytes  uint64 `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// What this shard's process may allocate.
+	LimitBytes uint64 `protobuf:"varint,6,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	// What the process has allocated for weights, KV caches, and all else.
+	WeightsBytes   uint64 `protobuf:"varint,7,opt,name=weights_bytes,json=weightsBytes,proto3" json:"weights_bytes,omitempty"`
+	KvBytes        uint64 `protobuf:"varint,8,opt,name=kv_bytes,json=kvBytes,proto3" json:"kv_bytes,omitempty"`
+	WorkspaceBytes uint64 `protobuf:"varint,9,opt,name=workspace_bytes,json=workspaceBytes,proto3" json:"workspace_bytes,omitempty"`
+	// What is set aside for the spans that are held and loaded, with full KV caches.
+	ReservedBytes uint64 `protobuf:"varint,10,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"`
+	// The share of time in which it computes, 0 to 1; its temperature, and its power. Absent if it does not report them.
+	Utilisation *float64 `protobuf:"fixed64,11,opt,name=utilisation,proto3,oneof" json:"utilisation,omitempty"`
+	Celsius     *float64 `protobuf:"fixed64,12,opt,name=celsius,proto3,oneof" json:"celsius,omitempty"`
+	Watts       *float64 `protobuf:"fixed64,13,opt,name=watts,proto3,oneof" json:"watts,omitempty"`
+	// Why the device does not compute any more; empty if it does. Such a shard holds nothing and takes nothing.
+	Lost          string `protobuf:"bytes,14,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Device) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Device) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Device) GetArchitecture() string {
+	if x != nil {
+		return x.Architecture
+	}
+	return ""
+}
+
+func (x *Device) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Device) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Device) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *Device) GetWeightsBytes() uint64 {
+	if x != nil {
+		return x.WeightsBytes
+	}
+	return 0
+}
+
+func (x *Device) GetKvBytes() uint64 {
+	if x != nil {
+		return x.KvBytes
+	}
+	return 0
+}
+
+func (x *Device) GetWorkspaceBytes() uint64 {
+	if x != nil {
+		return x.WorkspaceBytes
+	}
+	return 0
+}
+
+func (x *Device) GetReservedBytes() uint64 {
+	if x != nil {
+		return x.ReservedBytes
+	}
+	return 0
+}
+
+func (x *Device) GetUtilisation() float64 {
+	if x != nil && x.Utilisation != nil {
+		return *x.Utilisation
+	}
+	return 0
+}
+
+func (x *Device) GetCelsius() float64 {
+	if x != nil && x.Celsius != nil {
+		return *x.Celsius
+	}
+	return 0
+}
+
+func (x *Device) GetWatts() float64 {
+	if x != nil && x.Watts != nil {
+		return *x.Watts
+	}
+	return 0
+}
+
+func (x *Device) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
+}
+
 // LayerTime is how long a host takes for a layer of a model.
 type LayerTime struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -906,7 +1073,7 @@ type LayerTime struct {
 
 func (x *LayerTime) Reset() {
 	*x = LayerTime{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1085,7 @@ func (x *LayerTime) String() string {
 func (*LayerTime) ProtoMessage() {}
 
 func (x *LayerTime) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1098,7 @@ func (x *LayerTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerTime.ProtoReflect.Descriptor instead.
 func (*LayerTime) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LayerTime) GetDigest() string {
@@ -1000,7 +1167,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1179,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1192,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Offer) GetModel() string {
@@ -1129,7 +1296,7 @@ type Loading struct {
 
 func (x *Loading) Reset() {
 	*x = Loading{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1308,7 @@ func (x *Loading) String() string {
 func (*Loading) ProtoMessage() {}
 
 func (x *Loading) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1321,7 @@ func (x *Loading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loading.ProtoReflect.Descriptor instead.
 func (*Loading) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Loading) GetDigest() string {
@@ -1234,7 +1401,7 @@ type AssignRequest struct {
 
 func (x *AssignRequest) Reset() {
 	*x = AssignRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1413,7 @@ func (x *AssignRequest) String() string {
 func (*AssignRequest) ProtoMessage() {}
 
 func (x *AssignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1426,7 @@ func (x *AssignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignRequest.ProtoReflect.Descriptor instead.
 func (*AssignRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignRequest) GetDigest() string {
@@ -1334,7 +1501,7 @@ type AssignResponse struct {
 
 func (x *AssignResponse) Reset() {
 	*x = AssignResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1513,7 @@ func (x *AssignResponse) String() string {
 func (*AssignResponse) ProtoMessage() {}
 
 func (x *AssignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1526,7 @@ func (x *AssignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignResponse.ProtoReflect.Descriptor instead.
 func (*AssignResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AssignResponse) GetFrame() isAssignResponse_Frame {
@@ -1424,7 +1591,7 @@ type UnloadRequest struct {
 
 func (x *UnloadRequest) Reset() {
 	*x = UnloadRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1603,7 @@ func (x *UnloadRequest) String() string {
 func (*UnloadRequest) ProtoMessage() {}
 
 func (x *UnloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1616,7 @@ func (x *UnloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadRequest.ProtoReflect.Descriptor instead.
 func (*UnloadRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UnloadRequest) GetDigest() string {
@@ -1502,7 +1669,7 @@ type UnloadResponse struct {
 
 func (x *UnloadResponse) Reset() {
 	*x = UnloadResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1681,7 @@ func (x *UnloadResponse) String() string {
 func (*UnloadResponse) ProtoMessage() {}
 
 func (x *UnloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1694,7 @@ func (x *UnloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadResponse.ProtoReflect.Descriptor instead.
 func (*UnloadResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UnloadResponse) GetPipelines() uint32 {
@@ -1566,7 +1733,7 @@ type PrefetchRequest struct {
 
 func (x *PrefetchRequest) Reset() {
 	*x = PrefetchRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1745,7 @@ func (x *PrefetchRequest) String() string {
 func (*PrefetchRequest) ProtoMessage() {}
 
 func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1758,7 @@ func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchRequest.ProtoReflect.Descriptor instead.
 func (*PrefetchRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PrefetchRequest) GetDigest() string {
@@ -1626,7 +1793,7 @@ type PrefetchResponse struct {
 
 func (x *PrefetchResponse) Reset() {
 	*x = PrefetchResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1805,7 @@ func (x *PrefetchResponse) String() string {
 func (*PrefetchResponse) ProtoMessage() {}
 
 func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1818,7 @@ func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchResponse.ProtoReflect.Descriptor instead.
 func (*PrefetchResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PrefetchResponse) GetLoading() *Loading {
@@ -1674,7 +1841,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1853,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1866,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PingRequest) GetPayload() []byte {
@@ -1727,7 +1894,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1906,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1919,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PingResponse) GetTimes() []*PingTime {
@@ -1779,7 +1946,7 @@ type PingTime struct {
 
 func (x *PingTime) Reset() {
 	*x = PingTime{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1958,7 @@ func (x *PingTime) String() string {
 func (*PingTime) ProtoMessage() {}
 
 func (x *PingTime) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1971,7 @@ func (x *PingTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingTime.ProtoReflect.Descriptor instead.
 func (*PingTime) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PingTime) GetAddress() string {
@@ -1904,7 +2071,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2083,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2096,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Held) GetModel() string {
@@ -2154,7 +2321,7 @@ type HeldAdapter struct {
 
 func (x *HeldAdapter) Reset() {
 	*x = HeldAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2333,7 @@ func (x *HeldAdapter) String() string {
 func (*HeldAdapter) ProtoMessage() {}
 
 func (x *HeldAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2346,7 @@ func (x *HeldAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldAdapter.ProtoReflect.Descriptor instead.
 func (*HeldAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HeldAdapter) GetDigest() []byte {
@@ -2234,7 +2401,7 @@ type LoadAdapterRequest struct {
 
 func (x *LoadAdapterRequest) Reset() {
 	*x = LoadAdapterRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2413,7 @@ func (x *LoadAdapterRequest) String() string {
 func (*LoadAdapterRequest) ProtoMessage() {}
 
 func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2426,7 @@ func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*LoadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LoadAdapterRequest) GetFrame() isLoadAdapterRequest_Frame {
@@ -2347,7 +2514,7 @@ type LoadAdapterOpen struct {
 
 func (x *LoadAdapterOpen) Reset() {
 	*x = LoadAdapterOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2526,7 @@ func (x *LoadAdapterOpen) String() string {
 func (*LoadAdapterOpen) ProtoMessage() {}
 
 func (x *LoadAdapterOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2539,7 @@ func (x *LoadAdapterOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterOpen.ProtoReflect.Descriptor instead.
 func (*LoadAdapterOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LoadAdapterOpen) GetDigest() string {
@@ -2459,7 +2626,7 @@ type AdapterModule struct {
 
 func (x *AdapterModule) Reset() {
 	*x = AdapterModule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2638,7 @@ func (x *AdapterModule) String() string {
 func (*AdapterModule) ProtoMessage() {}
 
 func (x *AdapterModule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2651,7 @@ func (x *AdapterModule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterModule.ProtoReflect.Descriptor instead.
 func (*AdapterModule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AdapterModule) GetName() string {
@@ -2565,7 +2732,7 @@ type AdapterSaved struct {
 
 func (x *AdapterSaved) Reset() {
 	*x = AdapterSaved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2744,7 @@ func (x *AdapterSaved) String() string {
 func (*AdapterSaved) ProtoMessage() {}
 
 func (x *AdapterSaved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2757,7 @@ func (x *AdapterSaved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterSaved.ProtoReflect.Descriptor instead.
 func (*AdapterSaved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AdapterSaved) GetName() string {
@@ -2630,7 +2797,7 @@ type LoadAdapterResponse struct {
 
 func (x *LoadAdapterResponse) Reset() {
 	*x = LoadAdapterResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2809,7 @@ func (x *LoadAdapterResponse) String() string {
 func (*LoadAdapterResponse) ProtoMessage() {}
 
 func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2822,7 @@ func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*LoadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LoadAdapterResponse) GetFrame() isLoadAdapterResponse_Frame {
@@ -2714,7 +2881,7 @@ type AdapterWanted struct {
 
 func (x *AdapterWanted) Reset() {
 	*x = AdapterWanted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2893,7 @@ func (x *AdapterWanted) String() string {
 func (*AdapterWanted) ProtoMessage() {}
 
 func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2906,7 @@ func (x *AdapterWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterWanted.ProtoReflect.Descriptor instead.
 func (*AdapterWanted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AdapterWanted) GetModules() []uint32 {
@@ -2767,7 +2934,7 @@ type AdapterLoaded struct {
 
 func (x *AdapterLoaded) Reset() {
 	*x = AdapterLoaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2946,7 @@ func (x *AdapterLoaded) String() string {
 func (*AdapterLoaded) ProtoMessage() {}
 
 func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2959,7 @@ func (x *AdapterLoaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdapterLoaded.ProtoReflect.Descriptor instead.
 func (*AdapterLoaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AdapterLoaded) GetBytes() uint64 {
@@ -2819,7 +2986,7 @@ type UnloadAdapterRequest struct {
 
 func (x *UnloadAdapterRequest) Reset() {
 	*x = UnloadAdapterRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +2998,7 @@ func (x *UnloadAdapterRequest) String() string {
 func (*UnloadAdapterRequest) ProtoMessage() {}
 
 func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +3011,7 @@ func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UnloadAdapterRequest) GetDigest() string {
@@ -2886,7 +3053,7 @@ type UnloadAdapterResponse struct {
 
 func (x *UnloadAdapterResponse) Reset() {
 	*x = UnloadAdapterResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +3065,7 @@ func (x *UnloadAdapterResponse) String() string {
 func (*UnloadAdapterResponse) ProtoMessage() {}
 
 func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +3078,7 @@ func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UnloadAdapterResponse) GetSessions() uint32 {
@@ -2936,7 +3103,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +3115,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3128,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LeaseInfo) GetPipeline() []byte {
@@ -3000,7 +3167,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3179,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3192,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Hop) GetAddress() string {
@@ -3067,7 +3234,7 @@ type InferRequest struct {
 
 func (x *InferRequest) Reset() {
 	*x = InferRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3079,7 +3246,7 @@ func (x *InferRequest) String() string {
 func (*InferRequest) ProtoMessage() {}
 
 func (x *InferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3092,7 +3259,7 @@ func (x *InferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferRequest.ProtoReflect.Descriptor instead.
 func (*InferRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *InferRequest) GetFrame() isInferRequest_Frame {
@@ -3193,7 +3360,7 @@ type InferOpen struct {
 
 func (x *InferOpen) Reset() {
 	*x = InferOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3205,7 +3372,7 @@ func (x *InferOpen) String() string {
 func (*InferOpen) ProtoMessage() {}
 
 func (x *InferOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3218,7 +3385,7 @@ func (x *InferOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpen.ProtoReflect.Descriptor instead.
 func (*InferOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *InferOpen) GetPipeline() []byte {
@@ -3286,7 +3453,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3465,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3478,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -3401,7 +3568,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3413,7 +3580,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3426,7 +3593,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -3531,7 +3698,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3710,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3723,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Release) GetSessions() [][]byte {
@@ -3598,7 +3765,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3610,7 +3777,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3623,7 +3790,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -3715,7 +3882,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3894,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +3907,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Lease) GetPages() uint32 {
@@ -3770,7 +3937,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3782,7 +3949,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3795,7 +3962,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -3818,7 +3985,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3830,7 +3997,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3843,7 +4010,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -3883,7 +4050,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3895,7 +4062,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3908,7 +4075,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -3969,7 +4136,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3981,7 +4148,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3994,7 +4161,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -4235,7 +4402,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4247,7 +4414,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4260,7 +4427,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -4503,7 +4670,7 @@ type Objective struct {
 
 func (x *Objective) Reset() {
 	*x = Objective{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +4682,7 @@ func (x *Objective) String() string {
 func (*Objective) ProtoMessage() {}
 
 func (x *Objective) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +4695,7 @@ func (x *Objective) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objective.ProtoReflect.Descriptor instead.
 func (*Objective) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Objective) GetKind() isObjective_Kind {
@@ -4587,7 +4754,7 @@ type DPO struct {
 
 func (x *DPO) Reset() {
 	*x = DPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4599,7 +4766,7 @@ func (x *DPO) String() string {
 func (*DPO) ProtoMessage() {}
 
 func (x *DPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4612,7 +4779,7 @@ func (x *DPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DPO.ProtoReflect.Descriptor instead.
 func (*DPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DPO) GetBeta() float64 {
@@ -4648,7 +4815,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4660,7 +4827,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4673,7 +4840,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -4724,7 +4891,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4736,7 +4903,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4749,7 +4916,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Place) GetAddress() string {
@@ -4787,7 +4954,7 @@ type GRPO struct {
 
 func (x *GRPO) Reset() {
 	*x = GRPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4799,7 +4966,7 @@ func (x *GRPO) String() string {
 func (*GRPO) ProtoMessage() {}
 
 func (x *GRPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4812,7 +4979,7 @@ func (x *GRPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPO.ProtoReflect.Descriptor instead.
 func (*GRPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GRPO) GetClipLow() float64 {
@@ -4853,7 +5020,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4865,7 +5032,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4878,7 +5045,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -4921,7 +5088,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4933,7 +5100,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4946,7 +5113,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Gradients) GetWire() string {
@@ -5003,7 +5170,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5015,7 +5182,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5028,7 +5195,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -5096,7 +5263,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5108,7 +5275,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5121,7 +5288,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -5159,7 +5326,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5171,7 +5338,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5184,7 +5351,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -5214,7 +5381,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5226,7 +5393,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5239,7 +5406,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -5280,7 +5447,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5292,7 +5459,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5305,7 +5472,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Optimizer) GetName() string {
@@ -5372,7 +5539,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5384,7 +5551,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5397,7 +5564,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -5439,7 +5606,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5451,7 +5618,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5464,7 +5631,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -5508,7 +5675,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5520,7 +5687,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5533,7 +5700,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -5570,7 +5737,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5582,7 +5749,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5595,7 +5762,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -5650,7 +5817,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5662,7 +5829,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5675,7 +5842,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *State) GetName() string {
@@ -5713,7 +5880,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5725,7 +5892,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5738,7 +5905,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -5771,7 +5938,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5783,7 +5950,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5796,7 +5963,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -5852,7 +6019,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +6031,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +6044,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -5980,7 +6147,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5992,7 +6159,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6005,7 +6172,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -6095,7 +6262,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6107,7 +6274,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6120,7 +6287,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Rollout) GetDocument() uint32 {
@@ -6168,7 +6335,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6180,7 +6347,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6193,7 +6360,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Pair) GetChosen() uint32 {
@@ -6240,7 +6407,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6252,7 +6419,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6265,7 +6432,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -6315,7 +6482,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6327,7 +6494,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6340,7 +6507,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -6424,7 +6591,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6436,7 +6603,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6449,7 +6616,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -6653,7 +6820,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6665,7 +6832,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6678,7 +6845,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -6709,7 +6876,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6721,7 +6888,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6734,7 +6901,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -6782,7 +6949,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6794,7 +6961,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6807,7 +6974,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -6905,7 +7072,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6917,7 +7084,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6930,7 +7097,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -6987,7 +7154,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6999,7 +7166,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7012,7 +7179,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -7082,7 +7249,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7094,7 +7261,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7107,7 +7274,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -7138,7 +7305,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7150,7 +7317,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7163,7 +7330,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -7231,7 +7398,7 @@ type RolloutLoss struct {
 
 func (x *RolloutLoss) Reset() {
 	*x = RolloutLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7243,7 +7410,7 @@ func (x *RolloutLoss) String() string {
 func (*RolloutLoss) ProtoMessage() {}
 
 func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7256,7 +7423,7 @@ func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutLoss.ProtoReflect.Descriptor instead.
 func (*RolloutLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RolloutLoss) GetLoss() float64 {
@@ -7325,7 +7492,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7337,7 +7504,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7350,7 +7517,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *PairLoss) GetChosen() float64 {
@@ -7396,7 +7563,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7408,7 +7575,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7421,7 +7588,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -7480,7 +7647,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7492,7 +7659,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7505,7 +7672,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -7612,7 +7779,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7624,7 +7791,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7637,7 +7804,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Norm) GetName() string {
@@ -7677,7 +7844,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7689,7 +7856,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7702,7 +7869,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -7769,7 +7936,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7781,7 +7948,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7794,7 +7961,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -7836,7 +8003,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7848,7 +8015,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7861,7 +8028,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -7950,7 +8117,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7962,7 +8129,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7975,7 +8142,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StateFile) GetName() string {
@@ -7996,7 +8163,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8008,7 +8175,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8021,7 +8188,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -8050,7 +8217,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8062,7 +8229,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8075,7 +8242,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SavedFile) GetName() string {
@@ -8130,7 +8297,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8142,7 +8309,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8155,7 +8322,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -8203,7 +8370,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8215,7 +8382,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8228,7 +8395,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -8305,7 +8472,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8317,7 +8484,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8330,7 +8497,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -8373,7 +8540,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8385,7 +8552,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8398,7 +8565,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -8453,7 +8620,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8465,7 +8632,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8478,7 +8645,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -8549,7 +8716,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8561,7 +8728,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8574,7 +8741,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -8596,7 +8763,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8608,7 +8775,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8621,7 +8788,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -8675,7 +8842,7 @@ type ReduceRequest struct {
 
 func (x *ReduceRequest) Reset() {
 	*x = ReduceRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8687,7 +8854,7 @@ func (x *ReduceRequest) String() string {
 func (*ReduceRequest) ProtoMessage() {}
 
 func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8700,7 +8867,7 @@ func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceRequest.ProtoReflect.Descriptor instead.
 func (*ReduceRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ReduceRequest) GetFrame() isReduceRequest_Frame {
@@ -8761,7 +8928,7 @@ type ReduceOpen struct {
 
 func (x *ReduceOpen) Reset() {
 	*x = ReduceOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8773,7 +8940,7 @@ func (x *ReduceOpen) String() string {
 func (*ReduceOpen) ProtoMessage() {}
 
 func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8786,7 +8953,7 @@ func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceOpen.ProtoReflect.Descriptor instead.
 func (*ReduceOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ReduceOpen) GetChain() []byte {
@@ -8819,7 +8986,7 @@ type ReduceResponse struct {
 
 func (x *ReduceResponse) Reset() {
 	*x = ReduceResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8831,7 +8998,7 @@ func (x *ReduceResponse) String() string {
 func (*ReduceResponse) ProtoMessage() {}
 
 func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8844,7 +9011,7 @@ func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceResponse.ProtoReflect.Descriptor instead.
 func (*ReduceResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
 }
 
 // LinkBroken says that a stage cannot exchange gradients over Reduce with another replica.
@@ -8864,7 +9031,7 @@ type LinkBroken struct {
 
 func (x *LinkBroken) Reset() {
 	*x = LinkBroken{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8876,7 +9043,7 @@ func (x *LinkBroken) String() string {
 func (*LinkBroken) ProtoMessage() {}
 
 func (x *LinkBroken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8889,7 +9056,7 @@ func (x *LinkBroken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkBroken.ProtoReflect.Descriptor instead.
 func (*LinkBroken) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *LinkBroken) GetStep() uint64 {
@@ -8929,7 +9096,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8941,7 +9108,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8954,7 +9121,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{99}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{100}
 }
 
 var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
@@ -8991,7 +9158,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
 	"\x06trains\x18\x04 \x01(\bR\x06trains\x12\x1a\n" +
 	"\binstance\x18( \x01(\tR\binstance\x128\n" +
-	"\tinventory\x18) \x01(\v2\x1a.lamina.shard.v1.InventoryR\tinventory\"\xb2\x03\n" +
+	"\tinventory\x18) \x01(\v2\x1a.lamina.shard.v1.InventoryR\tinventory\"\xef\x03\n" +
 	"\tInventory\x12\x1e\n" +
 	"\n" +
 	"assignable\x18\x01 \x01(\bR\n" +
@@ -9009,7 +9176,31 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aloading\x18\n" +
 	" \x03(\v2\x18.lamina.shard.v1.LoadingR\aloading\x12\x14\n" +
 	"\x05fence\x18\v \x01(\x04R\x05fence\x12!\n" +
-	"\floaded_bytes\x18\f \x01(\x04R\vloadedBytes\"\x8c\x01\n" +
+	"\floaded_bytes\x18\f \x01(\x04R\vloadedBytes\x12;\n" +
+	"\faccelerators\x18\r \x03(\v2\x17.lamina.shard.v1.DeviceR\faccelerators\"\xe2\x03\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\"\n" +
+	"\farchitecture\x18\x03 \x01(\tR\farchitecture\x12\x1f\n" +
+	"\vtotal_bytes\x18\x04 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x05 \x01(\x04R\tfreeBytes\x12\x1f\n" +
+	"\vlimit_bytes\x18\x06 \x01(\x04R\n" +
+	"limitBytes\x12#\n" +
+	"\rweights_bytes\x18\a \x01(\x04R\fweightsBytes\x12\x19\n" +
+	"\bkv_bytes\x18\b \x01(\x04R\akvBytes\x12'\n" +
+	"\x0fworkspace_bytes\x18\t \x01(\x04R\x0eworkspaceBytes\x12%\n" +
+	"\x0ereserved_bytes\x18\n" +
+	" \x01(\x04R\rreservedBytes\x12%\n" +
+	"\vutilisation\x18\v \x01(\x01H\x00R\vutilisation\x88\x01\x01\x12\x1d\n" +
+	"\acelsius\x18\f \x01(\x01H\x01R\acelsius\x88\x01\x01\x12\x19\n" +
+	"\x05watts\x18\r \x01(\x01H\x02R\x05watts\x88\x01\x01\x12\x12\n" +
+	"\x04lost\x18\x0e \x01(\tR\x04lostB\x0e\n" +
+	"\f_utilisationB\n" +
+	"\n" +
+	"\b_celsiusB\b\n" +
+	"\x06_watts\"\x8c\x01\n" +
 	"\tLayerTime\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1f\n" +
 	"\vlayer_bytes\x18\x02 \x01(\x04R\n" +
@@ -9669,7 +9860,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -9682,239 +9873,241 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*DescribeRequest)(nil),       // 8: lamina.shard.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 9: lamina.shard.v1.DescribeResponse
 	(*Inventory)(nil),             // 10: lamina.shard.v1.Inventory
-	(*LayerTime)(nil),             // 11: lamina.shard.v1.LayerTime
-	(*Offer)(nil),                 // 12: lamina.shard.v1.Offer
-	(*Loading)(nil),               // 13: lamina.shard.v1.Loading
-	(*AssignRequest)(nil),         // 14: lamina.shard.v1.AssignRequest
-	(*AssignResponse)(nil),        // 15: lamina.shard.v1.AssignResponse
-	(*UnloadRequest)(nil),         // 16: lamina.shard.v1.UnloadRequest
-	(*UnloadResponse)(nil),        // 17: lamina.shard.v1.UnloadResponse
-	(*PrefetchRequest)(nil),       // 18: lamina.shard.v1.PrefetchRequest
-	(*PrefetchResponse)(nil),      // 19: lamina.shard.v1.PrefetchResponse
-	(*PingRequest)(nil),           // 20: lamina.shard.v1.PingRequest
-	(*PingResponse)(nil),          // 21: lamina.shard.v1.PingResponse
-	(*PingTime)(nil),              // 22: lamina.shard.v1.PingTime
-	(*Held)(nil),                  // 23: lamina.shard.v1.Held
-	(*HeldAdapter)(nil),           // 24: lamina.shard.v1.HeldAdapter
-	(*LoadAdapterRequest)(nil),    // 25: lamina.shard.v1.LoadAdapterRequest
-	(*LoadAdapterOpen)(nil),       // 26: lamina.shard.v1.LoadAdapterOpen
-	(*AdapterModule)(nil),         // 27: lamina.shard.v1.AdapterModule
-	(*AdapterSaved)(nil),          // 28: lamina.shard.v1.AdapterSaved
-	(*LoadAdapterResponse)(nil),   // 29: lamina.shard.v1.LoadAdapterResponse
-	(*AdapterWanted)(nil),         // 30: lamina.shard.v1.AdapterWanted
-	(*AdapterLoaded)(nil),         // 31: lamina.shard.v1.AdapterLoaded
-	(*UnloadAdapterRequest)(nil),  // 32: lamina.shard.v1.UnloadAdapterRequest
-	(*UnloadAdapterResponse)(nil), // 33: lamina.shard.v1.UnloadAdapterResponse
-	(*LeaseInfo)(nil),             // 34: lamina.shard.v1.LeaseInfo
-	(*Hop)(nil),                   // 35: lamina.shard.v1.Hop
-	(*InferRequest)(nil),          // 36: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),             // 37: lamina.shard.v1.InferOpen
-	(*Batch)(nil),                 // 38: lamina.shard.v1.Batch
-	(*Entry)(nil),                 // 39: lamina.shard.v1.Entry
-	(*Release)(nil),               // 40: lamina.shard.v1.Release
-	(*InferResponse)(nil),         // 41: lamina.shard.v1.InferResponse
-	(*Lease)(nil),                 // 42: lamina.shard.v1.Lease
-	(*Computed)(nil),              // 43: lamina.shard.v1.Computed
-	(*InferOpened)(nil),           // 44: lamina.shard.v1.InferOpened
-	(*Refused)(nil),               // 45: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),          // 46: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),             // 47: lamina.shard.v1.TrainOpen
-	(*Objective)(nil),             // 48: lamina.shard.v1.Objective
-	(*DPO)(nil),                   // 49: lamina.shard.v1.DPO
-	(*Member)(nil),                // 50: lamina.shard.v1.Member
-	(*Place)(nil),                 // 51: lamina.shard.v1.Place
-	(*GRPO)(nil),                  // 52: lamina.shard.v1.GRPO
-	(*TrainAdapter)(nil),          // 53: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 54: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 55: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 56: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 57: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 58: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 59: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 60: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 61: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 62: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 63: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 64: lamina.shard.v1.State
-	(*Load)(nil),                  // 65: lamina.shard.v1.Load
-	(*Save)(nil),                  // 66: lamina.shard.v1.Save
-	(*Step)(nil),                  // 67: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 68: lamina.shard.v1.Microbatch
-	(*Rollout)(nil),               // 69: lamina.shard.v1.Rollout
-	(*Pair)(nil),                  // 70: lamina.shard.v1.Pair
-	(*Pick)(nil),                  // 71: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 72: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 73: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 74: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 75: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 76: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 77: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 78: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 79: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 80: lamina.shard.v1.Loss
-	(*RolloutLoss)(nil),           // 81: lamina.shard.v1.RolloutLoss
-	(*PairLoss)(nil),              // 82: lamina.shard.v1.PairLoss
-	(*Picked)(nil),                // 83: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 84: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 85: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 86: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 87: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 88: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 89: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 90: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 91: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 92: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 93: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 94: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 95: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 96: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 97: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 98: lamina.shard.v1.ActivationGradient
-	(*ReduceRequest)(nil),         // 99: lamina.shard.v1.ReduceRequest
-	(*ReduceOpen)(nil),            // 100: lamina.shard.v1.ReduceOpen
-	(*ReduceResponse)(nil),        // 101: lamina.shard.v1.ReduceResponse
-	(*LinkBroken)(nil),            // 102: lamina.shard.v1.LinkBroken
-	(*Leaving)(nil),               // 103: lamina.shard.v1.Leaving
-	(*v1.Chunk)(nil),              // 104: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 105: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 106: lamina.tensor.v1.ElementType
-	(*v11.Gradient)(nil),          // 107: lamina.event.v1.Gradient
+	(*Device)(nil),                // 11: lamina.shard.v1.Device
+	(*LayerTime)(nil),             // 12: lamina.shard.v1.LayerTime
+	(*Offer)(nil),                 // 13: lamina.shard.v1.Offer
+	(*Loading)(nil),               // 14: lamina.shard.v1.Loading
+	(*AssignRequest)(nil),         // 15: lamina.shard.v1.AssignRequest
+	(*AssignResponse)(nil),        // 16: lamina.shard.v1.AssignResponse
+	(*UnloadRequest)(nil),         // 17: lamina.shard.v1.UnloadRequest
+	(*UnloadResponse)(nil),        // 18: lamina.shard.v1.UnloadResponse
+	(*PrefetchRequest)(nil),       // 19: lamina.shard.v1.PrefetchRequest
+	(*PrefetchResponse)(nil),      // 20: lamina.shard.v1.PrefetchResponse
+	(*PingRequest)(nil),           // 21: lamina.shard.v1.PingRequest
+	(*PingResponse)(nil),          // 22: lamina.shard.v1.PingResponse
+	(*PingTime)(nil),              // 23: lamina.shard.v1.PingTime
+	(*Held)(nil),                  // 24: lamina.shard.v1.Held
+	(*HeldAdapter)(nil),           // 25: lamina.shard.v1.HeldAdapter
+	(*LoadAdapterRequest)(nil),    // 26: lamina.shard.v1.LoadAdapterRequest
+	(*LoadAdapterOpen)(nil),       // 27: lamina.shard.v1.LoadAdapterOpen
+	(*AdapterModule)(nil),         // 28: lamina.shard.v1.AdapterModule
+	(*AdapterSaved)(nil),          // 29: lamina.shard.v1.AdapterSaved
+	(*LoadAdapterResponse)(nil),   // 30: lamina.shard.v1.LoadAdapterResponse
+	(*AdapterWanted)(nil),         // 31: lamina.shard.v1.AdapterWanted
+	(*AdapterLoaded)(nil),         // 32: lamina.shard.v1.AdapterLoaded
+	(*UnloadAdapterRequest)(nil),  // 33: lamina.shard.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil), // 34: lamina.shard.v1.UnloadAdapterResponse
+	(*LeaseInfo)(nil),             // 35: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                   // 36: lamina.shard.v1.Hop
+	(*InferRequest)(nil),          // 37: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),             // 38: lamina.shard.v1.InferOpen
+	(*Batch)(nil),                 // 39: lamina.shard.v1.Batch
+	(*Entry)(nil),                 // 40: lamina.shard.v1.Entry
+	(*Release)(nil),               // 41: lamina.shard.v1.Release
+	(*InferResponse)(nil),         // 42: lamina.shard.v1.InferResponse
+	(*Lease)(nil),                 // 43: lamina.shard.v1.Lease
+	(*Computed)(nil),              // 44: lamina.shard.v1.Computed
+	(*InferOpened)(nil),           // 45: lamina.shard.v1.InferOpened
+	(*Refused)(nil),               // 46: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),          // 47: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),             // 48: lamina.shard.v1.TrainOpen
+	(*Objective)(nil),             // 49: lamina.shard.v1.Objective
+	(*DPO)(nil),                   // 50: lamina.shard.v1.DPO
+	(*Member)(nil),                // 51: lamina.shard.v1.Member
+	(*Place)(nil),                 // 52: lamina.shard.v1.Place
+	(*GRPO)(nil),                  // 53: lamina.shard.v1.GRPO
+	(*TrainAdapter)(nil),          // 54: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 55: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 56: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 57: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 58: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 59: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 60: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 61: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 62: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 63: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 64: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 65: lamina.shard.v1.State
+	(*Load)(nil),                  // 66: lamina.shard.v1.Load
+	(*Save)(nil),                  // 67: lamina.shard.v1.Save
+	(*Step)(nil),                  // 68: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 69: lamina.shard.v1.Microbatch
+	(*Rollout)(nil),               // 70: lamina.shard.v1.Rollout
+	(*Pair)(nil),                  // 71: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 72: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 73: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 74: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 75: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 76: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 77: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 78: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 79: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 80: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 81: lamina.shard.v1.Loss
+	(*RolloutLoss)(nil),           // 82: lamina.shard.v1.RolloutLoss
+	(*PairLoss)(nil),              // 83: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 84: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 85: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 86: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 87: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 88: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 89: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 90: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 91: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 92: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 93: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 94: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 95: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 96: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 97: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 98: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 99: lamina.shard.v1.ActivationGradient
+	(*ReduceRequest)(nil),         // 100: lamina.shard.v1.ReduceRequest
+	(*ReduceOpen)(nil),            // 101: lamina.shard.v1.ReduceOpen
+	(*ReduceResponse)(nil),        // 102: lamina.shard.v1.ReduceResponse
+	(*LinkBroken)(nil),            // 103: lamina.shard.v1.LinkBroken
+	(*Leaving)(nil),               // 104: lamina.shard.v1.Leaving
+	(*v1.Chunk)(nil),              // 105: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 106: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 107: lamina.tensor.v1.ElementType
+	(*v11.Gradient)(nil),          // 108: lamina.event.v1.Gradient
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,   // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,   // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	104, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	105, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	105, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	106, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,   // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	105, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	104, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	23,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
+	106, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	105, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	24,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	10,  // 8: lamina.shard.v1.DescribeResponse.inventory:type_name -> lamina.shard.v1.Inventory
-	11,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
-	12,  // 10: lamina.shard.v1.Inventory.offers:type_name -> lamina.shard.v1.Offer
-	13,  // 11: lamina.shard.v1.Inventory.loading:type_name -> lamina.shard.v1.Loading
-	58,  // 12: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
-	13,  // 13: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
-	23,  // 14: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
-	13,  // 15: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
-	22,  // 16: lamina.shard.v1.PingResponse.times:type_name -> lamina.shard.v1.PingTime
-	34,  // 17: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
-	24,  // 18: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
-	26,  // 19: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	105, // 20: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	104, // 21: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	27,  // 22: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
-	28,  // 23: lamina.shard.v1.LoadAdapterOpen.saved:type_name -> lamina.shard.v1.AdapterSaved
-	30,  // 24: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
-	31,  // 25: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
-	37,  // 26: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	38,  // 27: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	104, // 28: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	40,  // 29: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	35,  // 30: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	106, // 31: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	39,  // 32: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	105, // 33: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	42,  // 34: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	44,  // 35: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	45,  // 36: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	43,  // 37: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	42,  // 38: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	23,  // 39: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	47,  // 40: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	64,  // 41: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	104, // 42: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	65,  // 43: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	67,  // 44: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	68,  // 45: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	72,  // 46: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	66,  // 47: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	74,  // 48: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	58,  // 49: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	59,  // 50: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	1,   // 51: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	57,  // 52: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	56,  // 53: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	54,  // 54: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	55,  // 55: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	53,  // 56: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	1,   // 57: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	48,  // 58: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
-	49,  // 59: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	52,  // 60: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
-	51,  // 61: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
-	57,  // 62: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	60,  // 63: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	61,  // 64: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	62,  // 65: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	63,  // 66: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,   // 67: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	105, // 68: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	50,  // 69: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	71,  // 70: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	70,  // 71: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	69,  // 72: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
-	78,  // 73: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	79,  // 74: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	80,  // 75: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	84,  // 76: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	86,  // 77: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	83,  // 78: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	75,  // 79: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	76,  // 80: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	77,  // 81: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	102, // 82: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
-	103, // 83: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
-	3,   // 84: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	82,  // 85: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	81,  // 86: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
-	85,  // 87: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	89,  // 88: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	91,  // 89: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	90,  // 90: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	91,  // 91: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	92,  // 92: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	94,  // 93: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	95,  // 94: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	104, // 95: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	105, // 96: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	97,  // 97: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	98,  // 98: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	104, // 99: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	105, // 100: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	100, // 101: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
-	107, // 102: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
-	8,   // 103: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	36,  // 104: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	46,  // 105: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	93,  // 106: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	99,  // 107: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
-	87,  // 108: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,   // 109: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	25,  // 110: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	32,  // 111: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	14,  // 112: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
-	16,  // 113: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
-	18,  // 114: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
-	20,  // 115: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
-	9,   // 116: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	41,  // 117: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	73,  // 118: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	96,  // 119: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	101, // 120: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
-	88,  // 121: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,   // 122: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	29,  // 123: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	33,  // 124: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	15,  // 125: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
-	17,  // 126: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
-	19,  // 127: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
-	21,  // 128: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
-	116, // [116:129] is the sub-list for method output_type
-	103, // [103:116] is the sub-list for method input_type
-	103, // [103:103] is the sub-list for extension type_name
-	103, // [103:103] is the sub-list for extension extendee
-	0,   // [0:103] is the sub-list for field type_name
+	12,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
+	13,  // 10: lamina.shard.v1.Inventory.offers:type_name -> lamina.shard.v1.Offer
+	14,  // 11: lamina.shard.v1.Inventory.loading:type_name -> lamina.shard.v1.Loading
+	11,  // 12: lamina.shard.v1.Inventory.accelerators:type_name -> lamina.shard.v1.Device
+	59,  // 13: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
+	14,  // 14: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
+	24,  // 15: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
+	14,  // 16: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
+	23,  // 17: lamina.shard.v1.PingResponse.times:type_name -> lamina.shard.v1.PingTime
+	35,  // 18: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	25,  // 19: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
+	27,  // 20: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
+	106, // 21: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	105, // 22: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	28,  // 23: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
+	29,  // 24: lamina.shard.v1.LoadAdapterOpen.saved:type_name -> lamina.shard.v1.AdapterSaved
+	31,  // 25: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
+	32,  // 26: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
+	38,  // 27: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	39,  // 28: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	105, // 29: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	41,  // 30: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	36,  // 31: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	107, // 32: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	40,  // 33: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	106, // 34: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	43,  // 35: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	45,  // 36: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	46,  // 37: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	44,  // 38: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	43,  // 39: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	24,  // 40: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	48,  // 41: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	65,  // 42: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	105, // 43: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	66,  // 44: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	68,  // 45: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	69,  // 46: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	73,  // 47: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	67,  // 48: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	75,  // 49: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	59,  // 50: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	60,  // 51: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,   // 52: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	58,  // 53: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	57,  // 54: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	55,  // 55: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	56,  // 56: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	54,  // 57: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,   // 58: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	49,  // 59: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
+	50,  // 60: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
+	53,  // 61: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
+	52,  // 62: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
+	58,  // 63: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	61,  // 64: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	62,  // 65: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	63,  // 66: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	64,  // 67: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 68: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	106, // 69: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	51,  // 70: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	72,  // 71: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	71,  // 72: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	70,  // 73: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
+	79,  // 74: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	80,  // 75: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	81,  // 76: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	85,  // 77: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	87,  // 78: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	84,  // 79: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	76,  // 80: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	77,  // 81: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	78,  // 82: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	103, // 83: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
+	104, // 84: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
+	3,   // 85: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	83,  // 86: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	82,  // 87: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
+	86,  // 88: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	90,  // 89: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	92,  // 90: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	91,  // 91: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	92,  // 92: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	93,  // 93: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	95,  // 94: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	96,  // 95: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	105, // 96: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	106, // 97: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	98,  // 98: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	99,  // 99: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	105, // 100: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	106, // 101: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	101, // 102: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
+	108, // 103: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
+	8,   // 104: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	37,  // 105: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	47,  // 106: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	94,  // 107: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	100, // 108: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
+	88,  // 109: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 110: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	26,  // 111: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	33,  // 112: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	15,  // 113: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	17,  // 114: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	19,  // 115: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	21,  // 116: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 117: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	42,  // 118: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	74,  // 119: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	97,  // 120: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	102, // 121: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
+	89,  // 122: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 123: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	30,  // 124: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	34,  // 125: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	16,  // 126: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	18,  // 127: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	20,  // 128: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	22,  // 129: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	117, // [117:130] is the sub-list for method output_type
+	104, // [104:117] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -9931,33 +10124,34 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*EmbedResponse_Result)(nil),
 		(*EmbedResponse_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[11].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[7].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[12].OneofWrappers = []any{
 		(*AssignResponse_Loading)(nil),
 		(*AssignResponse_Held)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[19].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[21].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[20].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{
 		(*LoadAdapterRequest_Open)(nil),
 		(*LoadAdapterRequest_Tensor)(nil),
 		(*LoadAdapterRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[25].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[26].OneofWrappers = []any{
 		(*LoadAdapterResponse_Wanted)(nil),
 		(*LoadAdapterResponse_Loaded)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[37].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[38].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
 		(*InferResponse_Lease)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[42].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -9968,13 +10162,13 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[44].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[45].OneofWrappers = []any{
 		(*Objective_Dpo)(nil),
 		(*Objective_Grpo)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[59].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[62].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[69].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[60].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[63].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[70].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -9987,23 +10181,23 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_LinkBroken)(nil),
 		(*TrainResponse_Leaving)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[84].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[85].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[89].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[90].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[92].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[93].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[95].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[96].OneofWrappers = []any{
 		(*ReduceRequest_Open)(nil),
 		(*ReduceRequest_Gradient)(nil),
 	}
@@ -10013,7 +10207,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   100,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

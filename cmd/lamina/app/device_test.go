@@ -1,0 +1,273 @@
+package app_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/internal/leak"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+)
+
+// onGPU opens a device without a GPU, whose kernels an interpreter runs. It may allocate so many bytes; 0 means all.
+func onGPU(t *testing.T, memory int64, faults *twin.Faults) *cuda.Set {
+	t.Helper()
+	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated, Faults: faults, Usage: func() driver.Usage {
+		return driver.Usage{Utilisation: 0.5, Celsius: 61, Watts: -1}
+	}})
+	set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto, Memory: memory})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set.Close(); err != nil && faults == nil {
+			t.Error(err)
+		}
+	})
+	return set
+}
+
+// answer is what a request got.
+type answer struct {
+	ids         []uint32
+	fingerprint string
+	err         error
+}
+
+// greedy asks for tokens of the greatest probability. began is called when the first one has come; it may be nil.
+func greedy(ctx context.Context, router routerv1.RouterServiceClient, tokens uint32, began func()) (out answer) {
+	zero := float32(0)
+	stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
+		Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1, 7, 40, 11, 90}}},
+		MaxTokens: tokens, IgnoreEnd: true, Sampling: &routerv1.Sampling{Temperature: &zero},
+	})
+	if err != nil {
+		return answer{err: err}
+	}
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			out.err = err
+			return out
+		}
+		out.fingerprint += r.GetStarted().GetFingerprint()
+		if token := r.GetToken(); token != nil {
+			if out.ids = append(out.ids, token.GetId()); len(out.ids) == 1 && began != nil {
+				began()
+			}
+		}
+	}
+}
+
+// A pipeline of a GPU and a processor, and one of two GPUs, give the tokens of the reference. The fingerprint says which
+// layers were computed where, and the shard says what its device has.
+func TestMesh_StagesOnGPUs(t *testing.T) {
+	leak.Check(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(cancel)
+	const tokens = 6
+	path := shared(t, "models/tiny/llama")
+	run := func(t *testing.T, fingerprint string, stages ...kernel.Set[float32]) (*app.Mesh, []uint32) {
+		t.Helper()
+		c := app.MeshConfig{Model: path, Stages: len(stages), KVPositions: 256, HTTP: "127.0.0.1:0",
+			Kernels: app.Kernels{Set: stages[0]}, Scheduling: app.Scheduling{MixClasses: true}}
+		for _, set := range stages {
+			c.StageKernels = append(c.StageKernels, app.Kernels{Set: set})
+		}
+		m, router := startMesh(t, ctx, c)
+		got := greedy(ctx, router, tokens, nil)
+		if got.err != nil || len(got.ids) != tokens || !strings.HasSuffix(got.fingerprint, "/"+fingerprint) {
+			t.Fatalf("%d tokens of fingerprint %s, want %s: %v", len(got.ids), got.fingerprint, fingerprint, got.err)
+		}
+		return m, got.ids
+	}
+	set := cpu.New(1)
+	t.Cleanup(set.Close)
+	_, want := run(t, ref.New[float32]().Class(), ref.New[float32]())
+	t.Run("and a processor", func(t *testing.T) {
+		m, got := run(t, "cuda/1/sm_80:0-2+"+set.Class()+":2-4", onGPU(t, 0, nil), set)
+		if !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		checkDevice(t, ctx, m)
+	})
+	t.Run("two", func(t *testing.T) {
+		if _, got := run(t, "cuda/1/sm_80", onGPU(t, 0, nil), onGPU(t, 0, nil)); !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+// checkDevice checks what the first stage of a mesh says of its device, and that the second one says nothing of its
+// processor.
+func checkDevice(t *testing.T, ctx context.Context, m *app.Mesh) {
+	t.Helper()
+	describe := func(addr string) []*shardv1.Device {
+		conn, err := m.Dial(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := shardv1.NewShardServiceClient(conn).Describe(ctx, &shardv1.DescribeRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.GetInventory().GetAccelerators()
+	}
+	if on := describe("mem:shard-0-1"); len(on) != 0 {
+		t.Errorf("a processor is %v", on)
+	}
+	on := describe("mem:shard-0-0")
+	if len(on) != 1 {
+		t.Fatalf("%d devices", len(on))
+	}
+	d := on[0]
+	used := d.GetWeightsBytes() + d.GetKvBytes() + d.GetWorkspaceBytes()
+	if d.GetName() != "cuda:0" || d.GetModel() != "twin" || d.GetArchitecture() != "sm_80" || d.GetLost() != "" ||
+		d.GetTotalBytes() != 1<<30 || d.GetFreeBytes() == 0 || d.GetFreeBytes() > d.GetTotalBytes()-used ||
+		d.GetLimitBytes() > d.GetTotalBytes() || d.GetWeightsBytes() == 0 || d.GetKvBytes() == 0 ||
+		d.GetWorkspaceBytes() == 0 || d.GetReservedBytes() < d.GetWeightsBytes()+d.GetKvBytes() {
+		t.Errorf("the device is %v", d)
+	}
+	if d.GetUtilisation() != 0.5 || d.GetCelsius() != 61 || d.Watts != nil {
+		t.Errorf("the device reports %v", d)
+	}
+	got := scraped(t, ctx, m.HTTPAddr())
+	for series, want := range map[string]float64{
+		`lamina_device_memory_bytes{device="cuda:0",kind="total",shard="shard-0-0"}`:              1 << 30,
+		`lamina_device_memory_bytes{device="cuda:0",kind="weights",shard="shard-0-0"}`:            float64(d.GetWeightsBytes()),
+		`lamina_device_utilisation_ratio{device="cuda:0",shard="shard-0-0"}`:                      0.5,
+		`lamina_device_temperature_celsius{device="cuda:0",shard="shard-0-0"}`:                    61,
+		`lamina_device_alive{device="cuda:0",shard="shard-0-0"}`:                                  1,
+		`lamina_device_info{architecture="sm_80",device="cuda:0",model="twin",shard="shard-0-0"}`: 1,
+	} {
+		if v, ok := got[series]; !ok || v != want {
+			t.Errorf("%s is %v, want %v", series, v, want)
+		}
+	}
+	for series := range got {
+		if strings.HasPrefix(series, "lamina_device_") && (strings.Contains(series, "shard-0-1") ||
+			strings.Contains(series, "power")) {
+			t.Errorf("there is a series %s", series)
+		}
+	}
+}
+
+// A stage that does not fit a device is refused with what is wanted and free, before anything is copied there.
+func TestMesh_AModelThatDoesNotFitAGPU(t *testing.T) {
+	leak.Check(t)
+	set := onGPU(t, 200_000, nil)
+	before, limit := set.Use()
+	_, err := app.Start(t.Context(), app.MeshConfig{Model: shared(t, "models/tiny/llama"), KVPositions: 256,
+		Kernels: app.Kernels{Set: set}})
+	short := (*driver.OutOfMemoryError)(nil)
+	if !errors.As(err, &short) || short.Wanted <= limit || short.Free != limit || short.Total != 200_000 {
+		t.Fatalf("the mesh starts with %v", err)
+	}
+	for _, part := range []string{"load layers 0-4 of llama", "bytes for weights", "for the KV cache", "cuda:0: out of"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("the error is %q, without %q", err, part)
+		}
+	}
+	if after, _ := set.Use(); after != before {
+		t.Errorf("%d bytes are allocated, %d before", after, before)
+	}
+}
+
+// When a GPU fails under a request, its shard leaves the mesh, and the request goes on at another one.
+func TestMesh_AGPUThatIsLostLeavesTheMesh(t *testing.T) {
+	leak.Check(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(cancel)
+	const tokens = 12
+	path := shared(t, "models/tiny/llama")
+	_, alone := startMesh(t, ctx, app.MeshConfig{Model: path, KVPositions: 256,
+		Kernels: app.Kernels{Set: ref.New[float32]()}})
+	want := greedy(ctx, alone, tokens, nil)
+	if want.err != nil {
+		t.Fatal(want.err)
+	}
+	faults := &twin.Faults{}
+	m, router := startMesh(t, ctx, app.MeshConfig{
+		Model: path, Replicas: 2, KVPositions: 256, HTTP: "127.0.0.1:0", Kernels: app.Kernels{Set: ref.New[float32]()},
+		StageKernels: []app.Kernels{{Set: onGPU(t, 0, faults)}},
+	})
+	// Two requests are on the two pipelines, one of which loses its device.
+	var group sync.WaitGroup
+	var once sync.Once
+	answers := make([]answer, 2)
+	for i := range answers {
+		group.Go(func() {
+			answers[i] = greedy(ctx, router, tokens, func() {
+				once.Do(func() { faults.FailNext("CUDA_ERROR_ILLEGAL_ADDRESS") })
+			})
+		})
+	}
+	group.Wait()
+	for _, a := range answers {
+		if a.err != nil || !slices.Equal(a.ids, want.ids) {
+			t.Errorf("%s: got %v, want %v: %v", a.fingerprint, a.ids, want.ids, a.err)
+		}
+	}
+	if a := answers; a[0].fingerprint == a[1].fingerprint {
+		t.Errorf("both requests began on %s", a[0].fingerprint)
+	}
+	conn, err := m.Dial("mem:shard-1-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := shardv1.NewShardServiceClient(conn).Describe(ctx, &shardv1.DescribeRequest{})
+	if err != nil || len(d.GetHeld()) != 1 {
+		t.Errorf("the other shard holds %v, %v", d.GetHeld(), err)
+	}
+	ready := func() (status int, text string) {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.HTTPAddr()+"/readyz", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body)
+	}
+	status, text := ready()
+	for limit := time.Now().Add(5 * time.Minute); status == http.StatusOK && time.Now().Before(limit); {
+		status, text = ready()
+	}
+	if status != http.StatusServiceUnavailable || !strings.Contains(text, "shard-0-0") ||
+		!strings.Contains(text, "CUDA_ERROR_ILLEGAL_ADDRESS") {
+		t.Errorf("/readyz answers %d: %s", status, text)
+	}
+	listed, err := m.Registry().Watch(ctx, "shard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := <-listed; len(now) != 1 || now[0].ID != "shard-1-0" {
+		t.Errorf("the mesh lists %v", now)
+	}
+	if got := scraped(t, ctx, m.HTTPAddr())[`lamina_device_alive{device="cuda:0",shard="shard-0-0"}`]; got != 0 {
+		t.Errorf("the device is alive: %v", got)
+	}
+}
