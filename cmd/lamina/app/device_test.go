@@ -41,22 +41,26 @@ func onGPU(t *testing.T, memory int64, faults *twin.Faults) *cuda.Set {
 	return set
 }
 
-// answer is what a request got.
-type answer struct {
+// outcome is what a request got.
+type outcome struct {
 	ids         []uint32
 	fingerprint string
 	err         error
 }
 
-// greedy asks for tokens of the greatest probability. began is called when the first one has come; it may be nil.
-func greedy(ctx context.Context, router routerv1.RouterServiceClient, tokens uint32, began func()) (out answer) {
+// greedy asks for tokens of the greatest probability, for one of several prompts. began is called with the fingerprint
+// when the first one has come; it may be nil.
+func greedy(
+	ctx context.Context, router routerv1.RouterServiceClient, prompt, tokens uint32, began func(fingerprint string),
+) (out outcome) {
 	zero := float32(0)
+	ids := []uint32{3 + 50*prompt, 7, 40 + prompt, 11, 90}
 	stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
-		Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1, 7, 40, 11, 90}}},
+		Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: ids}},
 		MaxTokens: tokens, IgnoreEnd: true, Sampling: &routerv1.Sampling{Temperature: &zero},
 	})
 	if err != nil {
-		return answer{err: err}
+		return outcome{err: err}
 	}
 	for {
 		r, err := stream.Recv()
@@ -70,7 +74,7 @@ func greedy(ctx context.Context, router routerv1.RouterServiceClient, tokens uin
 		out.fingerprint += r.GetStarted().GetFingerprint()
 		if token := r.GetToken(); token != nil {
 			if out.ids = append(out.ids, token.GetId()); len(out.ids) == 1 && began != nil {
-				began()
+				began(out.fingerprint)
 			}
 		}
 	}
@@ -92,7 +96,7 @@ func TestMesh_StagesOnGPUs(t *testing.T) {
 			c.StageKernels = append(c.StageKernels, app.Kernels{Set: set})
 		}
 		m, router := startMesh(t, ctx, c)
-		got := greedy(ctx, router, tokens, nil)
+		got := greedy(ctx, router, 0, tokens, nil)
 		if got.err != nil || len(got.ids) != tokens || !strings.HasSuffix(got.fingerprint, "/"+fingerprint) {
 			t.Fatalf("%d tokens of fingerprint %s, want %s: %v", len(got.ids), got.fingerprint, fingerprint, got.err)
 		}
@@ -199,35 +203,37 @@ func TestMesh_AGPUThatIsLostLeavesTheMesh(t *testing.T) {
 	path := shared(t, "models/tiny/llama")
 	_, alone := startMesh(t, ctx, app.MeshConfig{Model: path, KVPositions: 256,
 		Kernels: app.Kernels{Set: ref.New[float32]()}})
-	want := greedy(ctx, alone, tokens, nil)
-	if want.err != nil {
-		t.Fatal(want.err)
+	const requests = 4 // on two pipelines
+	var want [requests]outcome
+	for i := range want {
+		if want[i] = greedy(ctx, alone, uint32(i), tokens, nil); want[i].err != nil {
+			t.Fatal(want[i].err)
+		}
 	}
 	faults := &twin.Faults{}
 	m, router := startMesh(t, ctx, app.MeshConfig{
 		Model: path, Replicas: 2, KVPositions: 256, HTTP: "127.0.0.1:0", Kernels: app.Kernels{Set: ref.New[float32]()},
 		StageKernels: []app.Kernels{{Set: onGPU(t, 0, faults)}},
 	})
-	// Two requests are on the two pipelines, one of which loses its device.
 	var group sync.WaitGroup
-	var once sync.Once
-	answers := make([]answer, 2)
+	var failed sync.Once
+	var answers [requests]outcome
 	for i := range answers {
 		group.Go(func() {
-			answers[i] = greedy(ctx, router, tokens, func() {
-				once.Do(func() { faults.FailNext("CUDA_ERROR_ILLEGAL_ADDRESS") })
+			answers[i] = greedy(ctx, router, uint32(i), tokens, func(fingerprint string) {
+				if strings.Contains(fingerprint, "/cuda/") {
+					failed.Do(func() { faults.FailNext("CUDA_ERROR_ILLEGAL_ADDRESS") })
+				}
 			})
 		})
 	}
 	group.Wait()
-	for _, a := range answers {
-		if a.err != nil || !slices.Equal(a.ids, want.ids) {
-			t.Errorf("%s: got %v, want %v: %v", a.fingerprint, a.ids, want.ids, a.err)
+	for i, a := range answers {
+		if a.err != nil || !slices.Equal(a.ids, want[i].ids) {
+			t.Errorf("%s: got %v, want %v: %v", a.fingerprint, a.ids, want[i].ids, a.err)
 		}
 	}
-	if a := answers; a[0].fingerprint == a[1].fingerprint {
-		t.Errorf("both requests began on %s", a[0].fingerprint)
-	}
+	failed.Do(func() { t.Fatal("no request began on the device") })
 	conn, err := m.Dial("mem:shard-1-0")
 	if err != nil {
 		t.Fatal(err)

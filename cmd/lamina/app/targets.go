@@ -235,6 +235,7 @@ func (p *process) buildShards() error {
 			}
 		}
 		s, files := shard.New(c), swarm.NewServer()
+		p.closers = append(p.closers, s.Close) // also if what follows fails; it may be called again
 		p.trimmers = append(p.trimmers, s)
 		if set.auto != nil {
 			f, err := p.newFollower(id, s, files, set)
