@@ -210,6 +210,8 @@ type Scheduling struct {
 	Queue     int           // requests that may wait for a pipeline
 	CacheIdle time.Duration // how long unused pages of prompts stay in the prefix cache; below 0 turns it off
 	StepFloor time.Duration // the shortest step deadline while a spare pipeline exists
+	// ProbeLimit is how long a new pipeline may take for its first tokens.
+	ProbeLimit time.Duration
 
 	ReplayShare  float64 // the budget for positions that are computed again, as in router.Config
 	ReplayBurst  int

@@ -347,6 +347,7 @@ func (c RouterConfig) config() router.Config {
 		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, ReplayShare: scheduling.ReplayShare,
 		ReplayBurst: scheduling.ReplayBurst, ReplayRefill: scheduling.ReplayRefill,
 		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, ReadLimit: scheduling.ReadLimit,
+		ProbeLimit:    scheduling.ProbeLimit,
 		MetricsPrefix: c.MetricsPrefix, MixClasses: scheduling.MixClasses,
 	}
 }
@@ -381,7 +382,9 @@ func (p *process) buildRouterAPI() error {
 // buildPipelines delays the readiness of a mesh until its pipelines are ready.
 func (p *process) buildPipelines() error {
 	if p.set.pipelines > 0 {
-		p.add(awaitPart("pipelines", p.awaitServed))
+		part := awaitPart("pipelines", p.awaitServed)
+		part.StartLimit = 2 * p.set.router.Scheduling.ProbeLimit // 0 is the default
+		p.add(part)
 	}
 	return nil
 }
