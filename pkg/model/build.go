@@ -81,8 +81,8 @@ func (s *Stage[F]) writtenWhole() []bool {
 	return out
 }
 
-// pack has the kernel set pack the raw matrices that are not shared with held stages, and tells fill of it. The embedding
-// is not packed, because its rows are looked up.
+// pack has the kernel set pack the raw matrices that are not shared with held stages, and tells fill of it. The
+// embedding is not packed, because its rows are looked up.
 func (s *Stage[F]) pack(fill filler[F], held beside[F]) error {
 	pack := func(matrices ...*kernel.Matrix[F]) error {
 		read := false

@@ -11,8 +11,8 @@ type DeviceSize struct {
 }
 
 // SizeOn returns what a span takes on a device, before anything is loaded: types that the device has no kernels for are
-// decoded there, and take more than in the file. Stages that LoadBeside would share matrices with are held. Workspace is
-// for batches of up to rows rows, logits of which need logits.
+// decoded there, and take more than in the file. Stages that LoadBeside would share matrices with are held. Workspace
+// is for batches of up to rows rows, logits of which need logits.
 func SizeOn(
 	f *Files, span Range, set kernel.Set[float32], held []*Stage[float32], rows, logits int,
 ) (DeviceSize, error) {
@@ -47,8 +47,8 @@ func (s *Stage[F]) scratchElements(rows, logits int64) int64 {
 	return n
 }
 
-// counting is a device's kernel set for stages that are only measured: it counts the bytes that they would allocate, and
-// keeps their vectors on the host. Scratch memory of norms counts as weights.
+// counting is a device's kernel set for stages that are only measured: it counts the bytes that they would allocate,
+// and keeps their vectors on the host. Scratch memory of norms counts as weights.
 type counting struct {
 	kernel.Set[float32]
 	device kernel.Accelerator[float32]

@@ -60,7 +60,8 @@ func TestSizeOn_IsWhatALoadAllocates(t *testing.T) {
 				runtime.GC()
 				after = set.Device()
 			}
-			// Vectors that are not weights of the file, such as room for 1 + gain, count as workspace once they are there.
+			// Vectors that are not weights of the file, such as room for 1 + gain, count as workspace once they are
+			// there.
 			got := allocated()
 			if want.Weights == 0 || got != want.Weights {
 				t.Errorf("%s, layers %v: %d bytes are allocated and %d moved, %d were counted", name, span, got, moved,

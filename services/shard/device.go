@@ -43,8 +43,8 @@ func (r *room) free() {
 	}
 }
 
-// reserveRoom reserves the memory of a span with a KV cache of some pages beside what is held of its model, but for freed
-// bytes of KV caches that it replaces. It returns nil if the shard has no device with memory of its own.
+// reserveRoom reserves the memory of a span with a KV cache of some pages beside what is held of its model, but for
+// freed bytes of KV caches that it replaces. It returns nil if the shard has no device with memory of its own.
 func (s *Service) reserveRoom(
 	files *model.Files, span model.Range, beside []*model.Stage[float32], pages int, freed int64,
 ) (*room, error) {
@@ -65,8 +65,8 @@ func (s *Service) reserveRoom(
 func (s *Service) reserveFor(r *room, bytes int64) error {
 	end, err := s.device.Reserve(bytes)
 	if err != nil {
-		return fault.Wrap(fault.Exhausted, err, "reserve %d bytes for weights, %d for the KV cache and %d for workspace",
-			r.weights, r.kv, r.workspace)
+		return fault.Wrap(fault.Exhausted, err, "reserve %d bytes for weights, %d for the KV cache and %d for "+
+			"workspace", r.weights, r.kv, r.workspace)
 	}
 	r.ends = append(r.ends, end)
 	return nil
@@ -112,8 +112,8 @@ func (s *Service) Err() error {
 	return s.lost
 }
 
-// recovered returns the error of a panic in a kernel. That of a device which is lost is Unavailable, so that the work is
-// done elsewhere.
+// recovered returns the error of a panic in a kernel. That of a device which is lost is Unavailable, so that the work
+// is done elsewhere.
 func (s *Service) recovered(doing string, r any) error {
 	err, ok := r.(error)
 	if s.device != nil && ok {

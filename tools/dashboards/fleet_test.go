@@ -29,8 +29,8 @@ import (
 // limit bounds every wait of the test.
 const limit = 3 * time.Minute
 
-// fleet is a mesh in this process: two shards whose layers a placer has chosen, and one that trains. A second mesh has a
-// shard on a GPU without a GPU.
+// fleet is a mesh in this process: two shards whose layers a placer has chosen, and one that trains. A second mesh has
+// a shard on a GPU without a GPU.
 type fleet struct {
 	mesh    *app.Mesh
 	devices *app.Mesh

@@ -87,8 +87,8 @@ func greedy(
 	}
 }
 
-// A pipeline of a GPU and a processor, and one of two GPUs, give the tokens of the reference. The fingerprint says which
-// layers were computed where, and the shard says what its device has.
+// A pipeline of a GPU and a processor, and one of two GPUs, give the tokens of the reference. The fingerprint says
+// which layers were computed where, and the shard says what its device has.
 func TestMesh_StagesOnGPUs(t *testing.T) {
 	leak.Check(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -192,7 +192,8 @@ func TestMesh_AModelThatDoesNotFitAGPU(t *testing.T) {
 	if !errors.As(err, &short) || short.Wanted <= limit || short.Free != limit || short.Total != 200_000 {
 		t.Fatalf("the mesh starts with %v", err)
 	}
-	for _, part := range []string{"load layers 0-4 of llama", "bytes for weights", "for the KV cache", "cuda:0: out of"} {
+	for _, part := range []string{"load layers 0-4 of llama", "bytes for weights", "for the KV cache",
+		"cuda:0: out of"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the error is %q, without %q", err, part)
 		}

@@ -221,8 +221,8 @@ type Scheduling struct {
 	// MicroBatches is how many batches may be in flight on a pipeline.
 	MicroBatches int
 	ReadLimit    time.Duration // how long a client may read nothing before it is disconnected
-	// MixClasses lets a pipeline have stages of several kernel classes, such as GPUs and processors, if no class has all
-	// layers.
+	// MixClasses lets a pipeline have stages of several kernel classes, such as GPUs and processors, if no class has
+	// all layers.
 	MixClasses bool
 }
 

@@ -130,8 +130,8 @@ type tables struct {
 	uploads int // so far
 }
 
-// withTable puts a table and a list for it on the device unless they are there, and f into the queue, with the places of
-// the list and of the pages of the table's layer.
+// withTable puts a table and a list for it on the device unless they are there, and f into the queue, with the places
+// of the list and of the pages of the table's layer.
 func (d *device) withTable(
 	t *batchTable, l *heldList, list []int32, f func(w *worker, list, pages driver.Address) error,
 ) {

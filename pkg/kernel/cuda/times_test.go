@@ -39,9 +39,9 @@ type times struct {
 	Times  []timing `json:"times"`
 }
 
-// The products of the layers of a model with random weights: of one with the shape of Llama 3 8B on a GPU, and of a very
-// small one without, where the times say nothing. A row has the same bits alone and among others. If LAMINA_GPU_TIMES
-// names a file, the times are written there.
+// The products of the layers of a model with random weights: of one with the shape of Llama 3 8B on a GPU, and of a
+// very small one without, where the times say nothing. A row has the same bits alone and among others. If
+// LAMINA_GPU_TIMES names a file, the times are written there.
 func TestTimes_OfTheProductsOfAModel(t *testing.T) {
 	z, batches, rounds := shape{256, 64, 512, 2}, []int{1, 3}, 1
 	if testdevice.Real() {
