@@ -12,9 +12,10 @@ type Accelerator[F tensor.Float] interface {
 	Lost() <-chan struct{}
 	// LostErr returns why the device is lost, or nil.
 	LostErr() error
-	// Reserve sets bytes aside for what is loaded next, or returns an error with the bytes that are wanted and free.
-	// Allocations do not need it. The returned function ends it and may be called again.
-	Reserve(bytes int64) (end func(), err error)
+	// Reserve sets bytes aside, which are loaded next or later, or returns an error with the bytes that are wanted and
+	// free. Allocations do not need it. Unreserve gives bytes back: those of one Reserve, of several or of a part.
+	Reserve(bytes int64) error
+	Unreserve(bytes int64)
 	// PackedBytes returns the bytes that Pack of a matrix allocates.
 	PackedBytes(w *Matrix[F]) int64
 }

@@ -185,7 +185,7 @@ func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 		out.bias, out.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: n})
 	}
 	if m.OnePlus && b.err == nil { // allocate nothing for a width that no tensor has
-		out.fromOne = b.stage.memory.Alloc(n)
+		out.fromOne = b.stage.alloc(n)
 	}
 	return out
 }

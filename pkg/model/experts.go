@@ -44,9 +44,9 @@ func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	bothBias, downBias := 0, 0
 	if spec.Bias {
 		bothBias = b.add(Param[F]{Name: spec.Stack + ".gate_up_proj_bias", Shape: []int{spec.Count, 2 * f},
-			Data: b.stage.memory.Alloc(spec.Count * 2 * f)})
+			Data: b.stage.alloc(spec.Count * 2 * f)})
 		downBias = b.add(Param[F]{Name: spec.Stack + ".down_proj_bias", Shape: []int{spec.Count, width},
-			Data: b.stage.memory.Alloc(spec.Count * width)})
+			Data: b.stage.alloc(spec.Count * width)})
 	}
 	piece := func(e int, p expertPart, rows, cols int, weight, bias slot) linear[F] {
 		l := b.expert(spec, e, p, rows, cols, weight)
@@ -83,7 +83,7 @@ func (b *builder[F]) expert(x *Experts, e int, p expertPart, rows, cols int, at 
 	} else {
 		stack := &b.stage.params.Tensors[at.index]
 		if stack.Data == nil {
-			stack.Data = b.stage.memory.Alloc(stack.Shape[0] * stack.Shape[1] * stack.Shape[2])
+			stack.Data = b.stage.alloc(stack.Shape[0] * stack.Shape[1] * stack.Shape[2])
 		}
 		piece := stack.Data[at.from : at.from+len(m.Dense)]
 		b.stage.set.Upload(piece, m.Dense)

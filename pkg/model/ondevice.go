@@ -29,6 +29,41 @@ func SizeOn(
 	return DeviceSize{Weights: count.bytes, Workspace: 4 * s.scratchElements(int64(rows), int64(logits))}, nil
 }
 
+// DevicePart is memory of a device that several stages may keep. It is freed when none of them is left.
+type DevicePart struct {
+	Of    any // is equal in all of them
+	Bytes int64
+}
+
+// DeviceParts lists what a stage keeps of its device's memory, each once: its packed matrices, and all else together. It
+// is empty for a stage in the host's memory.
+func (s *Stage[F]) DeviceParts() []DevicePart {
+	device, ok := s.set.(kernel.Accelerator[F])
+	if !ok {
+		return nil
+	}
+	out := []DevicePart{{s.memory, s.own}}
+	seen := map[any]bool{}
+	add := func(m *kernel.Matrix[F]) {
+		if m.Packed == nil || seen[m.Packed] {
+			return
+		}
+		seen[m.Packed] = true
+		raw := *m
+		raw.Packed = nil
+		out = append(out, DevicePart{m.Packed, device.PackedBytes(&raw)})
+	}
+	for i := range s.blocks {
+		for _, m := range s.blocks[i].packable() {
+			add(m)
+		}
+	}
+	if s.head != nil {
+		add(&s.head.Matrix)
+	}
+	return out
+}
+
 // scratchElements returns the elements of scratch memory that Forward takes for a batch.
 func (s *Stage[F]) scratchElements(rows, logits int64) int64 {
 	width, z := int64(s.Spec.Width), &s.sizes

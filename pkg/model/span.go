@@ -141,10 +141,17 @@ func (s *Stage[F]) take(other *Stage[F], to, from *kernel.Matrix[F], packedOnly 
 	switch {
 	case to.Dense == nil && from.Dense == nil:
 		to.Packed = from.Packed // Raw stays, since each stage may have mapped the file on its own
-	case to.Dense != nil && from.Dense != nil && !packedOnly && other.trained == nil:
+	case to.Dense != nil && from.Dense != nil && !packedOnly && other.trained == nil && !s.onDevice():
+		// A device has copied both already, and would have to keep all vectors of the other stage.
 		*to = *from
 		s.keep(other)
 	}
+}
+
+// onDevice reports whether the stage is in the memory of a device that is not the host's.
+func (s *Stage[F]) onDevice() bool {
+	_, ok := s.set.(kernel.Accelerator[F])
+	return ok
 }
 
 // share takes over the matrices of a layer, or of the head if layer is that behind the last one, from a stage that

@@ -1,6 +1,8 @@
 package model
 
 import (
+	"unsafe"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -15,6 +17,7 @@ type Stage[F tensor.Float] struct {
 	set         kernel.Set[F]
 	memory      kernel.Memory[F]                  // what the stage has for as long as it lives
 	owners      []kernel.Memory[F]                // of matrices that are shared with other stages
+	own         int64                             // bytes that memory has handed out
 	farRotaries map[*kernel.Rotary]*kernel.Rotary // for long sequences in training; see rotary
 
 	embed    *linear[F] // [V,C]; first stage
@@ -136,7 +139,14 @@ func (s *Stage[F]) fromHost(x []F) kernel.Buffer[F] {
 	if x == nil {
 		return nil
 	}
+	s.own += int64(len(x)) * int64(unsafe.Sizeof(F(0)))
 	return s.memory.FromHost(x)
+}
+
+// alloc returns zeros that live as long as the stage.
+func (s *Stage[F]) alloc(n int) kernel.Buffer[F] {
+	s.own += int64(n) * int64(unsafe.Sizeof(F(0)))
+	return s.memory.Alloc(n)
 }
 
 // ErrNotDense reports training on weights that were loaded without Dense.

@@ -144,12 +144,12 @@ func (l *adapterLoad) run() error {
 	}
 	weights, err := l.take(modules, saved)
 	if err != nil {
-		l.service.reserved.Add(-bytes)
+		l.service.unreserve(bytes)
 		return err
 	}
 	a := &loaded{digest: l.digest, name: l.open.GetName(), base: l.open.GetBase(), weights: weights, bytes: bytes}
 	if !h.install(a) {
-		l.service.reserved.Add(-bytes)
+		l.service.unreserve(bytes)
 		return fault.New(fault.NotFound, "layers %v of %s were unloaded meanwhile", h.stage.Range, h.name)
 	}
 	l.service.log.Info("load adapter", "adapter", l.open.GetName(), "model", h.name, "layers", h.stage.Range.String(),
@@ -281,14 +281,30 @@ func (l *adapterLoad) tensor(name string, shape ...int) ([]float32, error) {
 	}
 }
 
-// reserve takes memory for an adapter.
+// reserve takes memory for an adapter, of the limit of adapters and of the device.
 func (s *Service) reserve(bytes int64) error {
 	if used := s.reserved.Add(bytes); used > s.cfg.AdapterBytes {
 		s.reserved.Add(-bytes)
 		return fault.New(fault.Exhausted, "it takes %d bytes, and adapters have %d of %d already", bytes, used-bytes,
 			s.cfg.AdapterBytes)
 	}
+	if s.device == nil {
+		return nil
+	}
+	err := s.device.Reserve(bytes)
+	if err != nil {
+		s.reserved.Add(-bytes)
+		return fault.Wrap(fault.Exhausted, err, "reserve %d bytes for it", bytes)
+	}
 	return nil
+}
+
+// unreserve gives back what reserve has taken.
+func (s *Service) unreserve(bytes int64) {
+	s.reserved.Add(-bytes)
+	if s.device != nil {
+		s.device.Unreserve(bytes)
+	}
 }
 
 // keep finds an adapter that is held already, and takes an unload back.
@@ -371,7 +387,7 @@ func (h *held) dropSession(name string, s *session) {
 func (h *held) dropUnused(a *loaded) {
 	if a.leaving && a.sessions == 0 && h.adapters[a.digest] == a {
 		delete(h.adapters, a.digest)
-		h.reserved.Add(-a.bytes)
+		h.unreserve(a.bytes)
 	}
 }
 
@@ -379,7 +395,7 @@ func (h *held) dropUnused(a *loaded) {
 func (h *held) freeAdapters() {
 	for digest, a := range h.adapters {
 		delete(h.adapters, digest)
-		h.reserved.Add(-a.bytes)
+		h.unreserve(a.bytes)
 	}
 }
 

@@ -171,6 +171,9 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 			span, o.name, l.total+l.kv, max(0, s.cfg.Memory-all), s.cfg.Memory)
 	}
 	s.loads = append(s.loads, l)
+	if l.room != nil {
+		s.keepParts(beside...) // the load reads them, also if their spans are unloaded meanwhile
+	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	l.cancel = cancel
 	s.work.Go(func() {
@@ -216,17 +219,21 @@ func (s *Service) load(
 		err = s.lost
 	}
 	if err == nil {
+		s.holdRoom(l.room, h.stage)
 		s.held = append(s.held, h)
 		s.loadedBytes += uint64(l.total)
 		s.moved.Add(float64(l.total))
 		s.log.Info("hold assigned layers", "model", o.name, "layers", l.span.String(), "bytes", l.total, "plan",
 			version, "took", time.Since(start))
 	} else {
-		l.room.free()
+		s.freeRoom(l.room)
 		s.log.Warn("load assigned layers", "model", o.name, "layers", l.span.String(), "error", err)
-		if room {
+		if room && s.lost == nil {
 			s.takeBack(l)
 		}
+	}
+	if l.room != nil {
+		s.dropParts(beside...)
 	}
 	l.err = err
 	close(l.done)
@@ -336,7 +343,7 @@ func (s *Service) release(h *held, grace time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retiring = slices.DeleteFunc(s.retiring, func(other *held) bool { return other == h })
-	h.room.free()
+	s.dropRoom(h)
 	s.log.Info("unload layers", "model", h.name, "layers", h.stage.Range.String(), "bytes", h.weightBytes)
 	close(h.gone)
 	s.notifyLocked()

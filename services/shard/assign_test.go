@@ -17,6 +17,7 @@ import (
 
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -38,11 +39,19 @@ type assignRig struct {
 
 func newAssignRig(t *testing.T, memory int64) *assignRig {
 	t.Helper()
+	set := cpu.New(1)
+	t.Cleanup(set.Close)
+	return newAssignRigOn(t, memory, set, "f32")
+}
+
+// newAssignRigOn is newAssignRig on a kernel set, which is closed after the shard, with a file of a type.
+func newAssignRigOn(t *testing.T, memory int64, set kernel.Set[float32], dtype string) *assignRig {
+	t.Helper()
 	dir := os.Getenv("LAMINA_SHARED")
 	if dir == "" {
 		dir = "../../../shared"
 	}
-	path := filepath.Join(dir, "models/stories260K/stories260K-f32.gguf")
+	path := filepath.Join(dir, "models/stories260K/stories260K-"+dtype+".gguf")
 	if _, err := os.Stat(path); err != nil {
 		t.Skipf("no %s: set LAMINA_SHARED", path)
 	}
@@ -50,7 +59,7 @@ func newAssignRig(t *testing.T, memory int64) *assignRig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, network := cpu.New(1), memnet.New()
+	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	s := shard.New(shard.Config{Kernels: set, Dialer: dialer, KVPositions: 64, ID: "shard-x", Assignable: true,
@@ -77,7 +86,6 @@ func newAssignRig(t *testing.T, memory int64) *assignRig {
 				t.Error(err)
 			}
 		}
-		set.Close()
 	})
 	conn, err := dialer.Dial("mem:shard")
 	if err != nil {

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -26,21 +27,107 @@ const (
 
 // room is memory of a device that is reserved for a span; nil for spans in the host's memory.
 type room struct {
-	weights, kv, workspace int64
-	later                  int64 // of kv: what is reserved when the spans that this one replaces are gone
-	ends                   []func()
+	weights       int64 // until the span is held; then they are among the parts
+	kv, workspace int64
+	later         int64 // of kv: what is reserved when the spans that this one replaces are gone
+	reserved      int64 // of all these, by now
+	gone          bool  // the span is unloaded
 }
 
-// bytes returns all that is reserved, now and later.
+// bytes returns all that is reserved for the span alone, now and later.
 func (r *room) bytes() int64 { return r.weights + r.kv + r.workspace }
 
-// free ends the reservation.
-func (r *room) free() {
+// devicePart is memory of a device that spans share. Its reservation ends with the last of them, whichever was loaded
+// first.
+type devicePart struct {
+	bytes int64
+	users int // spans that are held or retire, and loads that share their weights
+}
+
+// freeRoom ends the reservation of what a span has for itself.
+func (s *Service) freeRoom(r *room) {
 	if r != nil {
-		for _, end := range r.ends {
-			end()
+		s.device.Unreserve(r.reserved)
+		r.reserved = 0
+	}
+}
+
+// dropRoom ends the reservation of a span, but for weights that others share. The caller holds mu.
+func (s *Service) dropRoom(h *held) {
+	if h.room != nil && !h.room.gone {
+		h.room.gone = true
+		s.dropParts(h.stage)
+		s.freeRoom(h.room)
+	}
+}
+
+// reserveAgain reserves the memory of a span that was unloaded and is held again, with the stage that it had. The caller
+// holds mu.
+func (s *Service) reserveAgain(h, old *held) error {
+	if old.room == nil {
+		return nil
+	}
+	h.room = &room{kv: old.room.kv, workspace: old.room.workspace}
+	if err := s.reserveFor(h.room, h.room.bytes()); err != nil {
+		return err
+	}
+	added := s.keepParts(h.stage) // nothing, while the load that has failed keeps them
+	s.device.Unreserve(-added)
+	return nil
+}
+
+// keepParts counts a user of the weights of stages, and returns the bytes of those that had none. The caller holds mu.
+func (s *Service) keepParts(stages ...*model.Stage[float32]) (added int64) {
+	for _, stage := range stages {
+		for _, p := range stage.DeviceParts() {
+			known := s.parts[p.Of]
+			if known == nil {
+				known = &devicePart{bytes: p.Bytes}
+				s.parts[p.Of] = known
+				added += p.Bytes
+			}
+			known.users++
 		}
 	}
+	return added
+}
+
+// dropParts is the end of keepParts, and of the reservation of what has no users left. The caller holds mu.
+func (s *Service) dropParts(stages ...*model.Stage[float32]) {
+	for _, stage := range stages {
+		for _, p := range stage.DeviceParts() {
+			known := s.parts[p.Of]
+			if known.users--; known.users == 0 {
+				delete(s.parts, p.Of)
+				s.device.Unreserve(known.bytes)
+			}
+		}
+	}
+}
+
+// holdRoom makes parts of the weights of a span that has been loaded. The caller holds mu.
+func (s *Service) holdRoom(r *room, stage *model.Stage[float32]) {
+	if r == nil {
+		return
+	}
+	added := s.keepParts(stage)
+	s.device.Unreserve(r.weights - added) // nothing, unless the count before the load was wrong
+	r.reserved -= r.weights
+	r.weights = 0
+}
+
+// usedOnDevice returns the bytes that are reserved or will be, but for those of adapters. The caller holds mu.
+func (s *Service) usedOnDevice() (all int64) {
+	for _, p := range s.parts {
+		all += p.bytes
+	}
+	for _, h := range slices.Concat(s.held, s.retiring) {
+		all += h.room.bytes()
+	}
+	for _, l := range s.loads {
+		all += l.room.bytes()
+	}
+	return all
 }
 
 // reserveRoom reserves the memory of a span with a KV cache of some pages beside what is held of its model, but for
@@ -63,12 +150,11 @@ func (s *Service) reserveRoom(
 
 // reserveFor adds to what is reserved for a span.
 func (s *Service) reserveFor(r *room, bytes int64) error {
-	end, err := s.device.Reserve(bytes)
-	if err != nil {
+	if err := s.device.Reserve(bytes); err != nil {
 		return fault.Wrap(fault.Exhausted, err, "reserve %d bytes for weights, %d for the KV cache and %d for "+
 			"workspace", r.weights, r.kv, r.workspace)
 	}
-	r.ends = append(r.ends, end)
+	r.reserved += bytes
 	return nil
 }
 
@@ -77,7 +163,9 @@ func (s *Service) reserveLater(r *room) error {
 	if r == nil || r.later == 0 {
 		return nil
 	}
-	return s.reserveFor(r, r.later)
+	later := r.later
+	r.later = 0
+	return s.reserveFor(r, later)
 }
 
 // watch waits for the loss of the device.

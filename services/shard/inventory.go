@@ -136,12 +136,8 @@ func (s *Service) used() (all, kv int64) {
 	for _, h := range slices.Concat(s.held, s.retiring, kept) {
 		o := s.offers[h.digest]
 		n, weights := h.kvBytes(o), h.weightBytes
-		switch {
-		case slices.Contains(kept, h):
+		if slices.Contains(kept, h) {
 			n = 0 // its cache is free
-		case h.room != nil:
-			all, kv = all+h.room.bytes(), kv+n
-			continue
 		}
 		if shared := before[h.digest]; o != nil && len(shared) > 0 {
 			weights = o.files.SpanBytes(h.stage.Range, shared...)
@@ -150,12 +146,10 @@ func (s *Service) used() (all, kv int64) {
 		all, kv = all+n+weights, kv+n
 	}
 	for _, l := range s.loads {
-		kv += l.kv
-		if l.room != nil {
-			all += l.room.bytes()
-			continue
-		}
-		all += l.total + l.kv
+		all, kv = all+l.total+l.kv, kv+l.kv
+	}
+	if s.device != nil {
+		all = s.usedOnDevice()
 	}
 	return all, kv
 }

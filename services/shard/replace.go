@@ -112,9 +112,14 @@ func (s *Service) takeBack(l *load) {
 		}
 		h := s.newHeld(old.name, old.digest, old.stage, old.cache.Config().Pages)
 		h.assigned, h.weightBytes, h.pooling, h.poolingErr = true, old.weightBytes, old.pooling, old.poolingErr
+		if err := s.reserveAgain(h, old); err != nil {
+			s.log.Warn("take back replaced layers", "model", old.name, "layers", span.String(), "error", err)
+			continue
+		}
 		s.held = append(s.held, h)
 		if all, _ := s.used(); s.cfg.Memory > 0 && all > s.cfg.Memory {
 			s.held = s.held[:len(s.held)-1]
+			s.dropRoom(h)
 			s.log.Warn("take back replaced layers", "model", old.name, "layers", span.String(), "bytes", all,
 				"memory", s.cfg.Memory)
 			continue

@@ -84,8 +84,9 @@ type Service struct {
 	cfg      Config
 	log      *slog.Logger
 	training *training
-	device   accelerator   // nil for processors
-	failed   chan struct{} // closed when the device is lost; nil for processors
+	device   accelerator         // nil for processors
+	failed   chan struct{}       // closed when the device is lost; nil for processors
+	parts    map[any]*devicePart // of the device; guarded by mu
 
 	rows    prometheus.Counter
 	batches prometheus.Counter
@@ -131,8 +132,8 @@ type held struct {
 
 	compute sync.Mutex // the stage runs one batch at a time
 
-	loading      chan struct{} // has room for one load of an adapter
-	reserved     *atomic.Int64 // of the service
+	loading      chan struct{}     // has room for one load of an adapter
+	unreserve    func(bytes int64) // of the service
 	adapterLimit int64
 
 	mu        sync.Mutex
@@ -206,7 +207,7 @@ func New(c Config) *Service {
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
 	if device, ok := c.Kernels.(accelerator); ok {
-		s.device, s.failed = device, make(chan struct{})
+		s.device, s.failed, s.parts = device, make(chan struct{}), map[any]*devicePart{}
 		s.work.Go(s.watch)
 		if c.Metrics != nil {
 			c.Metrics.MustRegister(newDeviceMetrics(device))
@@ -244,7 +245,7 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	}
 	stage, err := model.Load(files, r, s.cfg.Kernels, model.LoadOptions{Encoder: files.Spec.Encoder()})
 	if err != nil {
-		room.free()
+		s.freeRoom(room)
 		return fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", r, name)
 	}
 	h := s.newHeld(name, digest, stage, s.pagesFor(0))
@@ -253,6 +254,7 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	h.pooling, h.poolingErr = files.Pooling()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.holdRoom(room, stage)
 	s.held = append(s.held, h)
 	if unused := files.Spec.Unused; len(unused) > 0 {
 		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))
@@ -266,7 +268,7 @@ func (s *Service) newHeld(name, digest string, stage *model.Stage[float32], page
 	return &held{
 		name: name, digest: digest, stage: stage, cache: kvcache.New(stage.CacheConfig(pages), stage.Kernels()),
 		sessions: map[string]*session{}, pipelines: map[string]*pipeline{}, gone: make(chan struct{}),
-		adapters: map[adapter.Sum]*loaded{}, loading: make(chan struct{}, 1), reserved: &s.reserved,
+		adapters: map[adapter.Sum]*loaded{}, loading: make(chan struct{}, 1), unreserve: s.unreserve,
 		adapterLimit: s.cfg.AdapterBytes,
 	}
 }
@@ -278,6 +280,11 @@ func (s *Service) Close() error {
 	s.mu.Unlock()
 	s.stop()
 	s.work.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range slices.Concat(s.held, s.retiring) {
+		s.dropRoom(h)
+	}
 	return nil
 }
 

@@ -185,8 +185,8 @@ func (d *device) tryAlloc(bytes int64, of use) (a driver.Address, err error) {
 	return a, nil
 }
 
-// Reserve sets memory aside for what is loaded next. The error is a *driver.OutOfMemoryError.
-func (d *device) Reserve(bytes int64) (end func(), err error) {
+// Reserve sets memory aside. The error is a *driver.OutOfMemoryError.
+func (d *device) Reserve(bytes int64) error {
 	for tries := 0; ; {
 		d.mu.Lock()
 		free := max(0, d.limit-max(d.reserved, d.usedLocked()))
@@ -197,16 +197,19 @@ func (d *device) Reserve(bytes int64) (end func(), err error) {
 		d.mu.Unlock()
 		switch {
 		case bytes <= free:
-			return sync.OnceFunc(func() {
-				d.mu.Lock()
-				defer d.mu.Unlock()
-				d.reserved -= bytes
-			}), nil
+			return nil
 		case !possible || !d.collect(&tries):
-			return nil, fmt.Errorf("%s: %w", d.name,
+			return fmt.Errorf("%s: %w", d.name,
 				&driver.OutOfMemoryError{Kind: "device", Wanted: bytes, Free: free, Total: d.limit})
 		}
 	}
+}
+
+// Unreserve gives back memory that was set aside.
+func (d *device) Unreserve(bytes int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reserved -= bytes
 }
 
 // workspace makes sure that the workspace has a size. It panics with a *driver.OutOfMemoryError if there is too little
