@@ -35,8 +35,8 @@ type DevicePart struct {
 	Bytes int64
 }
 
-// DeviceParts lists what a stage keeps of its device's memory, each once: its packed matrices, and all else together. It
-// is empty for a stage in the host's memory.
+// DeviceParts lists what a stage keeps of its device's memory, each once: its packed matrices, and all else together.
+// It is empty for a stage in the host's memory.
 func (s *Stage[F]) DeviceParts() []DevicePart {
 	device, ok := s.set.(kernel.Accelerator[F])
 	if !ok {

@@ -97,8 +97,8 @@ func TestService_AGPUsReservationIsOfWhatIsHeld(t *testing.T) {
 	}
 	// What does not fit leaves everything as it was.
 	before := r.reserved("before")
-	_, err := last(r.client.Assign(r.ctx, &shardv1.AssignRequest{Digest: modelDigest, Lo: 0, Hi: 5, KvPositions: 1 << 18,
-		Fence: 1}))
+	_, err := last(r.client.Assign(r.ctx, &shardv1.AssignRequest{Digest: modelDigest, Lo: 0, Hi: 5,
+		KvPositions: 1 << 18, Fence: 1}))
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a cache of 2^18 positions: %v", err)
 	}

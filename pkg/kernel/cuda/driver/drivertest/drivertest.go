@@ -118,7 +118,8 @@ func (k *kit) put(a driver.Address, x []float32) error {
 	for i, v := range x {
 		binary.LittleEndian.PutUint32(k.pinned[4*i:], math.Float32bits(v))
 	}
-	return errors.Join(k.Upload(a, k.pinned[:4*len(x)], k.stream), driver.Wait(k, k.stream, k.event, driver.DefaultLimit))
+	return errors.Join(k.Upload(a, k.pinned[:4*len(x)], k.stream),
+		driver.Wait(k, k.stream, k.event, driver.DefaultLimit))
 }
 
 // get downloads floats.
