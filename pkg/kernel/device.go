@@ -41,3 +41,24 @@ type SpanStorer[F tensor.Float] interface {
 	// StoreSpans writes the rows k, v[ΣRows,K*D] of spans to their caches, as Store does for each of them.
 	StoreSpans(spans []Span[F], k, v Buffer[F], heads, d int)
 }
+
+// Stepper is implemented by sets that launch a whole step faster than its operations one after another.
+type Stepper[F tensor.Float] interface {
+	// Steps returns what the set keeps for the steps of one stage, and frees when it is unreachable.
+	Steps() Steps[F]
+}
+
+// Steps runs the steps of one stage.
+type Steps[F tensor.Float] interface {
+	// Run runs a step. It calls body with a set that the step's operations have to be given to, all of them and no
+	// others, or plays what body has done in a step of the same kind; played says so. Body must not change anything but
+	// buffers: it may be called twice, the first time without effect.
+	Run(step Step[F], body func(set Set[F])) (played bool)
+}
+
+// Step is a pass over a batch. Two steps of one kind differ in nothing but the content of buffers, spans and positions.
+type Step[F tensor.Float] struct {
+	Kind  any // comparable; says which buffers the operations use, too
+	Spans []Span[F]
+	Pos   []int32 // of the rows
+}

@@ -22,7 +22,7 @@ func buildBeside[F tensor.Float](
 	}
 	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(),
 		memory: set.Scope(), scratch: newScratch(set), block: newScratch(set), routed: newScratch(set),
-		low: newScratch(set)}
+		low: newScratch(set), steps: newStepper(set)}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)

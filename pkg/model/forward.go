@@ -88,25 +88,11 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	if b.Observe != nil {
 		b.Observe(s.Range.Lo-1, s.set.Host(x))
 	}
-	w := s.workspace(rows)
-	for i := range s.blocks {
-		s.attend(i, b, x, pos, w)
-		s.feedForward(&s.blocks[i], x, rows, w)
-		if b.Observe != nil {
-			b.Observe(s.Range.Lo+i, s.set.Host(x))
-		}
-	}
+	out := s.runBlocks(b, x, pos, logits)
 	for _, e := range b.Entries {
 		e.Seq.Extend(e.Pos + e.Rows)
 	}
-	if !s.Last() {
-		return s.set.Host(x), nil
-	}
-	if b.Observe != nil && s.norm.Kind != NoNorm {
-		s.normalize(w.h, x, &s.norm, rows)
-		b.Observe(len(s.Spec.Layers), s.set.Host(w.h))
-	}
-	return s.set.Host(s.logits(b, x, logits)), nil
+	return s.set.Host(out), nil
 }
 
 func (s *Stage[F]) check(b *Batch[F], rows int) error {
@@ -386,6 +372,9 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 // Trim, and reports whether it did. It must not run beside Forward.
 func (s *Stage[F]) Trim() bool {
 	released := s.scratch.trim()
+	if released {
+		s.dropSteps()
+	}
 	return s.routed.trim() || released
 }
 

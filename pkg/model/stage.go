@@ -53,6 +53,7 @@ type Stage[F tensor.Float] struct {
 	replacing        bool            // an adapter of the batch replaces modules; see batchreplaced.go
 	rows             int             // of the batch
 	served           *servedCache[F] // of passes as served
+	steps            stepper[F]      // see step.go
 	dropping         Dropout         // of the pass that runs, for adapters
 }
 

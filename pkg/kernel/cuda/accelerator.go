@@ -11,14 +11,14 @@ import (
 const lookLimit = 100 * time.Millisecond
 
 // saw keeps what the driver says.
-func (d *device) saw(free, total int64, u driver.Usage) {
+func (d *core) saw(free, total int64, u driver.Usage) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.seen = kernel.Device{Total: total, Free: free, Utilisation: u.Utilisation, Celsius: u.Celsius, Watts: u.Watts}
 }
 
 // Device describes the device. What the driver says is from before if the device is busy for longer than lookLimit.
-func (d *device) Device() kernel.Device {
+func (d *core) Device() kernel.Device {
 	d.look()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -30,7 +30,7 @@ func (d *device) Device() kernel.Device {
 }
 
 // look asks the driver, unless a function that does so waits in the queue already.
-func (d *device) look() {
+func (d *core) look() {
 	d.mu.Lock()
 	asked := d.asked
 	d.asked = true
@@ -66,10 +66,10 @@ func (d *device) look() {
 }
 
 // Lost returns a channel that is closed when the device is lost.
-func (d *device) Lost() <-chan struct{} { return d.ctx.Lost() }
+func (d *core) Lost() <-chan struct{} { return d.ctx.Lost() }
 
 // LostErr returns why the device is lost, a *driver.LostError, or nil.
-func (d *device) LostErr() error { return d.ctx.Err() }
+func (d *core) LostErr() error { return d.ctx.Err() }
 
 // PackedBytes returns the bytes that Pack of a matrix allocates.
 func (s *Set) PackedBytes(w *kernel.Matrix[float32]) int64 {

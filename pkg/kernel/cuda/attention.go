@@ -77,6 +77,10 @@ func (s *Set) attendRows(to, from driver.Address, t *batchTable, a kernel.Heads)
 	}
 	f, join := s.need("attend", fmt.Sprintf("attend_%v_%d", t.kind, heads)), s.need("attend", "attend_join")
 	list, rows := t.list(), t.rows
+	few := 0 // chunks of every row, in a batch that may be a step
+	if rows <= stepRows {
+		few = roundUp(t.chunks())
+	}
 	// Rows are cut so that the partial results of each piece fit.
 	type piece struct{ lo, hi, chunks int }
 	var pieces []piece
@@ -84,7 +88,7 @@ func (s *Set) attendRows(to, from driver.Address, t *batchTable, a kernel.Heads)
 	for lo := 0; lo < rows; {
 		p := piece{lo: lo, hi: lo}
 		for p.hi < rows && p.hi-lo < maxBlocksY {
-			chunks := max(p.chunks, int(list[2*p.hi+1])/chunkPositions+1)
+			chunks := max(few, p.chunks, int(list[2*p.hi+1])/chunkPositions+1)
 			if p.hi > lo && (p.hi+1-lo)*chunks*row > partBytes {
 				break
 			}
@@ -94,17 +98,9 @@ func (s *Set) attendRows(to, from driver.Address, t *batchTable, a kernel.Heads)
 		parts, lo = max(parts, (p.hi-lo)*p.chunks*row), p.hi
 	}
 	parts = (parts + 15) &^ 15
-	sinkBytes := (4*len(a.Sinks) + 15) &^ 15
-	s.workspace(int64(parts + sinkBytes))
-	sinkValues := append([]float32(nil), a.Sinks...)
+	s.workspace(int64(parts))
+	sinks := s.holdSinks(a.Sinks)
 	s.withTable(t, &s.tables.rows, list, func(w *worker, table, pages driver.Address) error {
-		sinks := driver.Address(0)
-		if len(sinkValues) > 0 {
-			sinks = w.work + driver.Address(parts)
-			if err := w.upload(sinks, bytesOf(sinkValues)); err != nil {
-				return err
-			}
-		}
 		for _, p := range pieces {
 			n, chunks := uint32(p.hi-p.lo), uint32(p.chunks)
 			skip := driver.Address(4 * p.lo * a.H * a.D)

@@ -3,6 +3,7 @@ package cuda
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -15,6 +16,8 @@ type Config struct {
 	KV     kernel.KVType // of the caches
 	Memory int64         // bytes that may be allocated; 0 means what is free, less a reserve
 	Limit  time.Duration // of the device's work, as in driver.Start
+	// NoGraphs launches every kernel of a step by itself, as if the device had no graphs. The bits are the same.
+	NoGraphs bool
 }
 
 // openLimit bounds the time for loading the kernels, which a driver without a cache compiles first.
@@ -23,8 +26,15 @@ const openLimit = 10 * time.Minute
 // reserve is the part of a device's free memory that is left to the driver: compiled kernels, their stacks, graphs.
 const reserve = 1.0 / 32
 
-// device is an open device. All sets on it share it.
+// device is an open device as a set sees it.
 type device struct {
+	*core
+	// rec takes the operations in place of the queue, for a graph; nil in all sets but the one that Steps.Run hands out.
+	rec *recording
+}
+
+// core is an open device. All sets on it share it.
+type core struct {
 	name       string // such as cuda:0
 	properties driver.Properties
 	ctx        *driver.Context
@@ -46,6 +56,10 @@ type device struct {
 	workMu    sync.Mutex
 	workBytes int64  // of the workspace
 	workScope *scope // that it is in
+
+	noGraphs bool
+	captures atomic.Int64 // graphs that were made
+	plays    atomic.Int64 // steps that were launched as graphs
 }
 
 // openDevice opens a device and loads the kernels.
@@ -54,8 +68,8 @@ func openDevice(d driver.Driver, c Config) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &device{name: fmt.Sprintf("cuda:%d", c.Number), ctx: ctx, kernels: map[string]*Kernel{},
-		freed: make(chan struct{}, 1)}
+	out := &device{core: &core{name: fmt.Sprintf("cuda:%d", c.Number), ctx: ctx, kernels: map[string]*Kernel{},
+		freed: make(chan struct{}, 1), noGraphs: c.NoGraphs}}
 	all := Kernels()
 	for i := range all {
 		out.kernels[all[i].Name] = &all[i]
@@ -85,15 +99,30 @@ func openDevice(d driver.Driver, c Config) (*device, error) {
 
 // do runs f on the device's goroutine and panics with its error: operations have no other way to report that the
 // device has failed, and whoever runs them recovers.
-func (d *device) do(f func(w *worker) error) {
-	if err := d.ctx.Do(func(driver.Device) error { return f(d.worker) }); err != nil {
-		panic(fmt.Errorf("%s: %w", d.name, err))
+func (c *core) do(f func(w *worker) error) {
+	if err := c.ctx.Do(func(driver.Device) error { return f(c.worker) }); err != nil {
+		panic(fmt.Errorf("%s: %w", c.name, err))
 	}
 }
 
 // send is do without waiting. An error comes with a later call.
+func (c *core) send(f func(w *worker) error) {
+	c.ctx.Send(func(driver.Device) error { return f(c.worker) })
+}
+
+// do is that of core. While operations are recorded nothing runs, so none has a result.
+func (d *device) do(f func(w *worker) error) {
+	d.rec.refuse("a copy between host and device")
+	d.core.do(f)
+}
+
+// send puts an operation into the queue, or records it.
 func (d *device) send(f func(w *worker) error) {
-	d.ctx.Send(func(driver.Device) error { return f(d.worker) })
+	if d.rec != nil {
+		d.rec.list = append(d.rec.list, f)
+		return
+	}
+	d.core.send(f)
 }
 
 // need panics unless there is a kernel.

@@ -46,13 +46,18 @@ type holding struct {
 
 // newScope returns a scope.
 func (d *device) newScope() *scope {
-	s := &scope{d, &holding{}}
-	runtime.AddCleanup(s, d.release, s.held)
+	d.rec.refuse("an allocation")
+	return d.core.newScope()
+}
+
+func (c *core) newScope() *scope {
+	s := &scope{&device{core: c}, &holding{}}
+	runtime.AddCleanup(s, c.release, s.held)
 	return s
 }
 
 // release frees what an unreachable scope has held.
-func (d *device) release(h *holding) {
+func (d *core) release(h *holding) {
 	d.mu.Lock()
 	for _, a := range h.list {
 		if i, ok := d.find(a); ok {
@@ -76,12 +81,12 @@ func (d *device) release(h *holding) {
 }
 
 // find returns the index of the allocation that begins at an address, or where it would be. The caller holds mu.
-func (d *device) find(a driver.Address) (int, bool) {
+func (d *core) find(a driver.Address) (int, bool) {
 	return slices.BinarySearchFunc(d.ranges, a, func(e extent, a driver.Address) int { return cmp.Compare(e.at, a) })
 }
 
 // owns reports whether memory lies in an allocation.
-func (d *device) owns(a driver.Address, bytes int64) bool {
+func (d *core) owns(a driver.Address, bytes int64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	i, ok := d.find(a)
@@ -112,6 +117,7 @@ func (s *scope) alloc(bytes int64, of use) driver.Address {
 func (s *scope) allocRaw(bytes int64, of use) driver.Address {
 	// A scope that is collected while it waits for others to be would never free what it gets then.
 	defer runtime.KeepAlive(s)
+	s.rec.refuse("an allocation")
 	d, h := s.device, s.held
 	if bytes == 0 {
 		return 0
@@ -135,7 +141,7 @@ func (s *scope) allocRaw(bytes int64, of use) driver.Address {
 
 // collect waits until memory was freed, for which it runs the garbage collector. It returns false if that has been
 // tried often enough.
-func (d *device) collect(tries *int) bool {
+func (d *core) collect(tries *int) bool {
 	select {
 	case <-d.freed: // perhaps enough
 		return true
@@ -154,7 +160,7 @@ func (d *device) collect(tries *int) bool {
 }
 
 // usedLocked returns the bytes that are allocated. The caller holds mu.
-func (d *device) usedLocked() (sum int64) {
+func (d *core) usedLocked() (sum int64) {
 	for _, n := range d.used {
 		sum += n
 	}
@@ -162,7 +168,7 @@ func (d *device) usedLocked() (sum int64) {
 }
 
 // tryAlloc allocates memory within the limit.
-func (d *device) tryAlloc(bytes int64, of use) (a driver.Address, err error) {
+func (d *core) tryAlloc(bytes int64, of use) (a driver.Address, err error) {
 	d.mu.Lock()
 	if free := d.limit - d.usedLocked(); bytes > free {
 		d.mu.Unlock()
@@ -186,7 +192,7 @@ func (d *device) tryAlloc(bytes int64, of use) (a driver.Address, err error) {
 }
 
 // Reserve sets memory aside. The error is a *driver.OutOfMemoryError.
-func (d *device) Reserve(bytes int64) error {
+func (d *core) Reserve(bytes int64) error {
 	for tries := 0; ; {
 		d.mu.Lock()
 		free := max(0, d.limit-max(d.reserved, d.usedLocked()))
@@ -206,7 +212,7 @@ func (d *device) Reserve(bytes int64) error {
 }
 
 // Unreserve gives back memory that was set aside.
-func (d *device) Unreserve(bytes int64) {
+func (d *core) Unreserve(bytes int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.reserved -= bytes
@@ -215,7 +221,7 @@ func (d *device) Unreserve(bytes int64) {
 // workspace makes sure that the workspace has a size. It panics with a *driver.OutOfMemoryError if there is too little
 // memory; the operation has changed nothing then. Operations take the workspace's place when they run, since it moves
 // when it grows.
-func (d *device) workspace(bytes int64) {
+func (d *core) workspace(bytes int64) {
 	d.workMu.Lock()
 	defer d.workMu.Unlock()
 	if bytes <= d.workBytes {
@@ -231,7 +237,7 @@ func (d *device) workspace(bytes int64) {
 }
 
 // Use returns the bytes that are allocated and those that may be.
-func (d *device) Use() (used, limit int64) {
+func (d *core) Use() (used, limit int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.usedLocked(), d.limit

@@ -136,13 +136,8 @@ func (s *Set) rotate(op string, x kernel.Buffer[float32], r *kernel.Rotary, pos 
 	if n == 0 {
 		return
 	}
-	pos = append([]int32(nil), pos...)
-	s.send(func(w *worker) error {
-		t, err := w.rotation(r, pos)
-		if err != nil {
-			return err
-		}
-		return w.launch(k, driver.Dim{X: blocks(n, k.Threads), Y: 1, Z: 1}, 0, a, t.sin, t.cos, uint32(h), uint32(d),
+	s.withRotation(r, pos, func(w *worker, sin, cos driver.Address) error {
+		return w.launch(k, driver.Dim{X: blocks(n, k.Threads), Y: 1, Z: 1}, 0, a, sin, cos, uint32(h), uint32(d),
 			uint32(half), direction, uint32(n))
 	})
 }

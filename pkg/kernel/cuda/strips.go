@@ -42,6 +42,9 @@ func (t *batchTable) strips(perKV int) (out stripList) {
 	return out
 }
 
+// list returns all strips, the split ones first.
+func (l *stripList) list() []int32 { return append(l.split, l.whole...) }
+
 // attendStrips computes the rows of a table.
 func (s *Set) attendStrips(to, from driver.Address, t *batchTable, a kernel.Heads) {
 	const op = "attend"
@@ -70,21 +73,14 @@ func (s *Set) attendStrips(to, from driver.Address, t *batchTable, a kernel.Head
 	}
 	all := t.strips(a.H / a.K)
 	few, many := len(all.split)/stripInts, len(all.whole)/stripInts
-	cut(0, few, all.chunks, 1)
+	cut(0, few, roundUp(all.chunks), 1)
 	cut(few, many, 0, groupSize)
 	work = (work + 15) &^ 15
-	sinkBytes := (4*len(a.Sinks) + 15) &^ 15
-	s.workspace(int64(work + sinkBytes))
-	sinkValues := append([]float32(nil), a.Sinks...)
-	list := append(all.split, all.whole...)
+	s.workspace(int64(work))
+	sinks := s.holdSinks(a.Sinks)
+	list := all.list()
+	s.rec.strips(a.H / a.K)
 	s.withTable(t, &s.tables.strips, list, func(w *worker, table, pages driver.Address) error {
-		sinks := driver.Address(0)
-		if len(sinkValues) > 0 {
-			sinks = w.work + driver.Address(work)
-			if err := w.upload(sinks, bytesOf(sinkValues)); err != nil {
-				return err
-			}
-		}
 		h, kv, d, window := uint32(a.H), uint32(a.K), uint32(a.D), uint32(a.Window)
 		for _, p := range pieces {
 			strips, n := table+driver.Address(4*stripInts*p.at), uint32(p.strips)

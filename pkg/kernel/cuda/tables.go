@@ -2,6 +2,7 @@ package cuda
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"sync"
 	"unsafe"
@@ -66,6 +67,38 @@ func (t *batchTable) list() []int32 { // [T,2]
 	return out
 }
 
+// chunks returns the number of chunks of the longest span.
+func (t *batchTable) chunks() (n int) {
+	for _, s := range t.spans {
+		n = max(n, (s.pos+s.rows-1)/chunkPositions+1)
+	}
+	return n
+}
+
+// keptSinks bounds the sinks that are kept, a list for each layer.
+const keptSinks = 256
+
+// holdSinks returns where the sinks of a layer are on the device; zero for none. What has been put there stays.
+func (d *device) holdSinks(sinks []float32) driver.Address {
+	if len(sinks) == 0 {
+		return 0
+	}
+	defer d.lockTables()()
+	h, key := &d.tables, string(bytesOf(sinks))
+	r := h.sinks[key]
+	if r == nil {
+		if len(h.sinks) == keptSinks || h.sinks == nil {
+			h.sinks = map[string]*region{} // those that a graph reads stay with it
+		}
+		r = &region{}
+		r.grow(d.core, len(key))
+		h.sinks[key] = r
+		d.sendTable(r.at, []byte(key))
+	}
+	d.rec.keeps(r)
+	return r.at
+}
+
 // pageBounds panics unless a sequence has pages for positions up to n-1.
 func pageBounds(op string, kv *kernel.KV[float32], n int) {
 	if n > len(kv.Pages)*kv.PageLen {
@@ -102,12 +135,12 @@ type region struct {
 }
 
 // grow makes sure that there is room, and reports whether the memory is another one.
-func (r *region) grow(d *device, bytes int) bool {
+func (r *region) grow(d *core, bytes int) bool {
 	if bytes <= r.bytes {
 		return false
 	}
 	s := d.newScope()
-	n := max(bytes+bytes/2, 64<<10)
+	n := max(bytes+bytes/2, 4<<10)
 	r.at, r.bytes, r.scope = s.alloc(int64(n), workspaceUse), n, s // the one before is freed behind what uses it
 	return true
 }
@@ -126,6 +159,8 @@ type tables struct {
 	place        region
 	entries      []uint64 // [L,P,4]
 	layers       int
+	rotations    []*heldRotation
+	sinks        map[string]*region // by their bits
 
 	uploads int // so far
 }
@@ -135,18 +170,28 @@ type tables struct {
 func (d *device) withTable(
 	t *batchTable, l *heldList, list []int32, f func(w *worker, list, pages driver.Address) error,
 ) {
-	d.tables.mu.Lock()
-	defer d.tables.mu.Unlock()
+	defer d.lockTables()()
 	at, pages := d.holdList(l, list), d.holdPages(t)
 	d.send(func(w *worker) error { return f(w, at, pages) })
 }
 
+// lockTables locks the tables, unless operations are recorded: then they are locked already, for all of them.
+func (d *device) lockTables() (unlock func()) {
+	if d.rec != nil {
+		return func() {}
+	}
+	d.tables.mu.Lock()
+	return d.tables.mu.Unlock
+}
+
 // holdList puts a list on the device, which does not change any more. The caller holds tables.mu.
 func (d *device) holdList(l *heldList, list []int32) driver.Address {
-	if l.place.grow(d, 4*len(list)) || !slices.Equal(l.list, list) {
+	if l.place.grow(d.core, 4*len(list)) || !slices.Equal(l.list, list) {
+		d.rec.changes(l)
 		l.list = list
 		d.sendTable(l.place.at, bytesOf(list))
 	}
+	d.rec.uses(l)
 	return l.place.at
 }
 
@@ -154,24 +199,35 @@ func (d *device) holdList(l *heldList, list []int32) driver.Address {
 // tables.mu.
 func (d *device) holdPages(t *batchTable) driver.Address {
 	h := &d.tables
-	n, layers := len(t.pages), len(t.pages[0])
-	if h.place.grow(d, n*layers*entryBytes) || !h.hasPages(t) {
-		h.entries, h.layers = make([]uint64, 0, n*layers*len(entry{})), layers
+	n, layers := t.stride(), len(t.pages[0])
+	if h.place.grow(d.core, n*layers*entryBytes) || !h.hasPages(t) {
+		d.rec.changes(h)
+		h.entries, h.layers = make([]uint64, n*layers*len(entry{})), layers
 		for l := range layers {
-			for _, p := range t.pages {
+			for i, p := range t.pages {
 				e := entryOf(&p[l])
-				h.entries = append(h.entries, e[:]...)
+				copy(h.entries[len(e)*(l*n+i):], e[:])
 			}
 		}
 		d.sendTable(h.place.at, bytesOf(h.entries))
 	}
+	d.rec.uses(h)
 	return h.place.at + driver.Address(t.layer*n*entryBytes)
+}
+
+// stride returns the number of entries of a layer. Some are spare, so that it seldom changes while sequences grow.
+func (t *batchTable) stride() int { return roundUp(len(t.pages)) }
+
+// roundUp returns a number that is at most a quarter more than n, of which there are few.
+func roundUp(n int) int {
+	step := 1 << max(0, bits.Len(uint(n))-3)
+	return (n + step - 1) / step * step
 }
 
 // hasPages reports whether the device has the pages of a table. The layers of a page lie in one allocation at equal
 // distances, so the first and the last of them say it all.
 func (h *tables) hasPages(t *batchTable) bool {
-	n, layers := len(t.pages), len(t.pages[0])
+	n, layers := t.stride(), len(t.pages[0])
 	if layers != h.layers || n*layers*len(entry{}) != len(h.entries) {
 		return false
 	}
@@ -188,5 +244,5 @@ func (h *tables) hasPages(t *batchTable) bool {
 // sendTable uploads a list that does not change any more.
 func (d *device) sendTable(at driver.Address, list []byte) {
 	d.tables.uploads++
-	d.send(func(w *worker) error { return w.upload(at, list) })
+	d.core.send(func(w *worker) error { return w.upload(at, list) })
 }

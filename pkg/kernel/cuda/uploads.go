@@ -38,7 +38,7 @@ func (u *uploads) open(d driver.Device) (err error) {
 
 // uploadWeights copies host memory to memory of the device that no operation uses yet, and sets the bytes behind it
 // to zero up to a multiple of 16. It returns when the copy is done.
-func (d *device) uploadWeights(dst driver.Address, src []byte) error {
+func (d *core) uploadWeights(dst driver.Address, src []byte) error {
 	u := &d.uploads
 	u.mu.Lock()
 	defer u.mu.Unlock()

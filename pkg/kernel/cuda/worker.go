@@ -2,12 +2,9 @@ package cuda
 
 import (
 	"fmt"
-	"math"
-	"slices"
 	"time"
 	"unsafe"
 
-	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
 )
 
@@ -34,8 +31,8 @@ type worker struct {
 	copied   [2]driver.Event
 	pending  [2]bool // the event of a half has been recorded
 
-	work      driver.Address // memory of the operation that runs; see device.workspace
-	rotations []*rotation    // the last used is the last
+	work      driver.Address // memory of the operation that runs; see core.workspace
+	capturing bool           // launches become part of a graph
 }
 
 // newWorker loads the kernels and allocates the staging memory.
@@ -87,6 +84,9 @@ func (w *worker) launch(k *Kernel, grid driver.Dim, shared int, args ...any) err
 // room returns n bytes of the pinned ring, and their place.
 func (w *worker) room(n int) ([]byte, int, error) {
 	const half = stagingBytes / 2
+	if w.capturing {
+		return nil, 0, &refusal{"a list that the host writes"}
+	}
 	n = (n + 15) &^ 15
 	if n > half {
 		return nil, 0, fmt.Errorf("stage a list of %d bytes: at most %d", n, half)
@@ -143,6 +143,9 @@ func (w *worker) upload(dst driver.Address, src []byte) error {
 // memory, the other one is read.
 func (w *worker) download(dst []byte, src driver.Address) error {
 	const half = stagingBytes / 2
+	if w.capturing {
+		return &refusal{"a copy to the host"}
+	}
 	var before []byte // where the half that the device fills belongs
 	for which := 0; len(dst) > 0 || before != nil; which = 1 - which {
 		var now []byte
@@ -165,57 +168,6 @@ func (w *worker) download(dst []byte, src driver.Address) error {
 		before = now
 	}
 	return nil
-}
-
-// rotation has the sines and cosines of the positions of a batch on the device. The layers of a step share them.
-type rotation struct {
-	of       *kernel.Rotary
-	pos      []int32
-	sin, cos driver.Address
-	bytes    int64 // of each
-}
-
-// keptRotations bounds the tables that are kept.
-const keptRotations = 4
-
-// rotation returns the table of positions.
-func (w *worker) rotation(r *kernel.Rotary, pos []int32) (*rotation, error) {
-	for i, t := range w.rotations {
-		if t.of == r && slices.Equal(t.pos, pos) {
-			w.rotations = append(slices.Delete(w.rotations, i, i+1), t)
-			return t, nil
-		}
-	}
-	t := &rotation{}
-	if len(w.rotations) == keptRotations {
-		t, w.rotations = w.rotations[0], slices.Delete(w.rotations, 0, 1)
-	}
-	half := r.Dims / 2
-	if need := int64(4 * len(pos) * half); t.bytes < need {
-		if t.bytes > 0 {
-			if err := w.Free(t.sin); err != nil {
-				return nil, err
-			}
-		}
-		a, err := w.Alloc(2 * need)
-		if err != nil {
-			return nil, err
-		}
-		t.sin, t.cos, t.bytes = a, a+driver.Address(need), need
-	}
-	t.of, t.pos = r, slices.Clone(pos)
-	sin, cos := make([]float32, 0, len(pos)*half), make([]float32, 0, len(pos)*half)
-	for _, p := range pos {
-		for i := range half {
-			s, c := math.Sincos(float64(p) * r.At(int(p), i))
-			sin, cos = append(sin, float32(s*r.Scale)), append(cos, float32(c*r.Scale))
-		}
-	}
-	if err := w.upload(t.sin, bytesOf(sin)); err != nil {
-		return nil, err
-	}
-	w.rotations = append(w.rotations, t)
-	return t, w.upload(t.cos, bytesOf(cos))
 }
 
 // bytesOf returns the memory of a list.

@@ -380,3 +380,6 @@ func (d *Device) Progress() uint64 { return d.progress.Load() }
 
 // Left returns the numbers of allocations of the device and of pinned memory.
 func (d *Device) Left() (memory, pinned int) { return len(d.memory), len(d.pinned) }
+
+// Graphs returns the number of graphs.
+func (d *Device) Graphs() int { return len(d.graphs) }
