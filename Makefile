@@ -122,6 +122,10 @@ checkkernels: ## Fail if the assembly of pkg/kernel/cpu or the PTX of pkg/kernel
 ptxcheck: ## Assemble every CUDA kernel for six targets; fail if one needs more registers or memory than its table says.
 	@bash tools/ptx/check.sh "$(CACHE)"
 
+.PHONY: cubins
+cubins: ## Write the machine code for sm_90 that is loaded in place of the PTX there.
+	@bash tools/ptx/check.sh "$(CACHE)" cubins
+
 .PHONY: ptxtable
 ptxtable: ## Write the table of ptxcheck, bench/results/ptx.csv.
 	@bash tools/ptx/check.sh "$(CACHE)" update

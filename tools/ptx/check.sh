@@ -3,8 +3,11 @@
 # with bench/results/ptx.csv. It fails if ptxas refuses a kernel, if a figure grew, or if the table lists other kernels.
 # ptxas comes from PyPI, in a virtual environment that is kept in CACHE, keyed by requirements.txt.
 #
+# It also fails if the machine code for sm_90 that is committed beside the text is not what ptxas makes of the text.
+#
 #   tools/ptx/check.sh CACHE           check
 #   tools/ptx/check.sh CACHE update    write the table
+#   tools/ptx/check.sh CACHE cubins    write the machine code, pkg/kernel/cuda/sm_90
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 targets="80 86 89 90 100 120"
@@ -21,6 +24,25 @@ if [ ! -x "$(ptxas)" ]; then
 fi
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
+# cubin FILE OUT assembles a file for sm_90. The same ptxas makes the same bytes of it anywhere.
+machine=pkg/kernel/cuda/sm_90
+cubin() { "$(ptxas)" --gpu-name sm_90 --output-file "$2" "$1"; }
+if [ "${2:-}" = cubins ]; then
+  mkdir -p "$machine"
+  rm -f "$machine"/*.cubin.gz
+  for file in pkg/kernel/cuda/*.ptx; do
+    cubin "$file" "$made/cubin"
+    gzip -9 --no-name <"$made/cubin" >"$machine/$(basename "$file" .ptx).cubin.gz"
+  done
+  (cd pkg/kernel/cuda && LC_ALL=C sha256sum -- *.ptx) >"$machine/texts.sha256"
+  echo "wrote $machine: $(wc -l <"$machine/texts.sha256") modules, $(cat "$machine"/*.gz | wc -c) bytes"
+  exit
+fi
+for file in pkg/kernel/cuda/*.ptx; do
+  cubin "$file" "$made/cubin"
+  gzip --decompress --stdout "$machine/$(basename "$file" .ptx).cubin.gz" | cmp --silent - "$made/cubin" ||
+    { echo "$machine: not the machine code of $file: run '$0 CACHE cubins' (make cubins)"; exit 1; }
+done
 for target in $targets; do
   for file in pkg/kernel/cuda/*.ptx; do
     "$(ptxas)" --verbose --gpu-name "sm_$target" --output-file "$made/cubin" "$file" >"$made/log" 2>&1 ||

@@ -18,6 +18,8 @@ type Config struct {
 	Limit  time.Duration // of the device's work, as in driver.Start
 	// NoGraphs launches every kernel of a step by itself, as if the device had no graphs. The bits are the same.
 	NoGraphs bool
+	// FromText has the driver compile the text of the kernels also where there is machine code for the device.
+	FromText bool
 }
 
 // openLimit bounds the time for loading the kernels, which a driver without a cache compiles first.
@@ -76,7 +78,7 @@ func openDevice(d driver.Driver, c Config) (*device, error) {
 	}
 	err = ctx.DoWithin(openLimit, func(d driver.Device) (err error) {
 		out.properties = d.Properties()
-		out.worker, err = newWorker(d, all, ctx.Limit())
+		out.worker, err = newWorker(d, all, ctx.Limit(), c.FromText)
 		if err != nil {
 			return err
 		}

@@ -1,11 +1,40 @@
 package cuda
 
-import "embed"
+import (
+	"bytes"
+	"compress/gzip"
+	"embed"
+	"errors"
+	"io"
+	"io/fs"
+)
 
 // The kernels are PTX text, written by pkg/kernel/cuda/gen (`make kernels`). A driver compiles them for its card.
 //
 //go:embed *.ptx
 var texts embed.FS
+
+// machine has the modules as machine code, which no driver has to compile, in a folder for each architecture. ptxas
+// makes it (`make cubins`); texts.sha256 says of which texts.
+//
+//go:embed sm_90
+var machine embed.FS
+
+// machineCode returns a module as machine code, or nil if there is none for an architecture such as sm_90.
+func machineCode(architecture, module string) ([]byte, error) {
+	packed, err := machine.ReadFile(architecture + "/" + module + ".cubin.gz")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
+}
 
 // ParamType is the type of a kernel's parameter.
 type ParamType uint8

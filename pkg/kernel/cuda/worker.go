@@ -36,7 +36,7 @@ type worker struct {
 }
 
 // newWorker loads the kernels and allocates the staging memory.
-func newWorker(d driver.Device, kernels []Kernel, limit time.Duration) (*worker, error) {
+func newWorker(d driver.Device, kernels []Kernel, limit time.Duration, fromText bool) (*worker, error) {
 	w := &worker{Device: d, limit: limit, functions: map[string]driver.Function{}}
 	var err error
 	if w.stream, err = d.NewStream(); err != nil {
@@ -59,11 +59,7 @@ func newWorker(d driver.Device, kernels []Kernel, limit time.Duration) (*worker,
 	for _, k := range kernels {
 		m, ok := modules[k.Module]
 		if !ok {
-			text, err := Text(k.Module)
-			if err != nil {
-				return nil, err
-			}
-			if m, err = d.Load(append([]byte(text), 0)); err != nil {
+			if m, err = loadModule(d, k.Module, fromText); err != nil {
 				return nil, fmt.Errorf("load the kernels of %s: %w", k.Module, err)
 			}
 			modules[k.Module] = m
@@ -73,6 +69,24 @@ func newWorker(d driver.Device, kernels []Kernel, limit time.Duration) (*worker,
 		}
 	}
 	return w, nil
+}
+
+// loadModule loads the machine code of a module if there is any for the device, and else, or if the driver refuses it,
+// the text.
+func loadModule(d driver.Device, name string, fromText bool) (driver.Module, error) {
+	p := d.Properties()
+	if code, err := machineCode(p.SM(), name); err != nil {
+		return 0, err
+	} else if code != nil && !fromText {
+		if m, err := d.Load(code); err == nil || driver.Sticky(err) {
+			return m, err
+		}
+	}
+	text, err := Text(name)
+	if err != nil {
+		return 0, err
+	}
+	return d.Load(append([]byte(text), 0))
 }
 
 // launch puts a kernel on the stream.
