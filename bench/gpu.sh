@@ -7,8 +7,8 @@
 #   GPU=twin bench/gpu.sh run   the same on the simulated device, with small shapes: its times say nothing
 #
 # What runs: the driver's contract, the contract of the kernel set, the tiny models against the CPU set, one result for
-# batches of 1 to 16, chunks and 1 to 4 stages on one device, and then the products of a model of the shape of Llama 3 8B
-# beside PyTorch's. A step that runs out of time is cut, and the others still run.
+# batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, and then the products of a model of the
+# shape of Llama 3 8B beside PyTorch's. A step that runs out of time is cut, and the others still run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 gpu=${GPU:-cuda:0}
@@ -67,6 +67,7 @@ run() {
   step contract 90 pkg/kernel/cuda "$bin/set.test" "${v[@]}" "${CONTRACT:-^TestSet_KeepsTheContract\$}"
   step models 90 pkg/model "$bin/model.test" "${v[@]}" "${MODELS:-^TestStage_OnAGPU\$}"
   step one-result 90 pkg/model "$bin/model.test" "${v[@]}" '^TestStage_OneResultOnAGPU$'
+  step graphs 60 pkg/model "$bin/model.test" "${v[@]}" '^TestStep_AGraphGivesTheBitsOfItsKernels$'
   LAMINA_GPU_TIMES=$OUT/times.json step times 120 pkg/kernel/cuda "$bin/set.test" "${v[@]}" \
     '^TestTimes_OfTheProductsOfAModel$'
   if [ "$gpu" != twin ] && [ -s "$OUT/times.json" ] && python3 -c 'import torch' 2> /dev/null; then
