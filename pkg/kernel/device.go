@@ -62,3 +62,21 @@ type Step[F tensor.Float] struct {
 	Spans []Span[F]
 	Pos   []int32 // of the rows
 }
+
+// Ranker is implemented by sets that look for the best of logits where they are, so that whole rows need not be copied
+// to the host.
+type Ranker[F tensor.Float] interface {
+	// Rank ranks rows of logits[T,V]; k is 1 to MaxRank and at most V. What it returns of a row depends on that row
+	// alone, and the first of k candidates do not depend on k.
+	Rank(logits Buffer[F], t, v, k int) Ranking[F]
+}
+
+// MaxRank bounds the candidates of a row that Rank looks for.
+const MaxRank = 256
+
+// Ranking has the best candidates of T rows, in host memory.
+type Ranking[F tensor.Float] struct {
+	LSE    []float64 // [T]: log Σ exp of all logits
+	IDs    []int32   // [T,K], the largest logit first and of equal ones the lowest id
+	Logits []F       // [T,K]
+}

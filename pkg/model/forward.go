@@ -37,6 +37,10 @@ type Batch[F tensor.Float] struct {
 	// Features asks the last stage for the hidden state after the final norm instead of logits.
 	// An encoder returns nothing else.
 	Features bool
+	// Rank asks a stage that Ranks for the so many best candidates of each row of logits, at most kernel.MaxRank and the
+	// vocabulary. Forward then sets Ranked and returns nothing.
+	Rank   int
+	Ranked *Ranked[F]
 	// Observe, if set, is called with the hidden state [ΣRows,C] before the first block (as
 	// layer Lo-1), after each block, and after the final norm (as layer L). It is for tests
 	// and tools.
@@ -91,6 +95,9 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	out := s.runBlocks(b, x, pos, logits)
 	for _, e := range b.Entries {
 		e.Seq.Extend(e.Pos + e.Rows)
+	}
+	if s.rank(b, out, logits) {
+		return nil, nil
 	}
 	return s.set.Host(out), nil
 }

@@ -376,6 +376,7 @@ func (h *held) dropSession(name string, s *session) {
 		s.table.Free()
 	}
 	delete(h.sessions, name)
+	h.freeRow(s)
 	s.endSpan()
 	if s.adapter != nil {
 		s.adapter.sessions--

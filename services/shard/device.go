@@ -142,6 +142,9 @@ func (s *Service) reserveRoom(
 	if err != nil {
 		return nil, fault.Wrap(fault.FailedPrecondition, err, "measure layers %v", span)
 	}
+	if span.Hi == len(files.Spec.Layers) && !files.Spec.Encoder() {
+		size.Workspace += 4 * keptSlots * int64(files.Spec.Vocab)
+	}
 	r := &room{weights: size.Weights, workspace: size.Workspace,
 		kv: int64(pages) * kvcache.DefaultPageLen * int64(span.Len()) * files.Spec.KVBytes(s.cfg.Kernels.KV())}
 	r.later = min(freed, r.kv)

@@ -55,8 +55,8 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	return &nextStage{p, stream}, resp.GetOpened(), nil
 }
 
-func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error {
-	width := n.pipeline.held.stage.Spec.Width
+func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, of stageResult) error {
+	width, result := n.pipeline.held.stage.Spec.Width, of.values
 	head, chunks := wire.Encode(n.pipeline.hidden, []int{len(result) / width, width}, result)
 	out := &shardv1.Batch{
 		Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, Hidden: head,
@@ -149,9 +149,9 @@ const rowsSize = wire.ChunkSize / 2
 
 // batch sends the rows with logits to the sampler. If an entry has none, it tells the router that the batch
 // is computed.
-func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
-	if len(logits) > 0 {
-		if err := t.logits(accepted, logits); err != nil {
+func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, of stageResult) error {
+	if len(of.values) > 0 || of.ranked != nil {
+		if err := t.logits(accepted, of); err != nil {
 			return err
 		}
 	}
@@ -162,14 +162,13 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 }
 
 // logits sends the candidates of each row with logits, or all its logits.
-func (t *toSampler) logits(accepted []*shardv1.Entry, logits []float32) error {
+func (t *toSampler) logits(accepted []*shardv1.Entry, of stageResult) error {
 	vocab := t.pipeline.held.stage.Spec.Vocab
 	var rows []*samplerv1.Row
-	size := 0
+	size, index := 0, -1
 	for _, e := range accepted {
 		for i := range e.GetLogits() {
-			row := logits[:vocab]
-			logits = logits[vocab:]
+			index++
 			pos := e.GetPosition() + e.GetRows() - e.GetLogits() + i
 			if int(i) < len(e.GetTargets()) {
 				if size > rowsSize {
@@ -178,12 +177,18 @@ func (t *toSampler) logits(accepted []*shardv1.Entry, logits []float32) error {
 					}
 					rows, size = nil, 0
 				}
-				out := t.scored(e, pos, row, e.GetTargets()[i])
+				out := t.scored(e, pos, of.row(index, vocab), e.GetTargets()[i])
 				rows = append(rows, out)
 				size += len(out.GetLogits().GetData())
 				continue
 			}
-			out, chunks := t.row(e, pos, row)
+			var out *samplerv1.Row
+			var chunks []*tensorv1.Chunk
+			if of.ranked != nil && rankable(e, vocab) {
+				out = t.candidates(e, pos, of.ranked, index)
+			} else {
+				out, chunks = t.row(e, pos, of.row(index, vocab))
+			}
 			// They belong to the last rows: the first one may follow the log.
 			if draft := int(i) - int(e.GetLogits()) + len(e.GetDraftIds()); draft >= 0 && len(e.GetDraftIds()) > 0 {
 				out.DraftId = &e.GetDraftIds()[draft]
@@ -218,7 +223,7 @@ func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1
 	if k := int(e.GetCandidates()); k > 0 && k < len(row) {
 		h.mu.Lock()
 		if s := h.sessions[string(e.GetSession())]; s != nil {
-			s.row, s.rowPos, s.lse = append(s.row[:0], row...), pos, out.GetLogSumExp()
+			h.keepRow(s, row, pos, out.GetLogSumExp())
 		}
 		h.mu.Unlock()
 		best := sample.Best(row, k)
@@ -306,11 +311,14 @@ func (t *toSampler) whole(w *samplerv1.RowWanted) error {
 	h := t.pipeline.held
 	h.mu.Lock()
 	s := h.sessions[string(w.GetSession())]
-	if s == nil || s.pipeline != t.pipeline.id || s.rowPos != w.GetPosition() || s.row == nil {
+	var row []float32
+	if s != nil && s.pipeline == t.pipeline.id && s.rowPos == w.GetPosition() {
+		row = h.keptRow(s)
+	}
+	if row == nil {
 		h.mu.Unlock()
 		return nil
 	}
-	row := append([]float32(nil), s.row...)
 	out := &samplerv1.Row{Session: w.GetSession(), Epoch: s.epoch, Position: w.GetPosition(), LogSumExp: s.lse}
 	h.mu.Unlock()
 	var chunks []*tensorv1.Chunk

@@ -68,7 +68,7 @@ func (w *work) late(now time.Time) bool {
 // downstream is the destination of results: the next stage, or the sampler.
 type downstream interface {
 	// batch sends the stage's result for the accepted entries.
-	batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error
+	batch(b *shardv1.Batch, accepted []*shardv1.Entry, result stageResult) error
 	// release passes a release downstream.
 	release(r *shardv1.Release) error
 	// receive handles frames from downstream until that side ends.

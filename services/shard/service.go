@@ -126,6 +126,7 @@ type held struct {
 	weightBytes int64         // of the span
 	room        *room         // on the device; nil in the host's memory
 	gone        chan struct{} // closed when the span is unloaded
+	kept        keptRows      // of the last stage, on a device
 	pace        pace
 
 	embedding embedTurn // one call of Embed computes at a time; taken before compute
@@ -160,6 +161,7 @@ type session struct {
 
 	// The last stage keeps the last row of logits, in case the sampler asks for it.
 	row    []float32
+	slot   int // of keptRows, from 1 on; 0 if it is in row
 	rowPos uint32
 	lse    float64
 }

@@ -61,6 +61,7 @@ func (p *pipeline) batch(w work) error {
 	if len(accepted) == 0 { // no later stage will answer this batch
 		return p.computed(w.batch.GetStep())
 	}
+	b.Rank = h.rankFor(accepted)
 	h.compute.Lock()
 	defer h.compute.Unlock()
 	start := time.Now()
@@ -80,7 +81,7 @@ func (p *pipeline) batch(w work) error {
 	if int(until) == h.stage.Range.Hi { // the stages after this one have kept what they had computed
 		return p.computed(w.batch.GetStep())
 	}
-	return p.down.batch(w.batch, accepted, result) // result points into the stage's scratch buffer
+	return p.down.batch(w.batch, accepted, stageResult{result, b.Ranked}) // they point into the stage's scratch buffer
 }
 
 // computed tells the router that a step is computed.
