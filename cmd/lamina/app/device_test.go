@@ -60,11 +60,18 @@ type outcome struct {
 func greedy(
 	ctx context.Context, router routerv1.RouterServiceClient, prompt, tokens uint32, began func(fingerprint string),
 ) (out outcome) {
-	zero := float32(0)
+	return generate(ctx, router, prompt, tokens, &routerv1.Sampling{Temperature: new(float32)}, began)
+}
+
+// generate asks for tokens as greedy does, with settings of the sampler.
+func generate(
+	ctx context.Context, router routerv1.RouterServiceClient, prompt, tokens uint32, sampling *routerv1.Sampling,
+	began func(fingerprint string),
+) (out outcome) {
 	ids := []uint32{3 + 50*prompt, 7, 40 + prompt, 11, 90}
 	stream, err := router.Generate(ctx, &routerv1.GenerateRequest{
 		Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: ids}},
-		MaxTokens: tokens, IgnoreEnd: true, Sampling: &routerv1.Sampling{Temperature: &zero},
+		MaxTokens: tokens, IgnoreEnd: true, Sampling: sampling,
 	})
 	if err != nil {
 		return outcome{err: err}
@@ -108,7 +115,13 @@ func TestMesh_StagesOnGPUs(t *testing.T) {
 		if got.err != nil || len(got.ids) != tokens || !strings.HasSuffix(got.fingerprint, "/"+fingerprint) {
 			t.Fatalf("%d tokens of fingerprint %s, want %s: %v", len(got.ids), got.fingerprint, fingerprint, got.err)
 		}
-		return m, got.ids
+		// Candidates do not suffice for these, so the sampler asks for the rows that the last stage has kept.
+		hot, most, seed := float32(20), float32(0.999), uint64(3)
+		sampled := generate(ctx, router, 1, 3, &routerv1.Sampling{Temperature: &hot, TopP: &most, Seed: &seed}, nil)
+		if sampled.err != nil || len(sampled.ids) != 3 {
+			t.Fatalf("%d tokens are sampled: %v", len(sampled.ids), sampled.err)
+		}
+		return m, append(got.ids, sampled.ids...)
 	}
 	set := cpu.New(1)
 	t.Cleanup(set.Close)
