@@ -37,8 +37,8 @@ type Batch[F tensor.Float] struct {
 	// Features asks the last stage for the hidden state after the final norm instead of logits.
 	// An encoder returns nothing else.
 	Features bool
-	// Rank asks a stage that Ranks for the so many best candidates of each row of logits, at most kernel.MaxRank and the
-	// vocabulary. Forward then sets Ranked and returns nothing.
+	// Rank asks a stage that Ranks for the so many best candidates of each row of logits, at most kernel.MaxRank and
+	// the vocabulary. Forward then sets Ranked and returns nothing.
 	Rank   int
 	Ranked *Ranked[F]
 	// Observe, if set, is called with the hidden state [ΣRows,C] before the first block (as

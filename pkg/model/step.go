@@ -5,8 +5,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// A decode step has one row of each sequence. Step for step it runs the same operations over the same scratch memory, so
-// a kernel set may keep them and launch them together; see kernel.Stepper.
+// A decode step has one row of each sequence. Step for step it runs the same operations over the same scratch memory,
+// so a kernel set may keep them and launch them together; see kernel.Stepper.
 
 // stepKind says what the operations of a step depend on beside its spans and positions.
 type stepKind[F tensor.Float] struct {
@@ -32,8 +32,8 @@ func newStepper[F tensor.Float](set kernel.Set[F]) stepper[F] {
 	return out
 }
 
-// stepOf returns the kind of a batch that is a step, and whether it is one that may be kept. Passes whose scratch memory
-// is still growing are none.
+// stepOf returns the kind of a batch that is a step, and whether it is one that may be kept. Passes whose scratch
+// memory is still growing are none.
 func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind[F], bool) {
 	if s.steps.steps == nil || b.Observe != nil || len(s.adapted) > 0 || len(b.Entries) != rows ||
 		logits != 0 && logits != rows || len(s.scratch.store) == 0 || s.scratch.spill > 0 {

@@ -14,8 +14,8 @@ import (
 )
 
 // decodeOnGPU decodes two sequences, whose pages of 16 positions end on the way, with a pass of more rows between two
-// steps, and then one of them alone. It returns the results of all steps, and how many steps were launched as graphs that
-// were there.
+// steps, and then one of them alone. It returns the results of all steps, and how many steps were launched as graphs
+// that were there.
 func decodeOnGPU(t *testing.T, name string, span model.Range, steps int, c cuda.Config) (out []float32, played int64) {
 	t.Helper()
 	d, number := testdevice.Open(t, twin.Config{Devices: 1, Machine: twin.Simulated})

@@ -38,7 +38,8 @@ func TestRank_IsTheSamplersChoice(t *testing.T) {
 			t.Errorf("the log-sum-exp of row %d is %v, want %v", row, all.LSE[row], want)
 		}
 	}
-	if few.LSE[0] != all.LSE[1] || !slices.Equal(few.IDs, all.IDs[12:15]) || !slices.Equal(few.Logits, all.Logits[12:15]) {
+	if few.LSE[0] != all.LSE[1] || !slices.Equal(few.IDs, all.IDs[12:15]) ||
+		!slices.Equal(few.Logits, all.Logits[12:15]) {
 		t.Errorf("alone the second row has %v, in a batch %v", few, all)
 	}
 	short := set.Rank(on[:5], 1, 5, 5) // all of a short row

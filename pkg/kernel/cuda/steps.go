@@ -113,7 +113,7 @@ type steps struct {
 // Steps returns the graphs of a stage.
 func (s *Set) Steps() kernel.Steps[float32] {
 	out := &steps{s, &graphs{}}
-	runtime.AddCleanup(out, s.core.freeGraphs, out.graphs)
+	runtime.AddCleanup(out, s.freeGraphs, out.graphs)
 	return out
 }
 

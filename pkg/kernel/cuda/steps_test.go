@@ -165,7 +165,6 @@ func TestSteps_GraphsAreFreed(t *testing.T) {
 		t.Errorf("the steps give %v", got)
 	}
 	runtime.KeepAlive(steps)
-	steps = nil
 	for limit := time.Now().Add(10 * time.Minute); left() > 0; runtime.GC() {
 		if time.Now().After(limit) {
 			t.Fatalf("%d graphs are left without their stage", left())
