@@ -83,7 +83,7 @@ func (s *Stage[F]) scratchElements(rows, logits int64) int64 {
 }
 
 // counting is a device's kernel set for stages that are only measured: it counts the bytes that they would allocate,
-// and keeps their vectors on the host. Scratch memory of norms counts as weights.
+// and its buffers are slices of the host. Scratch memory of norms counts as weights.
 type counting struct {
 	kernel.Set[float32]
 	device kernel.Accelerator[float32]
@@ -109,10 +109,10 @@ func (c *counting) Pack(w *kernel.Matrix[float32]) {
 	}
 }
 
-func (*counting) Upload(dst kernel.Buffer[float32], src []float32) { copy(dst, src) }
+func (*counting) Upload(dst kernel.Buffer[float32], src []float32) { copy([]float32(dst), src) }
 
 func (*counting) Host(x kernel.Buffer[float32]) []float32 { return x }
 
-func (*counting) Copy(dst, src kernel.Buffer[float32]) { copy(dst, src) }
+func (*counting) Copy(dst, src kernel.Buffer[float32]) { copy([]float32(dst), []float32(src)) }
 
-func (*counting) Clear(x kernel.Buffer[float32]) { clear(x) }
+func (*counting) Clear(x kernel.Buffer[float32]) { clear([]float32(x)) }

@@ -1,6 +1,8 @@
 package model
 
 import (
+	"unsafe"
+
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -39,7 +41,7 @@ func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind[F], bool) {
 		logits != 0 && logits != rows || len(s.scratch.store) == 0 || s.scratch.spill > 0 {
 		return stepKind[F]{}, false
 	}
-	return stepKind[F]{rows, logits, b.Features, &s.scratch.store[0]}, true
+	return stepKind[F]{rows, logits, b.Features, unsafe.SliceData([]F(s.scratch.store))}, true
 }
 
 // runBlocks runs all blocks, and on the last stage the head, over x[ΣRows,C]. It returns the hidden state, or what
