@@ -125,8 +125,8 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 		return err
 	}
 	if c.Steps == 0 && steps < fewSteps {
-		fmt.Fprintf(e.Stderr, "%d steps: that is little; --epochs reads the data more often, and a smaller --batch than %d "+
-			"makes more steps of them\n", steps, c.Batch)
+		fmt.Fprintf(e.Stderr, "steps: %d, which is little; --epochs reads the data more often, and a smaller --batch than "+
+			"%d makes more steps of them\n", steps, c.Batch)
 	}
 	if err := c.write(manifest, data); err != nil {
 		return err
