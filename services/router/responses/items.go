@@ -86,7 +86,8 @@ func readTurns(turns []httpapi.Turn, items []json.RawMessage) ([]httpapi.Turn, e
 			names[c.ID] = c.Name
 		}
 	}
-	open := false // the last turn is the assistant's, from these items, and more may be added to it
+	thoughts := map[int]*strings.Builder{} // the reasoning of turns, by their index; there may be thousands of items
+	open := false                          // the last turn is the assistant's, from these items, and more may be added to it
 	assistant := func() *httpapi.Turn {
 		if !open {
 			turns, open = append(turns, httpapi.Turn{Role: "assistant"}), true
@@ -138,7 +139,12 @@ func readTurns(turns []httpapi.Turn, items []json.RawMessage) ([]httpapi.Turn, e
 			if t := assistant(); t.Content != "" || len(t.Calls) > 0 {
 				open = false
 			}
-			assistant().Reasoning += text
+			assistant()
+			at := len(turns) - 1
+			if thoughts[at] == nil {
+				thoughts[at] = &strings.Builder{}
+			}
+			thoughts[at].WriteString(text)
 		case itemCall:
 			switch {
 			case item.CallID == "":
@@ -167,6 +173,9 @@ func readTurns(turns []httpapi.Turn, items []json.RawMessage) ([]httpapi.Turn, e
 			return nil, fault.Field(field+".type", "%q is not supported: want message, reasoning, function_call or "+
 				"function_call_output", item.Type)
 		}
+	}
+	for at, b := range thoughts {
+		turns[at].Reasoning = b.String()
 	}
 	return turns, nil
 }
