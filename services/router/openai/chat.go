@@ -231,13 +231,16 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *httpapi.Parsing, error) {
 	p := httpapi.Parsing{
 		Tools: base.GetToolsJson(), Reasoning: reasoning, Single: c.ParallelToolCalls != nil && !*c.ParallelToolCalls,
 	}
+	if err := checkSize(proto.Size(base), n); err != nil {
+		return nil, nil, err
+	}
 	jobs := make([]job, n)
 	for i := range jobs {
 		rules, err := c.sampling(i, n)
 		if err != nil {
 			return nil, nil, err
 		}
-		req := proto.CloneOf(base)
+		req := shallow(base)
 		req.Sampling = rules
 		if req.Resumable = c.Resumable; c.Resumable {
 			if req.ClientState, err = c.state(&p).encode(n); err != nil {

@@ -178,6 +178,13 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 	if err != nil {
 		return nil, err
 	}
+	size := 0
+	for _, p := range prompts {
+		size += len(p.text) + 4*len(p.ids)
+	}
+	if err := checkSize(size, run); err != nil {
+		return nil, err
+	}
 	var jobs []job
 	for at, p := range prompts {
 		if p.ids != nil && c.Suffix != nil && *c.Suffix != "" {

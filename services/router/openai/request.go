@@ -6,15 +6,18 @@ import (
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 const (
-	maxChoices = 128 // limit of n and best_of; the backend also limits them by its memory
-	maxJobs    = 256 // prompts times choices
+	maxChoices = 128      // limit of n and best_of; the backend also limits them by its memory
+	maxJobs    = 256      // prompts times choices
+	maxPrompts = 32 << 20 // bytes of the prompts of all choices
 )
 
 // decode reads a body; an error names the field or the byte.
@@ -75,7 +78,8 @@ type common struct {
 	rules
 	serving
 
-	created int64 // seconds since 1970
+	created int64              // seconds since 1970
+	base    *routerv1.Sampling // what the choices share; nil before the first one
 }
 
 type streamOptions struct {
@@ -109,15 +113,49 @@ func limit(field string, v *int64) (uint32, error) {
 
 // sampling returns the sampling parameters of choice i of n. All choices share the seed:
 // the choice's number keys the randomness too, and choice 0 is what a request for one
-// choice gets.
+// choice gets. They share the lists as well, since a request may have long ones and many choices.
 func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
-	out := &routerv1.Sampling{
-		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
-		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty, Choice: uint32(i),
-		BadWords: c.badTexts(),
+	if c.base == nil {
+		base, err := c.shared()
+		if err != nil {
+			return nil, err
+		}
+		c.base = base
 	}
+	out := shallow(c.base)
+	out.Choice = uint32(i)
 	if n > 1 {
 		out.Choices = uint32(n)
+	}
+	return out, nil
+}
+
+// shallow returns a message with the fields of m, whose lists, maps and messages are those of m. Nobody changes them.
+func shallow[M proto.Message](m M) M {
+	out := m.ProtoReflect().New()
+	m.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		out.Set(f, v)
+		return true
+	})
+	return out.Interface().(M)
+}
+
+// checkSize refuses a prompt of a size in bytes that is too long for so many choices: each of them encodes it.
+func checkSize(size, choices int) error {
+	if choices > 1 && size > maxPrompts/choices {
+		return fault.Field("n", "%d choices of a prompt of %d bytes are more than %d bytes", choices, size, maxPrompts)
+	}
+	return nil
+}
+
+// shared returns the sampling parameters that all choices have.
+func (c *common) shared() (*routerv1.Sampling, error) {
+	if n := len(c.LogitBias); n > samplerules.MaxBiases {
+		return nil, fault.Field("logit_bias", "%d is more than %d", n, samplerules.MaxBiases)
+	}
+	out := &routerv1.Sampling{
+		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
+		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty, BadWords: c.badTexts(),
 	}
 	var err error
 	if out.Grammar, _, err = c.grammar(); err != nil {

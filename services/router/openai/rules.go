@@ -11,6 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
@@ -56,6 +57,17 @@ func count(field string, v *int64, least int64) (uint32, error) {
 
 // advanced converts the fields to the wire format. It returns nil if none is given.
 func (r *rules) advanced() (*samplerv1.Advanced, error) {
+	for _, f := range []struct {
+		name string
+		n    int
+	}{
+		{"bad_words_ids", len(r.BadWordIDs)}, {"bad_words", len(r.BadWords)},
+		{"dry_sequence_breakers", len(r.DRYBreakers)},
+	} {
+		if f.n > samplerules.MaxPhrases {
+			return nil, fault.Field(f.name, "%d is more than %d", f.n, samplerules.MaxPhrases)
+		}
+	}
 	out := &samplerv1.Advanced{
 		TypicalP: r.TypicalP, TopNSigma: r.TopNSigma, EpsilonCutoff: r.EpsilonCutoff, EtaCutoff: r.EtaCutoff,
 		XtcProbability: r.XTCProbability, XtcThreshold: r.XTCThreshold, DynamicRange: r.DynamicRange,

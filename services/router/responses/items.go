@@ -87,7 +87,8 @@ func readTurns(turns []httpapi.Turn, items []json.RawMessage) ([]httpapi.Turn, e
 		}
 	}
 	thoughts := map[int]*strings.Builder{} // the reasoning of turns, by their index; there may be thousands of items
-	open := false                          // the last turn is the assistant's, from these items, and more may be added to it
+	// open says that the last turn is the assistant's, from these items, and more may be added to it.
+	open := false
 	assistant := func() *httpapi.Turn {
 		if !open {
 			turns, open = append(turns, httpapi.Turn{Role: "assistant"}), true
