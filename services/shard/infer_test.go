@@ -49,6 +49,7 @@ type rowSink struct {
 	samplerv1.UnimplementedSamplerServiceServer
 	mu   sync.Mutex
 	rows map[string]chan *samplerv1.Row // by pipeline
+	asks bool                           // for the whole row of every row with candidates
 }
 
 func (s *rowSink) of(pipeline []byte) chan *samplerv1.Row {
@@ -79,6 +80,13 @@ func (s *rowSink) Push(up grpc.BidiStreamingServer[samplerv1.PushRequest, sample
 		}
 		for _, row := range r.GetRows().GetRows() {
 			rows <- row
+			if s.asks && len(row.GetIds()) > 0 {
+				wanted := &samplerv1.PushResponse_RowWanted{RowWanted: &samplerv1.RowWanted{Session: row.GetSession(),
+					Position: row.GetPosition()}}
+				if err := up.Send(&samplerv1.PushResponse{Frame: wanted}); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }
@@ -94,7 +102,12 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := cpu.New(1)
+	set := cfg.Kernels
+	if set == nil {
+		cpus := cpu.New(1)
+		t.Cleanup(cpus.Close) // after what follows
+		set = cpus
+	}
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
@@ -117,6 +130,11 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	cfg.Dialer, cfg.Kernels, cfg.KVPositions = dialer, set, cachePages*pageLen
 	r.hold = func(i int, name string, lo, hi uint32) {
 		s := shard.New(cfg)
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		if err := s.Hold("stories", modelDigest, files, model.Range{Lo: int(lo), Hi: int(hi)}); err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +154,6 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	t.Cleanup(func() {
 		cancel()
 		servers.Wait()
-		set.Close()
 		if err := errors.Join(dialer.Close(), files.Close()); err != nil {
 			t.Error(err)
 		}

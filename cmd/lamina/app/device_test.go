@@ -115,7 +115,7 @@ func TestMesh_StagesOnGPUs(t *testing.T) {
 		if got.err != nil || len(got.ids) != tokens || !strings.HasSuffix(got.fingerprint, "/"+fingerprint) {
 			t.Fatalf("%d tokens of fingerprint %s, want %s: %v", len(got.ids), got.fingerprint, fingerprint, got.err)
 		}
-		// Candidates do not suffice for these, so the sampler asks for the rows that the last stage has kept.
+		// These need whole rows, of so small a vocabulary.
 		hot, most, seed := float32(20), float32(0.999), uint64(3)
 		sampled := generate(ctx, router, 1, 3, &routerv1.Sampling{Temperature: &hot, TopP: &most, Seed: &seed}, nil)
 		if sampled.err != nil || len(sampled.ids) != 3 {
