@@ -61,8 +61,8 @@ func (s *Service) dropRoom(h *held) {
 	}
 }
 
-// reserveAgain reserves the memory of a span that was unloaded and is held again, with the stage that it had. The caller
-// holds mu.
+// reserveAgain reserves the memory of a span that was unloaded and is held again, with the stage that it had. The
+// caller holds mu.
 func (s *Service) reserveAgain(h, old *held) error {
 	if old.room == nil {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// The candidates of a row are those of the sampler, in one round and in two, and neither they nor the log-sum-exp depend
-// on other rows or on how many are asked for.
+// The candidates of a row are those of the sampler, in one round and in two, and neither they nor the log-sum-exp
+// depend on other rows or on how many are asked for.
 func TestRank_IsTheSamplersChoice(t *testing.T) {
 	leak.Check(t)
 	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
