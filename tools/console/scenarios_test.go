@@ -255,6 +255,12 @@ func TestRuns_CurvesComparisonStartAndStop(t *testing.T) {
 		b.until("two runs in a chart", `new Set([...document.querySelectorAll(".chart .curve")].map((c) => c.getAttribute("class"))).size >= 4`)
 		b.sees("Comparison")
 		b.axe("runs")
+		var covered []string
+		b.eval(`[...document.querySelectorAll("tbody .state")].filter((s) => s.getBoundingClientRect().right >
+			s.closest("tr").lastElementChild.getBoundingClientRect().left).map((s) => s.innerText)`, &covered)
+		if len(covered) > 0 {
+			t.Errorf("the actions cover the states %q", covered)
+		}
 		b.shoot("runs")
 		b.eval(`document.getElementById("curves").scrollIntoView({block: "start"}), true`, nil)
 		b.until("a value under the cursor", `(() => { const s = document.querySelector(".chart svg"); s.focus({preventScroll: true});

@@ -5,7 +5,7 @@ const optimizer = { learning_rate: { max: 0.003, min: 0.0003, warmup: 20 }, beta
 
 export const manifests = (base) => ({
   scratch: {
-    title: "A small model from random weights",
+    title: "A small model from scratch",
     manifest: {
       name: "from-scratch",
       data: { text: "text.txt", validation_fraction: 0.05 },

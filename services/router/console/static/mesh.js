@@ -112,6 +112,7 @@ function lane(p, key) {
     const top = Math.max(1, ...rates);
     line.setAttribute("points", rates.map((r, i) => `${i + 90 - rates.length},${23 - 21 * r / top}`).join(" "));
     spark.setAttribute("aria-label", `${(now.tokens_per_second || 0).toFixed(1)} tokens a second now, at most ${top.toFixed(1)}`);
+    spark.classList.toggle("brief", rates.length < 2); // a point is no line
     replace(facts, factsOf(now));
     node.classList.toggle("flowing", (now.running || 0) > 0);
     // A dot takes the time of a step to pass a hop, slowed down so that an eye can follow it.
