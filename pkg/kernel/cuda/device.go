@@ -31,7 +31,7 @@ const reserve = 1.0 / 32
 // device is an open device as a set sees it.
 type device struct {
 	*core
-	// rec takes the operations in place of the queue, for a graph; nil in all sets but the one that Steps.Run hands out.
+	// rec takes the operations in place of the queue, for a graph; nil in all sets but those that Steps.Run hands out.
 	rec *recording
 }
 

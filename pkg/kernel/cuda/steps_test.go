@@ -60,7 +60,7 @@ func (r *stepRig) graphs(made, played int64) {
 func TestSteps_WhatAGraphCannotHold(t *testing.T) {
 	r := newStepRig(t)
 	x := r.set.FromHost([]float32{1, 2, 3, 4})
-	rotaries := [2]*kernel.Rotary{{Dims: 4, Freq: []float64{1, 2}, Scale: 1}, {Dims: 4, Freq: []float64{3, 4}, Scale: 1}}
+	rotary := &kernel.Rotary{Dims: 4, Freq: []float64{1, 2}, Scale: 1}
 	for name, body := range map[string]func(set kernel.Set[float32]){
 		"a result":      func(set kernel.Set[float32]) { set.Host(x) },
 		"an upload":     func(set kernel.Set[float32]) { set.Upload(x, []float32{1, 2, 3, 4}) },
@@ -70,8 +70,8 @@ func TestSteps_WhatAGraphCannotHold(t *testing.T) {
 		},
 		"a table twice": func(set kernel.Set[float32]) {
 			y := r.set.Alloc(4)
-			set.Rotate(y, rotaries[0], []int32{5}, 1, 4)
-			set.Rotate(y, rotaries[0], []int32{6}, 1, 4)
+			set.Rotate(y, rotary, []int32{5}, 1, 4)
+			set.Rotate(y, rotary, []int32{6}, 1, 4)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
