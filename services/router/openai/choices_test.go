@@ -9,10 +9,10 @@ import (
 
 // TestChoices_DoNotMultiplyWhatARequestTakes asks for many choices with long lists and prompts.
 func TestChoices_DoNotMultiplyWhatARequestTakes(t *testing.T) {
-	const most = 400 << 20 // bytes that may be allocated
-	lists := strings.Repeat("[1],", 200_000)
-	texts := strings.Repeat(`"a",`, 200_000)
-	long := strings.Repeat("x", 2<<20)
+	const most = 200 << 20 // bytes that may be allocated
+	lists := strings.Repeat("[1],", 50_000)
+	texts := strings.Repeat(`"a",`, 50_000)
+	long := strings.Repeat("x", 1<<20)
 	for _, c := range []struct{ name, path, body, field string }{
 		{"bad words", "/v1/completions", `"prompt":"a","n":128,"bad_words_ids":[` + lists + `[2]]`, "bad_words_ids"},
 		{"bad texts", "/v1/completions", `"prompt":"a","n":128,"bad_words":[` + texts + `"b"]`, "bad_words"},
@@ -21,7 +21,7 @@ func TestChoices_DoNotMultiplyWhatARequestTakes(t *testing.T) {
 		{"a prompt", "/v1/completions", `"prompt":"` + long + `","n":128`, "n"},
 		{"candidates", "/v1/completions", `"prompt":"` + long + `","best_of":128`, "n"},
 		{"a message", "/v1/chat/completions", `"messages":[{"role":"user","content":"` + long + `"}],"n":128`, "n"},
-		{"messages", "/v1/chat/completions", `"messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 50_000) +
+		{"messages", "/v1/chat/completions", `"messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 30_000) +
 			`{"role":"user","content":"b"}],"n":128`, "n"},
 	} {
 		b := &backend{words: []string{"a"}, failAt: -1}

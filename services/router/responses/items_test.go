@@ -10,7 +10,7 @@ import (
 
 // TestResponses_ManyItemsOfReasoningTakeLinearMemory sends a long thought, to which thousands of short ones are added.
 func TestResponses_ManyItemsOfReasoningTakeLinearMemory(t *testing.T) {
-	const long, items, most = 512 << 10, 8000, 1 << 30 // quadratic would be 4 GB
+	const long, items, most = 256 << 10, 6000, 1 << 30 // quadratic would be 1.5 GB
 	thought := func(text string) string {
 		return `{"type":"reasoning","summary":[{"type":"summary_text","text":"` + text + `"}]},`
 	}
