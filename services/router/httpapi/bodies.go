@@ -13,7 +13,8 @@ import (
 
 const (
 	// maxBodies bounds the bodies of all requests that run, since each is in memory from its first byte until its
-	// request ends. A tenant has at most half of it.
+	// request ends. A tenant has at most as much of it as it leaves free: half of it while others need none, and less
+	// when they do. So those that take all that they may get leave some for the next one.
 	maxBodies = 256 << 20
 	// smallBody is what every request may have beside that.
 	smallBody = 64 << 10
@@ -34,7 +35,7 @@ func newBodies(most int64) *bodies { return &bodies{most: most, tenant: map[stri
 func (b *bodies) take(tenant string, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.used+n > b.most || b.tenant[tenant]+n > b.most/2 {
+	if b.tenant[tenant]+n > b.most-b.used-n {
 		return false
 	}
 	b.used += n
@@ -89,8 +90,8 @@ func (c counted) Read(p []byte) (int, error) {
 	c.room.read += int64(n)
 	if more := c.room.read - smallBody - c.room.taken; more > 0 {
 		if !c.room.bodies.take(c.room.tenant, more) {
-			return 0, fault.New(fault.Unavailable,
-				"read the body: those of the requests that run take all of the room for them").After(time.Second).Because("BODIES_TOO_LARGE")
+			return 0, fault.New(fault.Unavailable, "read the body: those of the requests that run take all of the room").
+				After(time.Second).Because("BODIES_TOO_LARGE")
 		}
 		c.room.taken += more
 	}

@@ -76,18 +76,21 @@ func TestBodies_AreBoundedForAllAndForEachTenant(t *testing.T) {
 	refused("a", small+1)
 	begin("a", small) // costs nothing
 	begin("b", small+large)
-	begin("c", small+large)
+	refused("b", small+1)
+	begin("c", small+large/2)
+	refused("c", small+1)
+	begin("d", small+large/4) // each leaves as much as it has
 	refused("d", small+1)
 	begin("d", small)
-	for range 6 {
+	for range 7 {
 		h.end <- struct{}{}
 		if w := <-answers; w.Code != http.StatusOK {
 			t.Errorf("%d %s", w.Code, w.Body)
 		}
 	}
 	// All of the room is there again, and requests that were refused in the middle have taken none.
-	for _, tenant := range []string{"a", "b"} {
-		begin(tenant, small+room/2)
+	for i, tenant := range []string{"a", "b"} {
+		begin(tenant, small+room/2>>i)
 	}
 	for range 2 {
 		h.end <- struct{}{}

@@ -51,8 +51,8 @@ func Mux(apis ...API) *http.ServeMux {
 	return mux
 }
 
-// Register adds the routes of all APIs to mux, which share the room for bodies. Another method of a known path is refused in the shape of the API
-// that has the path. The tenant that a request names is part of its context.
+// Register adds the routes of all APIs to mux, which share the room for bodies. Another method of a known path is
+// refused in the shape of the API that has the path. The tenant that a request names is part of its context.
 func Register(mux *http.ServeMux, apis ...API) {
 	all := newBodies(maxBodies)
 	for _, api := range apis {
