@@ -18,6 +18,9 @@ const (
 	// gather is how long a reader waits between two lists, so that documents which change every second cost a
 	// reader few lists a second and not one for each document.
 	gather = 200 * time.Millisecond
+	// bytesPerSecond bounds what a reader of long documents lists on the average, since each list has all of them. It
+	// waits at most discovery.PostEvery.
+	bytesPerSecond = 2 << 20
 	// boardWait bounds a blocking query. A Consul that has forgotten everything counts from the start, and answers a
 	// query with an index from before only at its end.
 	boardWait = 5 * time.Second
@@ -92,20 +95,23 @@ func (r *Registry) keepSession(ctx context.Context, key string, p *post) error {
 	return nil
 }
 
-// Withdraw ends the session of a document, and the document with it.
+// Withdraw ends the session of a document, and the document with it. If that fails, the document ends with the TTL of
+// its session, which the next post goes on with: another session would find the key held.
 func (r *Registry) Withdraw(ctx context.Context, key string) error {
 	r.mu.Lock()
 	p := r.posts[key]
-	delete(r.posts, key)
 	r.mu.Unlock()
-	if p == nil || p.session == "" {
-		return nil
+	if p != nil && p.session != "" {
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		if _, err := r.client.Session().Destroy(p.session, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
+			p.renewed, p.value = time.Time{}, nil // perhaps it has ended: the next post finds out
+			return fault.Wrap(fault.Unavailable, err, "withdraw %s from consul", key)
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	if _, err := r.client.Session().Destroy(p.session, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "withdraw %s from consul", key) // it ends with its TTL
-	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.posts, key)
 	return nil
 }
 
@@ -135,13 +141,22 @@ func (r *Registry) readPosts(ctx context.Context, prefix string, ch chan map[str
 		pause = backoffFirst
 		if next != index {
 			discovery.Offer(ch, docs)
-			wait(ctx, gather)
+			wait(ctx, untilList(docs))
 		}
 		if next < index {
 			next = 0 // Consul was restored from an older snapshot
 		}
 		index = next
 	}
+}
+
+// untilList returns how long a reader waits after a list of documents.
+func untilList(docs map[string][]byte) time.Duration {
+	size := 0
+	for _, value := range docs {
+		size += len(value)
+	}
+	return min(max(gather, time.Duration(size)*time.Second/bytesPerSecond), discovery.PostEvery)
 }
 
 // listPosts returns the documents and their index. It waits until the index differs from the given one, but at most

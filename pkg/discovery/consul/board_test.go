@@ -3,12 +3,20 @@ package consul_test
 import (
 	"context"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/consul/api"
 
+	fleet "github.com/lamina-mesh/lamina/internal/agent"
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -105,4 +113,79 @@ func TestBoard_DocumentsOfTheDeadGoAway(t *testing.T) {
 	}
 	awaitPost(t, ch, "1")
 	awaitPost(t, ch, "") // it posts no more
+}
+
+// Consul cannot be reached for a moment, in which a document is withdrawn. Whoever posts it again later has not lost the
+// key to itself.
+func TestBoard_ADocumentComesBackAfterAWithdrawalThatFailed(t *testing.T) {
+	t.Parallel()
+	a, err := fleet.New()
+	if err == nil {
+		err = a.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	var away atomic.Bool
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: a.Addr()})
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	proxy.Transport = transport
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			http.Error(w, "no leader", http.StatusInternalServerError)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	r, err := consul.New(consul.Config{Addr: strings.TrimPrefix(server.URL, "http://")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Post(t.Context(), "board/a", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	away.Store(true)
+	if err := r.Withdraw(t.Context(), "board/a"); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("withdraw while there is no leader: %v", err)
+	}
+	away.Store(false)
+	if err := r.Post(t.Context(), "board/a", []byte("1")); err != nil {
+		t.Errorf("post the document again: %v", err)
+	}
+	if err := r.Withdraw(t.Context(), "board/a"); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ch, err := r.Posts(ctx, "board/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitPost(t, ch, "") // it was taken down, and not left to its session
+	cancel()
+	for range ch {
+		continue
+	}
+}
+
+func TestBoard_LongDocumentsAreListedLessOften(t *testing.T) {
+	t.Parallel()
+	long := make([]byte, 256<<10)
+	for name, c := range map[string]struct {
+		docs map[string][]byte
+		want time.Duration
+	}{
+		"none":  {map[string][]byte{}, 200 * time.Millisecond},
+		"short": {map[string][]byte{"a": long[:100], "b": long[:100]}, 200 * time.Millisecond},
+		"8 long ones are 2 MiB": {map[string][]byte{"a": long, "b": long, "c": long, "d": long, "e": long, "f": long,
+			"g": long, "h": long}, time.Second},
+		"very long": {map[string][]byte{"a": make([]byte, 64<<20)}, discovery.PostEvery},
+	} {
+		if got := consul.UntilList(c.docs); got != c.want {
+			t.Errorf("%s: wait %v, want %v", name, got, c.want)
+		}
+	}
 }
