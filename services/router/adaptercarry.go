@@ -16,8 +16,8 @@ import (
 
 // An adapter that may be served on any base goes along when a deployment gets a new version: as soon as the version is
 // deployed, the name that the live version has points to the same adapter there. It follows the live version's name
-// until the new version is live, unless somebody has changed it there. Adapters that belong to one base alone stay
-// behind, and Deploy says which.
+// until the new version is live, unless somebody has changed it there. If the version is given up, the name goes with
+// it. Adapters that belong to one base alone stay behind, and Deploy says which.
 
 // carried is a name that was given to the next version of a deployment.
 type carried struct {
@@ -30,7 +30,7 @@ type carry struct {
 	name    adapterName
 	model   string        // the name of the next version's model
 	current adapter.Sum   // that the name points to now; zero for none
-	to      *namedAdapter // nil if the live version's name was removed, or may not go along any more
+	to      *namedAdapter // nil if the name is to go, since the live version's one has, or may not go along any more
 }
 
 // upgrades calls each for every deployment that has a live and another next version. The caller holds mu.
@@ -66,8 +66,12 @@ func (s *Service) carries() []carry {
 			}
 		}
 	})
-	for name := range l.carried {
-		if !upgraded[name.model] {
+	for name, c := range l.carried {
+		switch {
+		case upgraded[name.model]:
+		case c.err == nil && l.current(name) == c.digest && len(s.deploys.state.Of(name.model)) == 0: // it was given up
+			out = append(out, carry{name, l.names[name].model, c.digest, nil})
+		default:
 			delete(l.carried, name)
 		}
 	}
@@ -104,7 +108,7 @@ func (s *Service) carryAdapters(wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.adapters
-	if l.carrying {
+	if l.carrying || time.Now().Before(l.carryAgain) {
 		return
 	}
 	list := s.carries()
@@ -148,10 +152,13 @@ func (s *Service) carry(c carry) {
 		return
 	}
 	s.mu.Lock()
-	if c.to != nil {
+	switch {
+	case c.to != nil:
 		l.carried[c.name] = carried{cmp.Or(to.digest, c.to.current.digest), err}
-	} else {
+	case err == nil:
 		delete(l.carried, c.name)
+	default:
+		l.carryAgain = time.Now().Add(adapterLimit)
 	}
 	s.mu.Unlock()
 	if err != nil {

@@ -123,8 +123,9 @@ type adapters struct {
 	// readings are those in memory. A failed one stays only until the places that wait for it know.
 	readings map[*servedAdapter]*adapterReading
 
-	carried  map[adapterName]carried // names that next versions of deployments were given
-	carrying bool                    // some are being given
+	carried    map[adapterName]carried // names that next versions of deployments were given
+	carrying   bool                    // some are being given
+	carryAgain time.Time               // not before that, since one could not be taken away
 
 	arriving      int   // adapters that are being received
 	arrivingBytes int64 // of their files

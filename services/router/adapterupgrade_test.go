@@ -3,6 +3,9 @@ package router_test
 import (
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -144,6 +147,76 @@ func TestDeploy_AdaptersGoAlong(t *testing.T) {
 				_, err = m.generate(t.Context(), named("fake:tax", "hello", 5), nil)
 				if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), `adapter "tax"`) {
 					t.Errorf("the adapter of the version before: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// offered reports whether a version has an adapter of a name.
+func (m *mesh) offered(digest, name string) bool {
+	m.t.Helper()
+	resp, err := m.client.ListAdapters(m.t.Context(), &routerv1.ListAdaptersRequest{})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return slices.ContainsFunc(resp.GetAdapters(), func(a *routerv1.Adapter) bool {
+		return a.GetModelDigest() == digest && a.GetName() == name
+	})
+}
+
+// A version with adapters that went along is given up. Their names go with it, also if the folder of the router cannot
+// be written at first, but not a name that was changed there, nor those of the live version.
+func TestDeploy_AdaptersGoWithAVersionThatIsGivenUp(t *testing.T) {
+	law, lawSum := adapterFolder(t, 1)
+	tax, _ := adapterFolder(t, 2)
+	for name, fails := range map[string]bool{"at once": false, "once the index can be written": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := t.TempDir()
+				m := newMesh(t, 0, 0, router.Config{ProbeLimit: 4 * time.Second, AdapterDir: store,
+					Placement: &router.Placement{Holder: "router", KVLeast: contextLen, KVMost: contextLen},
+					Adapters: []router.AdapterSource{{Model: digest, Name: "law", Dir: law, AnyBase: true},
+						{Model: digest, Name: "own", Dir: law, AnyBase: true}}})
+				for _, host := range []string{"host-0", "host-1"} {
+					m.addHost(host, 1, map[string]string{digest: "fake", likeDigest: "like"})
+				}
+				m.served("fake")
+				m.served("like")
+				m.upgrade(time.Hour)
+				eventually(t, "the adapters have gone along", func() bool {
+					return m.offered(likeDigest, "law") && m.offered(likeDigest, "own")
+				})
+				if _, err := upload(t, m.client, "own", tax, func(o *routerv1.LoadAdapterOpen, _ *[]byte) {
+					o.Model, o.AnyBase = likeDigest, true
+				}); err != nil {
+					t.Fatal(err)
+				}
+				index := filepath.Join(store, "adapters.json")
+				if fails {
+					if err := errors.Join(os.Remove(index), os.MkdirAll(filepath.Join(index, "in the way"), 0o755)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if _, err := m.deploy(t.Context(), &routerv1.DeployRequest{Model: digest, Name: "fake"}); err != nil {
+					t.Fatal(err)
+				}
+				<-time.After(10 * time.Second)
+				if m.offered(likeDigest, "law") != fails {
+					t.Errorf("the name is there: %v, want %v", !fails, fails)
+				}
+				if fails {
+					if err := os.RemoveAll(index); err != nil {
+						t.Fatal(err)
+					}
+				}
+				<-time.After(2 * time.Minute)
+				if m.offered(likeDigest, "law") || !m.offered(likeDigest, "own") {
+					t.Error("the version has the name that went along, or has lost the one that was changed there")
+				}
+				a, err := m.generate(t.Context(), named("fake:law", "hello", 5), nil)
+				if err != nil || a.text != expectWith("hello", 5, lawSum) {
+					t.Errorf("on the live version: %q, %v", a.text, err)
 				}
 			})
 		})
