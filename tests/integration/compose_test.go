@@ -31,8 +31,9 @@ const (
 func newCompose(t *testing.T) *compose {
 	t.Helper()
 	needDocker(t)
-	return &compose{project: composeProject, files: []string{"docker-compose.yml"}, env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC,
-		"LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
+	return &compose{project: composeProject, files: []string{"docker-compose.yml"}, env: append(os.Environ(),
+		"LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC, "LAMINA_HTTP_PORT="+composeHTTP,
+		"LAMINA_TRAINER_PORT="+composeTrainer)}
 }
 
 func needDocker(t *testing.T) {

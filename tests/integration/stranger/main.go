@@ -111,6 +111,7 @@ func listeners() ([]netip.AddrPort, error) {
 		return nil, err
 	}
 	out := []netip.AddrPort{}
+	//nolint:staticcheck // what it is deprecated for is netlink, which is faster; this runs once
 	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
 		sockets, err := read()
 		if err != nil {
