@@ -36,7 +36,8 @@ func expectLike(prompt string, n int, sum []byte) string {
 
 // upgradeMesh serves a model with adapters, beside another version that is held and not deployed yet.
 func upgradeMesh(t *testing.T, adapters []router.AdapterSource) (*mesh, []*fakeHost) {
-	m, hosts := deployMeshWith(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"}, adapters)
+	m, hosts := deployMeshWith(t, router.Placement{}, 2, 1, map[string]string{digest: "fake", likeDigest: "like"},
+		adapters)
 	m.served("fake")
 	m.served("like")
 	eventually(t, "the adapters are loaded", func() bool {
@@ -81,8 +82,8 @@ func (m *mesh) upgraded() {
 }
 
 // A deployment moves to a new version. The adapter that may be served on any base goes along, and Deploy names the one
-// that may not. What is done to the live version's name meanwhile counts for the new version, but not where its own name
-// was changed.
+// that may not. What is done to the live version's name meanwhile counts for the new version, but not where its own
+// name was changed.
 func TestDeploy_AdaptersGoAlong(t *testing.T) {
 	law, lawSum := adapterFolder(t, 1)
 	tax, _ := adapterFolder(t, 2)
@@ -99,7 +100,9 @@ func TestDeploy_AdaptersGoAlong(t *testing.T) {
 			return err
 		}},
 		"the live version's adapter is replaced by one for it alone": {change: func(m *mesh) error {
-			_, err := upload(m.t, m.client, "law", newer, func(o *routerv1.LoadAdapterOpen, _ *[]byte) { o.Model = digest })
+			_, err := upload(m.t, m.client, "law", newer, func(o *routerv1.LoadAdapterOpen, _ *[]byte) {
+				o.Model = digest
+			})
 			return err
 		}},
 		"the live version's adapter is unloaded": {change: func(m *mesh) error {
@@ -194,7 +197,8 @@ func TestDeploy_AdaptersGoWithAVersionThatIsGivenUp(t *testing.T) {
 				}
 				index := filepath.Join(store, "adapters.json")
 				if fails {
-					if err := errors.Join(os.Remove(index), os.MkdirAll(filepath.Join(index, "in the way"), 0o755)); err != nil {
+					err := errors.Join(os.Remove(index), os.MkdirAll(filepath.Join(index, "in the way"), 0o755))
+					if err != nil {
 						t.Fatal(err)
 					}
 				}

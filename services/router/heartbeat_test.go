@@ -45,8 +45,8 @@ func TestHeartbeat_LostOnceAndBackWhenQuick(t *testing.T) {
 	}
 }
 
-// TestLateness_SilenceOnABusyMachine simulates a placer and a host on a machine that wakes processes up late, by up to a
-// time. The host answers each probe after it and the placer were woken some times. It is lost with the usual limit on a
+// TestLateness_SilenceOnABusyMachine simulates a placer and a host on a machine that wakes processes up late, by up to
+// a time. The host answers each probe after it and the placer were woken some times. It is lost with the usual limit on a
 // machine that has too much to do, and not with that of lateness; and one that has frozen is lost as soon as ever on a
 // machine that has not.
 func TestLateness_SilenceOnABusyMachine(t *testing.T) {
@@ -84,8 +84,8 @@ func TestLateness_SilenceOnABusyMachine(t *testing.T) {
 			}
 		}
 		if longest > tc.longest || (usual == 0) != tc.usual || lost > 0 && tc.late < time.Minute {
-			t.Errorf("late by up to %v: lost %d times with the usual limit and %d times with one of up to %v", tc.late, usual,
-				lost, longest)
+			t.Errorf("late by up to %v: lost %d times with the usual limit and %d times with one of up to %v", tc.late,
+				usual, lost, longest)
 		}
 		for range 500 { // 50 s of a machine that has recovered
 			own.ticked(0)

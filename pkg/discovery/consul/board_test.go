@@ -115,8 +115,8 @@ func TestBoard_DocumentsOfTheDeadGoAway(t *testing.T) {
 	awaitPost(t, ch, "") // it posts no more
 }
 
-// Consul cannot be reached for a moment, in which a document is withdrawn. Whoever posts it again later has not lost the
-// key to itself.
+// Consul cannot be reached for a moment, in which a document is withdrawn. Whoever posts it again later has not lost
+// the key to itself.
 func TestBoard_ADocumentComesBackAfterAWithdrawalThatFailed(t *testing.T) {
 	t.Parallel()
 	a, err := fleet.New()

@@ -90,7 +90,7 @@ func (c counted) Read(p []byte) (int, error) {
 	c.room.read += int64(n)
 	if more := c.room.read - smallBody - c.room.taken; more > 0 {
 		if !c.room.bodies.take(c.room.tenant, more) {
-			return 0, fault.New(fault.Unavailable, "read the body: those of the requests that run take all of the room").
+			return 0, fault.New(fault.Unavailable, "read the body: those of requests that run take all of the room").
 				After(time.Second).Because("BODIES_TOO_LARGE")
 		}
 		c.room.taken += more
