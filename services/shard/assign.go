@@ -161,7 +161,7 @@ func (s *Service) beginLoad(o *offer, span model.Range, r *shardv1.AssignRequest
 		kv:       int64(pages) * kvcache.DefaultPageLen * int64(span.Len()) * o.kvBytes,
 		replaced: replaced, grace: time.Duration(r.GetGraceMs()) * time.Millisecond, waiting: 1}
 	freed := s.freedFor(replaced, o)
-	if l.room, err = s.reserveRoom(o.files, span, beside, pages, freed); err != nil {
+	if l.room, err = s.reserveRoom(o.test, span, beside, pages, freed); err != nil {
 		return nil, nil, fault.Wrap(fault.CodeOf(err), err, "assign layers %v of %s", span, o.name)
 	}
 	all, _ := s.used()

@@ -1,6 +1,9 @@
 package shard_test
 
 import (
+	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -10,6 +13,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+	"github.com/lamina-mesh/lamina/services/shard"
 )
 
 // newGPURig is a shard without layers that takes assignments for a device without a GPU.
@@ -104,5 +110,38 @@ func TestService_AGPUsReservationIsOfWhatIsHeld(t *testing.T) {
 	}
 	if after := r.reserved("after a refusal"); after != before {
 		t.Errorf("%d bytes are reserved after a refusal, %d before", after, before)
+	}
+}
+
+// A GPU counts what it needs for layers before their tensors are fetched.
+func TestService_AGPUFetchesWhatItIsAssigned(t *testing.T) {
+	const digest = "sha256:part"
+	r := newGPURig(t, 64<<20)
+	files, err := model.Open(r.files.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := files.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var there atomic.Bool
+	err = r.service.OfferPart(shard.Part{Name: "part", Digest: digest, Files: files,
+		Has: func(weights.Place) bool { return there.Load() },
+		Fetch: func(context.Context, []string, func(done, total int64)) error {
+			if r.reserved("a load that fetches") == 0 {
+				return errors.New("nothing is reserved")
+			}
+			there.Store(true)
+			return nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = last(r.client.Assign(r.ctx,
+		&shardv1.AssignRequest{Digest: digest, Lo: 1, Hi: 3, KvPositions: 64, Fence: 1}))
+	if err != nil || !there.Load() {
+		t.Errorf("layers that have to be fetched: %v, fetched %v", err, there.Load())
 	}
 }

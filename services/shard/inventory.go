@@ -19,7 +19,7 @@ import (
 type offer struct {
 	name, digest string
 	files        *model.Files
-	test         *model.Files // for the test of the host's speed: files, but holes are read as zeros
+	test         *model.Files // to measure speed and sizes: files, but holes are read as zeros
 	sizes        model.Sizes
 	kvBytes      int64 // of one position in one layer
 	measured     layerTime

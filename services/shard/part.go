@@ -20,8 +20,8 @@ type Part struct {
 }
 
 // OfferPart is like Offer for a model whose files have holes. The files must stay open. Layers serve only when all of
-// their tensors are there: a load fetches them first, and a tensor with a hole is never read. The test of the host's
-// speed alone reads holes, as zeros, since its results do not count.
+// their tensors are there: a load fetches them first, and a tensor with a hole is never read. Only the test of the
+// host's speed and the count of what a device needs read holes, as zeros, since the values do not count.
 func (s *Service) OfferPart(p Part) error {
 	source, ok := p.Files.Source.(weights.Placed)
 	if !ok {
