@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
@@ -306,21 +307,19 @@ func (t *toSampler) receive() error {
 }
 
 // whole sends a row that was kept. If the row is gone, its session has ended or moved on, and
-// nobody waits for it.
-func (t *toSampler) whole(w *samplerv1.RowWanted) error {
-	h := t.pipeline.held
-	h.mu.Lock()
-	s := h.sessions[string(w.GetSession())]
-	var row []float32
-	if s != nil && s.pipeline == t.pipeline.id && s.rowPos == w.GetPosition() {
-		row = h.keptRow(s)
-	}
-	if row == nil {
-		h.mu.Unlock()
+// nobody waits for it. A device that is lost ends the stream.
+func (t *toSampler) whole(w *samplerv1.RowWanted) (err error) {
+	p := t.pipeline
+	defer func() {
+		if r := recover(); r != nil {
+			err = p.service.recovered(fmt.Sprintf("copy a row of layers %v", p.held.stage.Range), r)
+		}
+	}()
+	out := &samplerv1.Row{Session: w.GetSession(), Position: w.GetPosition()}
+	row := p.held.keptRow(p.id, out)
+	if len(row) == 0 {
 		return nil
 	}
-	out := &samplerv1.Row{Session: w.GetSession(), Epoch: s.epoch, Position: w.GetPosition(), LogSumExp: s.lse}
-	h.mu.Unlock()
 	var chunks []*tensorv1.Chunk
 	out.Logits, chunks = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(row)}, row)
 	return t.send([]*samplerv1.Row{out}, chunks)

@@ -49,7 +49,8 @@ type rowSink struct {
 	samplerv1.UnimplementedSamplerServiceServer
 	mu   sync.Mutex
 	rows map[string]chan *samplerv1.Row // by pipeline
-	asks bool                           // for the whole row of every row with candidates
+	asks int                            // how often it asks for the whole row of every row with candidates
+	ask  func()                         // called before it does; nil for nothing
 }
 
 func (s *rowSink) of(pipeline []byte) chan *samplerv1.Row {
@@ -80,7 +81,10 @@ func (s *rowSink) Push(up grpc.BidiStreamingServer[samplerv1.PushRequest, sample
 		}
 		for _, row := range r.GetRows().GetRows() {
 			rows <- row
-			if s.asks && len(row.GetIds()) > 0 {
+			if s.asks > 0 && len(row.GetIds()) > 0 && s.ask != nil {
+				s.ask()
+			}
+			for i := 0; i < s.asks && len(row.GetIds()) > 0; i++ {
 				wanted := &samplerv1.PushResponse_RowWanted{RowWanted: &samplerv1.RowWanted{Session: row.GetSession(),
 					Position: row.GetPosition()}}
 				if err := up.Send(&samplerv1.PushResponse{Frame: wanted}); err != nil {

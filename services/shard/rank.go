@@ -96,22 +96,41 @@ func (h *held) keepRanked(s *session, of *model.Ranked[float32], i int, pos uint
 	if s.slot == 0 {
 		s.slot, kept.free = kept.free[n-1], kept.free[:n-1]
 	}
-	s.rowPos, s.lse = pos, of.LSE[i]
+	s.row, s.rowPos, s.lse = s.row[:0], pos, of.LSE[i]
 	of.Keep(kept.slot(s.slot, v), i)
 }
 
 // slot returns a slot's memory.
 func (k *keptRows) slot(slot, v int) kernel.Buffer[float32] { return k.rows[(slot-1)*v : slot*v] }
 
-// keptRow returns a copy of the row that a session has kept, or nil. The caller holds mu.
-func (h *held) keptRow(s *session) []float32 {
-	if s.slot > 0 {
-		return append([]float32(nil), h.kept.memory.Host(h.kept.slot(s.slot, h.stage.Spec.Vocab))...)
-	}
-	if s.row == nil {
+// keptRow returns a copy of the row that a session of a pipeline has kept of the position in out, or nothing, and sets
+// the epoch and the log-sum-exp of out. A copy from the device waits for the batch that it computes, so mu is not held
+// meanwhile: the slot is taken from the session, and given back if that has kept no other row since.
+func (h *held) keptRow(pipeline string, out *samplerv1.Row) (row []float32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	name := string(out.GetSession())
+	s := h.sessions[name]
+	if s == nil || s.pipeline != pipeline || s.rowPos != out.GetPosition() {
 		return nil
 	}
-	return append([]float32(nil), s.row...)
+	out.Epoch, out.LogSumExp = s.epoch, s.lse
+	if s.slot == 0 {
+		return append([]float32(nil), s.row...)
+	}
+	slot := s.slot
+	s.slot = 0
+	func() {
+		h.mu.Unlock()
+		defer h.mu.Lock() // also if the device is lost, for which Host panics
+		row = h.kept.memory.Host(h.kept.slot(slot, h.stage.Spec.Vocab))
+	}()
+	if h.sessions[name] == s && s.slot == 0 && len(s.row) == 0 && s.rowPos == out.GetPosition() {
+		s.slot = slot
+	} else {
+		h.kept.free = append(h.kept.free, slot)
+	}
+	return row
 }
 
 // freeRow frees the slot of a session. The caller holds mu.

@@ -2,8 +2,12 @@ package shard_test
 
 import (
 	"math"
+	"runtime"
 	"slices"
 	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -42,10 +46,10 @@ func TestInfer_AGPURanksRows(t *testing.T) {
 			Candidates: candidates}
 	}
 	// The second session wants its whole row at once.
-	r.sampler.asks = true
+	r.sampler.asks = 2
 	p.batch([]uint32{5, 5}, entry(1, 1, k), entry(2, 2, 0))
 	var ranked, kept, whole *samplerv1.Row
-	for range 3 {
+	for range 4 { // the row that is kept twice, since it stays
 		switch row := await(p, p.rows, "a row"); {
 		case len(row.GetIds()) > 0:
 			ranked = row
@@ -72,4 +76,39 @@ func TestInfer_AGPURanksRows(t *testing.T) {
 		t.Errorf("the log-sum-exp is %v, %v with the row and %v on the host", a, kept.GetLogSumExp(), b)
 	}
 	p.end()
+}
+
+// A device that is lost while a kept row is wanted of it ends the pipeline, and nothing waits for it.
+func TestInfer_AGPUIsLostBeforeAKeptRowIsCopied(t *testing.T) {
+	faults := &twin.Faults{}
+	set, err := cuda.Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated, Faults: faults}),
+		cuda.Config{KV: kernel.KVAuto})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set.Close(); err == nil {
+			t.Error("a lost device closes as if nothing had failed")
+		}
+	})
+	r := newInferRigWith(t, 1, shard.Config{Kernels: set})
+	p := r.mustOpen(pipelineName(1))
+	x := set.FromHost([]float32{1})
+	r.sampler.asks, r.sampler.ask = 1, func() {
+		faults.FailNext("CUDA_ERROR_ILLEGAL_ADDRESS")
+		set.Scale(x, 2)
+	}
+	p.batch([]uint32{5}, &shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: []uint32{1}, Rows: 1, Logits: 1,
+		Candidates: 3})
+	select {
+	case err := <-p.ended:
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("the pipeline ends with %v", err)
+		}
+	case <-r.ctx.Done():
+		t.Fatal("the pipeline does not end")
+	}
+	for len(r.held()) > 0 { // until the shard has seen it, too
+		runtime.Gosched()
+	}
 }
