@@ -201,7 +201,7 @@ func (s *Stage[F]) bound(logits kernel.Buffer[F]) {
 // workspace is the scratch of a forward pass over t rows.
 type workspace[F tensor.Float] struct {
 	h, q, k, v, att, gate, up, act kernel.Buffer[F]
-	spans                          []kernel.Span[F]
+	spans, stored                  []kernel.Span[F] // stored only if they are others
 }
 
 func (s *Stage[F]) workspace(t int) *workspace[F] {
@@ -296,7 +296,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	s.store(w.spans, k, v, a)
 	if a.Bidirectional { // every row sees what the last one sees
 		stored := w.spans
-		w.spans = nil
+		w.spans, w.stored = w.stored[:0], stored
 		for _, e := range stored {
 			for range e.Rows {
 				w.spans = append(w.spans, kernel.Span[F]{Rows: 1, Pos: e.Pos + e.Rows - 1, KV: e.KV})
@@ -393,6 +393,7 @@ type arena[S ~[]E, E any] struct {
 	used   int
 	spill  int  // elements that did not fit store since the last reset
 	active bool // used since the last trim
+	made   int  // how often the store has been allocated
 }
 
 func newArena[S ~[]E, E any](scope func() func(n int) S) arena[S, E] {
@@ -424,6 +425,7 @@ func (a *arena[S, E]) reset() {
 	if a.spill > 0 {
 		a.alloc = a.scope()
 		a.store = a.alloc(a.used + a.spill)
+		a.made++
 	}
 	a.used, a.spill = 0, 0
 }

@@ -1,8 +1,6 @@
 package model
 
 import (
-	"unsafe"
-
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -11,23 +9,23 @@ import (
 // so a kernel set may keep them and launch them together; see kernel.Stepper.
 
 // stepKind says what the operations of a step depend on beside its spans and positions.
-type stepKind[F tensor.Float] struct {
+type stepKind struct {
 	rows, logits int
 	features     bool
-	scratch      *F // where the scratch memory begins
+	scratch      int // which of the stage's scratch memories; one may lie where another has lain
 }
 
 // stepper keeps the steps of a stage.
 type stepper[F tensor.Float] struct {
 	steps  kernel.Steps[F] // nil if the set keeps none
-	before stepKind[F]     // of the pass before; zero if that was no step
-	kind   stepKind[F]     // of all results
-	result map[stepKind[F]]kernel.Buffer[F]
+	before stepKind        // of the pass before; zero if that was no step
+	kind   stepKind        // of all results
+	result map[stepKind]kernel.Buffer[F]
 }
 
 // newStepper returns the stepper of a new stage.
 func newStepper[F tensor.Float](set kernel.Set[F]) stepper[F] {
-	out := stepper[F]{result: map[stepKind[F]]kernel.Buffer[F]{}}
+	out := stepper[F]{result: map[stepKind]kernel.Buffer[F]{}}
 	if set, ok := set.(kernel.Stepper[F]); ok {
 		out.steps = set.Steps()
 	}
@@ -36,12 +34,12 @@ func newStepper[F tensor.Float](set kernel.Set[F]) stepper[F] {
 
 // stepOf returns the kind of a batch that is a step, and whether it is one that may be kept. Passes whose scratch
 // memory is still growing are none.
-func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind[F], bool) {
+func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind, bool) {
 	if s.steps.steps == nil || b.Observe != nil || len(s.adapted) > 0 || len(b.Entries) != rows ||
 		logits != 0 && logits != rows || len(s.scratch.store) == 0 || s.scratch.spill > 0 {
-		return stepKind[F]{}, false
+		return stepKind{}, false
 	}
-	return stepKind[F]{rows, logits, b.Features, unsafe.SliceData([]F(s.scratch.store))}, true
+	return stepKind{rows, logits, b.Features, s.scratch.made}, true
 }
 
 // runBlocks runs all blocks, and on the last stage the head, over x[ΣRows,C]. It returns the hidden state, or what
@@ -70,7 +68,7 @@ func (s *Stage[F]) runBlocks(b *Batch[F], x kernel.Buffer[F], pos []int32, logit
 	}
 	s.scratch, s.routed = pass.scratch, pass.routed
 	if s.scratch.spill > 0 { // the result goes with this pass
-		s.steps.before = stepKind[F]{}
+		s.steps.before = stepKind{}
 		return out
 	}
 	if kind.scratch != s.steps.kind.scratch { // the others are in memory that is gone
@@ -104,6 +102,6 @@ func (s *Stage[F]) blocksForward(b *Batch[F], x kernel.Buffer[F], pos []int32, l
 
 // dropSteps forgets the steps of a pass, whose scratch memory is given back.
 func (s *Stage[F]) dropSteps() {
-	s.steps.before = stepKind[F]{}
+	s.steps.before = stepKind{}
 	clear(s.steps.result)
 }
