@@ -1,7 +1,6 @@
 package cuda
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -17,7 +16,8 @@ import (
 // those tables alone: pages, positions, sines and cosines. A graph is not used if anything that it reads has moved.
 //
 // A graph holds launches and copies within the device. An operation that allocates, or that copies between host and
-// device, is refused; a step that has one is launched kernel by kernel, as is every step of its kind after it.
+// device, is refused; a step that has one is launched kernel by kernel, as is every step of its kind after it. So is one
+// of which the driver makes no graph.
 
 const (
 	stepRows   = 64 // rows of a step, at most
@@ -186,9 +186,8 @@ func (s *steps) run(t *batchTable, step *kernel.Step[float32], body func(set ker
 	}
 	fresh.places, fresh.work = d.refresh(fresh, t, step.Pos), d.workspaceScope()
 	d.core.do(func(w *worker) error {
-		var refused *refusal
-		if fresh.graph, err = w.capture(rec.list); errors.As(err, &refused) {
-			fresh.refused = true
+		if fresh.graph, err = w.capture(rec.list); err != nil && !driver.Sticky(err) {
+			fresh.refused = true // also if the driver makes no graph of it
 			for _, f := range rec.list {
 				if err := f(w); err != nil {
 					return err
@@ -265,8 +264,7 @@ func (g *graphs) put(c *core, e *stepGraph) {
 	g.all = append(g.all, e)
 }
 
-// capture makes a graph of operations. The error is a *refusal if one of them cannot be part of a graph; none has run
-// then.
+// capture makes a graph of operations. If there is an error, such as a *refusal, none of them has run.
 func (w *worker) capture(list []func(w *worker) error) (driver.Graph, error) {
 	if err := w.BeginCapture(w.stream); err != nil {
 		return 0, err

@@ -1,6 +1,7 @@
 package cuda
 
 import (
+	"errors"
 	"runtime"
 	"slices"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/internal/leak"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
 )
 
@@ -23,8 +25,13 @@ type stepRig struct {
 // newStepRig returns a rig whose cache has the type f32.
 func newStepRig(t *testing.T) *stepRig {
 	t.Helper()
+	return newStepRigOn(t, twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}))
+}
+
+func newStepRigOn(t *testing.T, d driver.Driver) *stepRig {
+	t.Helper()
 	leak.Check(t)
-	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
+	set, err := Open(d, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +97,39 @@ func TestSteps_WhatAGraphCannotHold(t *testing.T) {
 				t.Errorf("the result is %v", got)
 			}
 		})
+	}
+	r.graphs(0, 0)
+}
+
+// ungraphed is a driver that makes no graphs.
+type ungraphed struct{ driver.Driver }
+
+func (u ungraphed) Open(number int) (driver.Device, error) {
+	d, err := u.Driver.Open(number)
+	return ungraphedDevice{d}, err
+}
+
+type ungraphedDevice struct{ driver.Device }
+
+func (d ungraphedDevice) EndCapture(s driver.Stream) (driver.Graph, error) {
+	g, err := d.Device.EndCapture(s)
+	if err == nil {
+		err = d.FreeGraph(g)
+	}
+	return 0, errors.Join(err, &driver.CallError{Call: "cuGraphInstantiate", Code: 801, Name: "CUDA_ERROR_NOT_SUPPORTED"})
+}
+
+// Steps run kernel by kernel on a driver that refuses to make a graph, and the device stays whole.
+func TestSteps_ADriverThatMakesNoGraphs(t *testing.T) {
+	r := newStepRigOn(t, ungraphed{twin.New(twin.Config{Devices: 1, Machine: twin.Simulated})})
+	y, steps := r.set.FromHost([]float32{1, 2, 3, 4}), r.set.Steps()
+	for range 3 {
+		if r.run(steps, "step", func(set kernel.Set[float32], _ kernel.Span[float32]) { set.Scale(y, 2) }) {
+			t.Error("it is launched as a graph")
+		}
+	}
+	if got := r.set.Host(y); !slices.Equal(got, []float32{8, 16, 24, 32}) {
+		t.Errorf("the result is %v", got)
 	}
 	r.graphs(0, 0)
 }
