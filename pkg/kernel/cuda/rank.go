@@ -15,6 +15,9 @@ const (
 	candidateChunk = 1024
 )
 
+// rankRows bounds the rows that are ranked together, and so the workspace that they take.
+const rankRows = 64
+
 // Rank finds the candidates and the log-sum-exp of each row. What is copied to the host is as long as they are.
 func (s *Set) Rank(logits kernel.Buffer[float32], t, v, k int) kernel.Ranking[float32] {
 	const op = "rank"
@@ -26,6 +29,16 @@ func (s *Set) Rank(logits kernel.Buffer[float32], t, v, k int) kernel.Ranking[fl
 	x := address(s.device, op, logits)
 	out := kernel.Ranking[float32]{LSE: make([]float64, t), IDs: make([]int32, t*k), Logits: make([]float32, t*k)}
 	if t == 0 {
+		return out
+	}
+	if t > rankRows {
+		for at := 0; at < t; at += rankRows {
+			n := min(rankRows, t-at)
+			part := s.Rank(logits[at*v:(at+n)*v], n, v, k)
+			copy(out.LSE[at:], part.LSE)
+			copy(out.IDs[at*k:], part.IDs)
+			copy(out.Logits[at*k:], part.Logits)
+		}
 		return out
 	}
 	// The workspace has the results, which are copied together, then the parts of the log-sum-exps, then the values and

@@ -52,3 +52,39 @@ func TestRank_IsTheSamplersChoice(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Rows beyond those that are ranked together get their own candidates, and take no more workspace.
+func TestRank_ManyRows(t *testing.T) {
+	leak.Check(t)
+	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rows, v, k = rankRows + 3, 5, 2
+	r := rand.New(rand.NewPCG(5, 2))
+	x := make([]float32, rows*v)
+	for i := range x {
+		x[i] = r.Float32()
+	}
+	on := set.FromHost(x)
+	set.Rank(on[:rankRows*v], rankRows, v, k)
+	work := set.workBytes
+	got := set.Rank(on, rows, v, k)
+	if set.workBytes != work {
+		t.Errorf("%d rows take %d bytes of workspace, %d take %d", rows, set.workBytes, rankRows, work)
+	}
+	for row := range rows {
+		mine := x[row*v : (row+1)*v]
+		for i, want := range sample.Best(mine, k) {
+			if at := row*k + i; got.IDs[at] != want.ID || got.Logits[at] != want.Logit {
+				t.Errorf("candidate %d of row %d is %d with %v, want %v", i, row, got.IDs[at], got.Logits[at], want)
+			}
+		}
+		if want := set.LogSumExp(mine); !(math.Abs(got.LSE[row]-want) < 1e-5) {
+			t.Errorf("the log-sum-exp of row %d is %v, want %v", row, got.LSE[row], want)
+		}
+	}
+	if err := set.Close(); err != nil {
+		t.Error(err)
+	}
+}
