@@ -204,7 +204,7 @@ func TestTune_SaysWhatHelps(t *testing.T) {
 	rows := write("rows.jsonl", strings.Repeat(`{"prompt": "the colour is", "completion": " blue"}`+"\n", 4))
 	for _, out := range []string{run, filepath.Join(plain, "second")} {
 		_, stderr, code := runVerb(t, "", with(rows, "--out", out)...)
-		if code != 0 || !strings.Contains(stderr, "steps: 1, which is little; --epochs") || strings.Contains(stderr, "WARN") {
+		if code != 0 || !strings.Contains(stderr, "steps: 1, which is little; --epochs") || strings.Contains(stderr, "record of a run") {
 			t.Errorf("exit %d: %s", code, stderr)
 		}
 	}
