@@ -67,8 +67,8 @@ const longestDefault = 1024
 // Run encodes the data, prints the manifest and trains.
 func (c *tuneCmd) Run(e *verb.Env) error {
 	if c.Batch < 1 || c.Steps < 0 || !(c.Epochs > 0) || c.Rank < 1 {
-		return fault.Field("batch", "%d sequences, %v epochs, %d steps, rank %d: want positive numbers", c.Batch, c.Epochs,
-			c.Steps, c.Rank)
+		return fault.Field("batch", "%d sequences, %v epochs, %d steps, rank %d: want positive numbers", c.Batch,
+			c.Epochs, c.Steps, c.Rank)
 	}
 	f, err := model.Open(c.Model)
 	if err != nil {
@@ -125,8 +125,8 @@ func (c *tuneCmd) Run(e *verb.Env) error {
 		return err
 	}
 	if c.Steps == 0 && steps < fewSteps {
-		fmt.Fprintf(e.Stderr, "steps: %d, which is little; --epochs reads the data more often, and a smaller --batch than "+
-			"%d makes more steps of them\n", steps, c.Batch)
+		fmt.Fprintf(e.Stderr, "steps: %d, which is little; --epochs reads the data more often, and a smaller --batch "+
+			"than %d makes more steps of them\n", steps, c.Batch)
 	}
 	if err := c.write(manifest, data); err != nil {
 		return err

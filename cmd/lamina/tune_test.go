@@ -180,8 +180,8 @@ func TestTune_ModulesToSave(t *testing.T) {
 		"2048", "--max-tokens", "2")...)
 }
 
-// What a newcomer gets wrong is said in words that help: why rows cannot be used, that so few of them make few steps, and
-// which folder of a run is the adapter. A second run beside the first one's folder says nothing of it.
+// What a newcomer gets wrong is said in words that help: why rows cannot be used, that so few of them make few steps,
+// and which folder of a run is the adapter. A second run beside the first one's folder says nothing of it.
 func TestTune_SaysWhatHelps(t *testing.T) {
 	base, plain := sharedPath(t, "models", "tiny", "gpt2"), t.TempDir()
 	write := func(name, text string) string {
@@ -194,7 +194,8 @@ func TestTune_SaysWhatHelps(t *testing.T) {
 	}
 	run := filepath.Join(plain, "first")
 	with := func(data string, more ...string) []string {
-		return append([]string{"tune", "-m", base, "--sequence-len", "64", "--validation", "0.3", "--data", data}, more...)
+		args := []string{"tune", "-m", base, "--sequence-len", "64", "--validation", "0.3", "--data", data}
+		return append(args, more...)
 	}
 	chats := write("chats.jsonl", strings.Repeat(`{"messages": [{"role": "user", "content": "a"}, `+
 		`{"role": "assistant", "content": "b"}]}`+"\n", 3))
@@ -204,12 +205,15 @@ func TestTune_SaysWhatHelps(t *testing.T) {
 	rows := write("rows.jsonl", strings.Repeat(`{"prompt": "the colour is", "completion": " blue"}`+"\n", 4))
 	for _, out := range []string{run, filepath.Join(plain, "second")} {
 		_, stderr, code := runVerb(t, "", with(rows, "--out", out)...)
-		if code != 0 || !strings.Contains(stderr, "steps: 1, which is little; --epochs") || strings.Contains(stderr, "record of a run") {
+		if code != 0 || !strings.Contains(stderr, "steps: 1, which is little; --epochs") ||
+			strings.Contains(stderr, "record of a run") {
 			t.Errorf("exit %d: %s", code, stderr)
 		}
 	}
 	inside := filepath.Join(run, "adapter")
-	verbFails(t, 1, "is a run, and its adapter is "+inside, "", "eval", "loss", "-m", base, "--adapter", run, "--data", rows)
-	verbFails(t, 2, "lamina merge -m "+base+" --adapter "+inside+" out --type F32", "", "export", run, "out", "--type", "F32")
+	verbFails(t, 1, "is a run, and its adapter is "+inside, "", "eval", "loss", "-m", base, "--adapter", run, "--data",
+		rows)
+	verbFails(t, 2, "lamina merge -m "+base+" --adapter "+inside+" out --type F32", "", "export", run, "out", "--type",
+		"F32")
 	verbFails(t, 2, "empty.txt is empty", "", "eval", "perplexity", "-m", base, "--data", write("empty.txt", ""))
 }

@@ -13,10 +13,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// BenchmarkForward_MixedAdapters compares steps of one token for each of some sequences, and steps of prompts, of a base
-// alone with the same steps over the base and four adapters (ranks 8 and 16, on all matrices of the blocks). Steps
-// alternate, and the medians count. The model is the chat model, or the one that LAMINA_BENCH_MODEL names. The processor
-// time of one thread is nearly the same on a busy machine as on a calm one.
+// BenchmarkForward_MixedAdapters compares steps of one token for each of some sequences, and steps of prompts, of a
+// base alone with the same steps over the base and four adapters (ranks 8 and 16, on all matrices of the blocks).
+// Steps alternate, and the medians count. The model is the chat model, or the one that LAMINA_BENCH_MODEL names. The
+// processor time of one thread is nearly the same on a busy machine as on a calm one.
 func BenchmarkForward_MixedAdapters(b *testing.B) {
 	file := os.Getenv("LAMINA_BENCH_MODEL")
 	if file == "" {

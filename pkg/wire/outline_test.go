@@ -58,7 +58,8 @@ func TestOutline_RoundTrips(t *testing.T) {
 
 // FuzzOutline reads what a router may send.
 func FuzzOutline(f *testing.F) {
-	seed, err := proto.Marshal(&shardv1.LoadAdapterOpen{Modules: wire.Modules(outlined()), Saved: wire.Saved(outlined())})
+	o := outlined()
+	seed, err := proto.Marshal(&shardv1.LoadAdapterOpen{Modules: wire.Modules(o), Saved: wire.Saved(o)})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -74,8 +74,8 @@ func BenchmarkMesh_Adapters(b *testing.B) {
 			other, otherUsed := run(true, 11+2*i)
 			base, mixed, ratio = append(base, one), append(mixed, other), append(ratio, other/one)
 			used = append(used, oneUsed/otherUsed)
-			b.Logf("base %.0f tokens/s (%.2f s of processor), mixed %.0f tokens/s (%.2f s), %.3f (%.3f)", one, oneUsed, other,
-				otherUsed, other/one, oneUsed/otherUsed)
+			b.Logf("base %.0f tokens/s (%.2f s of processor), mixed %.0f tokens/s (%.2f s), %.3f (%.3f)", one, oneUsed,
+				other, otherUsed, other/one, oneUsed/otherUsed)
 		}
 		for name, list := range map[string][]float64{"base-tok/s": base, "mixed-tok/s": mixed, "ratio": ratio,
 			"processor-ratio": used} {
