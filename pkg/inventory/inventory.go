@@ -166,6 +166,9 @@ func hostOf(s Shard, models []plan.Model) plan.Host {
 		}
 	}
 	h.LayerMS, h.RowMS, h.LayerBytes = best.GetDecodeMs(), best.GetRowMs(), int64(best.GetLayerBytes())
+	if share := best.GetQuotaShare(); share > 0 && share < 1 && best.GetQuotaMs() > 0 && best.GetQuotaMs() <= mostMS {
+		h.QuotaShare, h.QuotaMS = share, best.GetQuotaMs()
+	}
 	if h.RowMS > 0 { // 0 stands for the default
 		h.RowMS = max(leastMS, h.RowMS)
 	}

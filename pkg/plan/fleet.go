@@ -20,6 +20,9 @@ type Host struct {
 	// RowMS is the time that a row takes through one layer as part of a chunk or of a large batch. It is
 	// less than LayerMS, because the rows share the reading of weights. 0 means a quarter of LayerMS.
 	RowMS float64
+	// QuotaShare is the share of each period of QuotaMS in which the host may compute, and LayerMS and RowMS are the
+	// times of one that computes all the time. 0 means that it may compute always.
+	QuotaShare, QuotaMS float64
 	// HopMS is the time that a frame takes to this host from the stage before, in one direction.
 	HopMS float64
 	// Mbps is the bandwidth of the link to this host, in megabits per second; 0 for no limit.

@@ -79,6 +79,8 @@ type node struct {
 	index  int     // of the host in the request
 	ms     float64 // time of one row through a layer of work 1
 	row    float64 // time of each further row
+	share  float64 // of a stage's time that it needs in any case, with a quota; else 1
+	saved  float64 // of a stage's time if it has waited before, with a quota
 	hop    float64 // time of an empty frame to this host
 	send   float64 // time of a row of the hidden state to this host; the first stage receives ids instead
 	room   int64   // bytes that are left
@@ -98,6 +100,10 @@ func (j *job) node(h *Host, index int, room int64, used int) node {
 		scale *= j.mean / float64(h.LayerBytes)
 	}
 	n.ms, n.row = n.ms*scale, n.row*scale
+	n.share = 1
+	if h.QuotaShare > 0 && h.QuotaShare < 1 {
+		n.share, n.saved = h.QuotaShare, h.QuotaMS*(1-h.QuotaShare)
+	}
 	if h.Mbps > 0 {
 		n.send = float64(m.HiddenBytes) * 8 / (h.Mbps * 1000)
 	}
@@ -119,10 +125,16 @@ func (o objective) cost(n *node, work float64, first bool) float64 {
 		send = 0
 	}
 	if o == total {
-		return n.hop + send + n.ms*work
+		return n.hop + send + rested(n.ms*work, n.share, n.saved)
 	}
 	return math.Max(n.batchMS()*work, batchRows*send)
 }
+
+// rested returns the time of a computation after a wait, such as that of a stage for the others. Without a wait, a host
+// with a quota of processor time would take ms for it. In the middle of some period it can use all of the period's
+// quota at once, and is then on average (1-share) of a period ahead of one that computes all the time. It cannot be
+// faster than without a quota, which is share of the time.
+func rested(ms, share, saved float64) float64 { return math.Max(share*ms, ms-saved) }
 
 // add combines the cost of a chain with that of one more stage.
 func (o objective) add(a, b float64) float64 {

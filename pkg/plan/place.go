@@ -342,7 +342,8 @@ func (p *placement) pipeline(m int, chain chainOf, positions int) Pipeline {
 	out := Pipeline{Model: model.Name, Digest: model.Digest, Class: chain.class, KVPositions: positions}
 	for _, c := range chain.cuts {
 		n := j.node(&p.r.Hosts[c.node], c.node, 0, 0)
-		s := Stage{Host: p.r.Hosts[c.node].ID, Lo: c.lo, Hi: c.hi, MS: n.ms * j.work(c.lo, c.hi), HopMS: n.hop}
+		s := Stage{Host: p.r.Hosts[c.node].ID, Lo: c.lo, Hi: c.hi, HopMS: n.hop,
+			MS: rested(n.ms*j.work(c.lo, c.hi), n.share, n.saved)}
 		s.Memory = j.memory(c.lo, c.hi) + int64(c.hi-c.lo)*model.KVBytes*int64(positions-model.KVPositions)
 		if c.lo > 0 {
 			s.HopMS += n.send

@@ -6,6 +6,10 @@ import "math"
 //
 //   - A stage computes b rows in (ms + (b-1)*row) * work, where an average layer has work 1.
 //
+//   - A stage of a lone stream waits for the others before each token, and for the client before the first chunk. On a
+//     host with a quota of processor time it is faster then (rested). Over many tokens it is not: a token takes no less
+//     time than the quota of any stage.
+//
 //   - A frame with b rows takes hop + b*send to a stage. The first stage is sent ids, which take no time.
 //
 //   - A token takes the sum over all stages, and router for the sampler and the way back.
@@ -20,14 +24,17 @@ type timing struct {
 	first  float64
 }
 
-type stageTime struct{ ms, row, work, hop, send float64 }
+type stageTime struct{ ms, row, work, hop, send, share, saved float64 }
+
+// rested is the time of a computation after a wait.
+func (s *stageTime) rested(ms float64) float64 { return rested(ms, s.share, s.saved) }
 
 func (p *placement) chain(m int, chain chainOf) *timing {
 	j := p.jobs[m]
 	t := &timing{head: j.head, router: p.r.RouterMS, first: p.r.FirstMS}
 	for _, c := range chain.cuts {
 		n := j.node(&p.r.Hosts[c.node], c.node, 0, 0)
-		s := stageTime{n.ms, n.row, j.works[c.hi] - j.works[c.lo], n.hop, n.send}
+		s := stageTime{n.ms, n.row, j.works[c.hi] - j.works[c.lo], n.hop, n.send, n.share, n.saved}
 		if c.lo == 0 {
 			s.send = 0
 		}
@@ -48,10 +55,11 @@ func (t *timing) batch(i int, rows float64) float64 {
 
 func (t *timing) predict(prompt int) Prediction {
 	out := Prediction{TokenMS: t.router, PromptTokens: prompt, FirstMS: t.first}
-	slow, slowHop, saturated := -1.0, -1.0, 0.0
+	slow, slowHop, saturated, least := -1.0, -1.0, 0.0, 0.0
 	for i, s := range t.stages {
 		hop, compute := s.hop+s.send, t.batch(i, 1)
-		out.TokenMS += hop + compute
+		out.TokenMS += hop + s.rested(compute)
+		least = math.Max(least, compute)
 		if hop > slowHop {
 			slowHop, out.SlowestHopped = hop, i
 		}
@@ -60,6 +68,7 @@ func (t *timing) predict(prompt int) Prediction {
 		}
 		saturated = math.Max(saturated, math.Max(t.batch(i, batchRows), batchRows*s.send))
 	}
+	out.TokenMS = math.Max(out.TokenMS, least)
 	out.TokensPerS = 1000 / out.TokenMS
 	out.SaturatedTPS = 1000 * batchRows / saturated
 	out.TTFTMS = t.firstToken(prompt)
@@ -69,14 +78,18 @@ func (t *timing) predict(prompt int) Prediction {
 // firstToken returns the time to the first token. Chunks of the prompt follow each other through the stages:
 // the first one takes its time in each stage, and each further one the time of the slowest stage.
 func (t *timing) firstToken(prompt int) float64 {
-	chunk := func(i, rows int) float64 {
-		s := &t.stages[i]
-		return s.send*float64(rows) + (s.ms+float64(rows-1)*s.row)*s.work
+	compute := func(i, rows int) float64 {
+		return (t.stages[i].ms + float64(rows-1)*t.stages[i].row) * t.stages[i].work
 	}
-	out := t.first + t.router + t.stages[len(t.stages)-1].ms*t.head
+	chunk := func(i, rows int) float64 { return t.stages[i].send*float64(rows) + compute(i, rows) }
+	out := t.first + t.router
 	first := min(prompt, chunkRows)
 	for i, s := range t.stages {
-		out += s.hop + chunk(i, first)
+		ms := compute(i, first)
+		if i == len(t.stages)-1 {
+			ms += s.ms * t.head
+		}
+		out += s.hop + s.send*float64(first) + s.rested(ms)
 	}
 	later := func(rows int) (slowest float64) {
 		for i := range t.stages {

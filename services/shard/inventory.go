@@ -31,6 +31,9 @@ type offer struct {
 type layerTime struct {
 	ms, row float64 // of a row alone, and of each further one
 	live    bool
+	// share of each period of processor time that the host may use, if the times are those of one that computes all the
+	// time; else 0.
+	share, period float64
 }
 
 // mean returns the average number of bytes that a row reads of a layer.
@@ -177,7 +180,7 @@ func (s *Service) inventory() *shardv1.Inventory {
 		out.Offers = append(out.Offers, e)
 		if t := s.layerTime(o); t.ms > 0 {
 			out.Times = append(out.Times, &shardv1.LayerTime{Digest: digest, LayerBytes: uint64(o.mean()),
-				DecodeMs: t.ms, RowMs: t.row, Live: t.live})
+				DecodeMs: t.ms, RowMs: t.row, Live: t.live, QuotaShare: t.share, QuotaMs: t.period})
 		}
 	}
 	for _, l := range s.loads {
@@ -196,7 +199,7 @@ func (s *Service) layerTime(o *offer) layerTime {
 			continue
 		}
 		work := o.work(h.stage.Range)
-		t.ms, t.live = max(leastMS, one.value/1000/work), true
+		t.ms, t.live, t.share, t.period = max(leastMS, one.value/1000/work), true, 0, 0
 		if further.n > 0 { // a batch may take no longer than a row, and 0 would stand for a default
 			t.row = max(leastMS, further.value/1000/work)
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -91,6 +92,7 @@ func (s *Service) measure(ctx context.Context, o *offer) (_ layerTime, err error
 	cache := kvcache.New(stage.CacheConfig((rows+kvcache.DefaultPageLen-1)/kvcache.DefaultPageLen), stage.Kernels())
 	seq := cache.NewSequence()
 	defer func() { seq.Free() }()
+	share := s.quotaShare()
 	pos, limit := 0, time.Now().Add(testLimit)
 	chunkRows, last := testChunk, rows
 	if stage.Spec.Bounded() {
@@ -124,10 +126,16 @@ func (s *Service) measure(ctx context.Context, o *offer) (_ layerTime, err error
 				b.Hidden[i] = float32(i%7)/7 - 0.5
 			}
 		}
-		start := time.Now()
+		start, used := time.Now(), cputime.Process()
 		_, err := stage.Forward(b)
 		pos += n
-		return time.Since(start), err
+		took := time.Since(start)
+		if share < 1 {
+			// Some rows run at full speed, and others stand still for most of a period. What a row takes in the long run
+			// is its processor time over the quota. That does not depend on what else the machine does, either.
+			took = time.Duration(float64(cputime.Process()-used) / s.cfg.Quota.Processors)
+		}
+		return took, err
 	}
 	var chunks, singles []time.Duration
 	for range testRounds {
@@ -153,7 +161,19 @@ func (s *Service) measure(ctx context.Context, o *offer) (_ layerTime, err error
 	work := o.work(span)
 	one, chunk := median(singles), slices.Min(chunks)
 	ms := func(d time.Duration) float64 { return max(leastMS, d.Seconds()*1000/work) }
-	return layerTime{ms: ms(one), row: ms(max(0, chunk-one) / time.Duration(max(1, chunkRows-1)))}, nil
+	out := layerTime{ms: ms(one), row: ms(max(0, chunk-one) / time.Duration(max(1, chunkRows-1)))}
+	if share < 1 {
+		out.share, out.period = share, s.cfg.Quota.Period.Seconds()*1000
+	}
+	return out, nil
+}
+
+// quotaShare returns the share of the time in which a quota lets all threads of the kernel set compute; 1 for always.
+func (s *Service) quotaShare() float64 {
+	if s.cfg.Quota.Processors <= 0 {
+		return 1
+	}
+	return min(1, s.cfg.Quota.Processors/float64(max(1, s.cfg.Threads)))
 }
 
 func median(d []time.Duration) time.Duration {

@@ -4,8 +4,11 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/internal/fixtures"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -34,6 +37,32 @@ func TestService_Measure_PassesOverAModelThatCannotBeComputed(t *testing.T) {
 	}
 	if times := r.describe().GetInventory().GetTimes(); len(times) != 2 {
 		t.Errorf("measured %v, want the times of two models", times)
+	}
+}
+
+// A shard with a quota of processor time says so with the times of its test, which are those of its processor time. One
+// whose threads cannot use up the quota has none.
+func TestService_Measure_WithAQuota(t *testing.T) {
+	files, err := model.Open(fixtures.Path(t, "models/tiny/llama"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = files.Close() })
+	for processors, share := range map[float64]float64{0: 0, 0.25: 0.25, 1: 0, 3: 0} {
+		s := shard.New(shard.Config{Kernels: ref.New[float32](), Log: slog.New(slog.DiscardHandler), Assignable: true,
+			Threads: 1, Quota: cputime.Quota{Processors: processors, Period: 100 * time.Millisecond}})
+		s.Offer("a model", "sha256:a", files)
+		if err := s.Measure(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := s.Describe(t.Context(), &shardv1.DescribeRequest{})
+		if err != nil || len(resp.GetInventory().GetTimes()) != 1 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		got := resp.GetInventory().GetTimes()[0]
+		if got.GetQuotaShare() != share || (got.GetQuotaMs() == 100) != (share > 0) || got.GetDecodeMs() <= 0 {
+			t.Errorf("%v processors: the times are %v", processors, got)
+		}
 	}
 }
 

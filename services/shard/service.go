@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -63,6 +64,8 @@ type Config struct {
 	Memory int64
 	// Zone says where the host is.
 	Zone string
+	// Quota is the processor time that the shard may use.
+	Quota cputime.Quota
 }
 
 const (

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
@@ -227,6 +229,8 @@ func (p *process) buildShards() error {
 		}
 		if set.kernels.Set != nil {
 			c.Kernels, c.Threads = set.kernels.Set, set.kernels.Threads
+		} else if set.auto != nil { // the processors compute
+			c.Quota = cputime.ReadQuota(os.DirFS("/"))
 		}
 		if set.auto != nil {
 			var err error

@@ -1066,7 +1066,13 @@ type LayerTime struct {
 	// Milliseconds of each further row that is computed together with it.
 	RowMs float64 `protobuf:"fixed64,4,opt,name=row_ms,json=rowMs,proto3" json:"row_ms,omitempty"`
 	// Whether they come from batches of requests. Otherwise they come from the test at the start.
-	Live          bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	Live bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	// The share of each period of quota_ms milliseconds in which the host may compute, if it has a quota of processor time:
+	// more than 0 and less than 1. The times are then those of a host that computes all the time. One that has waited
+	// has its quota of a period left. 0 if there is no quota, or the times are live ones, which show what it does.
+	QuotaShare float64 `protobuf:"fixed64,6,opt,name=quota_share,json=quotaShare,proto3" json:"quota_share,omitempty"`
+	// That period.
+	QuotaMs       float64 `protobuf:"fixed64,7,opt,name=quota_ms,json=quotaMs,proto3" json:"quota_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,6 +1140,20 @@ func (x *LayerTime) GetLive() bool {
 		return x.Live
 	}
 	return false
+}
+
+func (x *LayerTime) GetQuotaShare() float64 {
+	if x != nil {
+		return x.QuotaShare
+	}
+	return 0
+}
+
+func (x *LayerTime) GetQuotaMs() float64 {
+	if x != nil {
+		return x.QuotaMs
+	}
+	return 0
 }
 
 // Offer describes a model whose files a shard has.
@@ -9200,14 +9220,17 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\f_utilisationB\n" +
 	"\n" +
 	"\b_celsiusB\b\n" +
-	"\x06_watts\"\x8c\x01\n" +
+	"\x06_watts\"\xc8\x01\n" +
 	"\tLayerTime\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1f\n" +
 	"\vlayer_bytes\x18\x02 \x01(\x04R\n" +
 	"layerBytes\x12\x1b\n" +
 	"\tdecode_ms\x18\x03 \x01(\x01R\bdecodeMs\x12\x15\n" +
 	"\x06row_ms\x18\x04 \x01(\x01R\x05rowMs\x12\x12\n" +
-	"\x04live\x18\x05 \x01(\bR\x04live\"\xc3\x02\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\x12\x1f\n" +
+	"\vquota_share\x18\x06 \x01(\x01R\n" +
+	"quotaShare\x12\x19\n" +
+	"\bquota_ms\x18\a \x01(\x01R\aquotaMs\"\xc3\x02\n" +
 	"\x05Offer\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
