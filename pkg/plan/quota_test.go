@@ -61,7 +61,8 @@ func TestPredict_QuotasOfProcessorTime(t *testing.T) {
 			hosts = append(hosts, h)
 			machines[id] = &throttled{share: share, period: period, ends: period * random.Float64()}
 		}
-		p, err := plan.Place(plan.Request{Hosts: hosts, Models: []plan.Model{model}, Prompt: prompt, RouterMS: 0.3, Goal: plan.Latency})
+		p, err := plan.Place(plan.Request{Hosts: hosts, Models: []plan.Model{model}, Prompt: prompt, RouterMS: 0.3,
+			Goal: plan.Latency})
 		if err != nil || len(p.Pipelines) != 1 {
 			t.Fatalf("seed %d: %v, %v", seed, p, err)
 		}

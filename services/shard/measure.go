@@ -131,8 +131,8 @@ func (s *Service) measure(ctx context.Context, o *offer) (_ layerTime, err error
 		pos += n
 		took := time.Since(start)
 		if share < 1 {
-			// Some rows run at full speed, and others stand still for most of a period. What a row takes in the long run
-			// is its processor time over the quota. That does not depend on what else the machine does, either.
+			// Some rows run at full speed, and others stand still for most of a period. What a row takes in the long
+			// run is its processor time over the quota. That does not depend on what else the machine does, either.
 			took = time.Duration(float64(cputime.Process()-used) / s.cfg.Quota.Processors)
 		}
 		return took, err
