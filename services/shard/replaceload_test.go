@@ -106,8 +106,8 @@ func TestService_LoadsThatReplaceTheSameSpan(t *testing.T) {
 	}
 }
 
-// TestService_ALoadThatFailsLeavesTheOldSpan lets loads in place of a span fail after all has been read. Where both have
-// room beside the old cache the old span serves on; where the cache had to go first, the span is taken back.
+// TestService_ALoadThatFailsLeavesTheOldSpan lets loads in place of a span fail after all has been read. Where both
+// have room beside the old cache the old span serves on; where the cache had to go first, the span is taken back.
 func TestService_ALoadThatFailsLeavesTheOldSpan(t *testing.T) {
 	for name, tc := range map[string]struct {
 		next  model.Range
@@ -150,7 +150,8 @@ func TestService_ALoadThatFailsLeavesTheOldSpan(t *testing.T) {
 			if (h != nil) != tc.back || tc.back && (h != r.h) != tc.taken {
 				t.Errorf("the old span is %p, before it was %p", h, r.h)
 			}
-			if h != nil && (h.unloaded || !h.assigned || h.weightBytes != r.h.weightBytes || h.kvBytes(r.o) != r.cache) {
+			if h != nil && (h.unloaded || !h.assigned || h.weightBytes != r.h.weightBytes ||
+				h.kvBytes(r.o) != r.cache) {
 				t.Errorf("the span that is back: assigned %v, %d bytes", h.assigned, h.weightBytes)
 			}
 			if now, _ := s.used(); tc.back && now != all {
