@@ -1,9 +1,12 @@
 package model_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -52,5 +55,13 @@ func TestOpen_GenerationConfigIDs(t *testing.T) {
 	}
 	if _, err := model.Open(dir); err == nil {
 		t.Error("a torn generation_config.json is accepted")
+	}
+}
+
+// TestOpen_AFolderWithoutAModel says what a folder of a model has.
+func TestOpen_AFolderWithoutAModel(t *testing.T) {
+	_, err := model.Open(t.TempDir())
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "want a GGUF file, or a folder") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -2,7 +2,9 @@ package model
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +32,9 @@ func Open(path string) (*Files, error) {
 		return openGGUF(path)
 	}
 	text, err := os.ReadFile(filepath.Join(path, "config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open model: want a GGUF file, or a folder as of Hugging Face: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
