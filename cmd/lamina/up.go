@@ -74,18 +74,18 @@ type upCmd struct {
 
 // Run serves until interrupted.
 func (c *upCmd) Run(e *verb.Env) error {
-	if c.Model == "" {
-		var err error
-		if c.Model, err = bundledModel(); err != nil {
-			return err
-		}
-	}
 	if err := inBounds([]bound{{"stages", c.Stages, 1, maxReplicas}, {"replicas", c.Replicas, 1, maxReplicas},
 		{"kv-positions", c.KVPositions, 0, maxPositions}}...); err != nil {
 		return err
 	}
 	if err := c.checkScheduling(); err != nil {
 		return err
+	}
+	if c.Model == "" {
+		var err error
+		if c.Model, err = bundledModel(); err != nil {
+			return err
+		}
 	}
 	speculation, err := c.speculation(c.Draft)
 	if err != nil {
