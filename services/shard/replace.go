@@ -81,8 +81,8 @@ func (s *Service) loadSpan(
 	early := s.cfg.Memory > 0 && all-l.kv > s.cfg.Memory
 	s.mu.Unlock()
 	if early {
-		if err := s.makeRoom(l); err != nil {
-			return nil, false, err
+		if room, err := s.makeRoom(l); err != nil {
+			return nil, room, err
 		}
 	}
 	stage, err := model.LoadBeside(o.files, l.span, s.cfg.Kernels,
@@ -91,8 +91,8 @@ func (s *Service) loadSpan(
 		return nil, early, fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", l.span, o.name)
 	}
 	if !early {
-		if err := s.makeRoom(l); err != nil {
-			return nil, false, err
+		if room, err := s.makeRoom(l); err != nil {
+			return nil, room, err
 		}
 	}
 	h = s.newHeld(o.name, o.digest, stage, pages)
@@ -129,12 +129,13 @@ func (s *Service) takeBack(l *load) {
 }
 
 // makeRoom unloads the spans that a load replaces, waits until their KV caches are free, and reserves what it counts on
-// of them. If no placer waits for the load any more, they stay: another placer may want them.
-func (s *Service) makeRoom(l *load) error {
+// of them. If no placer waits for the load any more, they stay: another placer may want them. room reports whether they
+// are unloaded.
+func (s *Service) makeRoom(l *load) (room bool, err error) {
 	s.mu.Lock()
 	if len(l.replaced) > 0 && l.waiting == 0 {
 		s.mu.Unlock()
-		return l.abandoned()
+		return false, l.abandoned()
 	}
 	for _, h := range l.replaced {
 		if !s.closed && slices.Contains(s.held, h) {
@@ -146,10 +147,10 @@ func (s *Service) makeRoom(l *load) error {
 		select {
 		case <-h.gone:
 		case <-s.ctx.Done():
-			return fault.New(fault.Unavailable, "assign layers %v of %s: the shard is stopping", l.span, h.name)
+			return false, fault.New(fault.Unavailable, "assign layers %v of %s: the shard is stopping", l.span, h.name)
 		}
 	}
-	return s.reserveLater(l.room)
+	return true, s.reserveLater(l.room)
 }
 
 // kept returns the spans whose weights are only kept for loads that replace them. The caller holds mu.

@@ -10,7 +10,10 @@ import (
 	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cuda/driver/twin"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
@@ -26,19 +29,24 @@ type replaceRig struct {
 
 func newReplaceRig(t *testing.T) *replaceRig {
 	t.Helper()
+	set := cpu.New(1)
+	t.Cleanup(set.Close) // after what follows
+	return newReplaceRigOn(t, set, 1<<40)
+}
+
+func newReplaceRigOn(t *testing.T, set kernel.Set[float32], memory int64) *replaceRig {
+	t.Helper()
 	files, err := model.Open(fixtures.Path(t, "models/stories260K/stories260K-f32.gguf"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := cpu.New(1)
-	s := New(Config{Kernels: set, KVPositions: 64, ID: "shard", Assignable: true, Memory: 1 << 40})
+	s := New(Config{Kernels: set, KVPositions: 64, ID: "shard", Assignable: true, Memory: memory})
 	t.Cleanup(func() {
 		for _, err := range []error{s.Close(), files.Close()} {
 			if err != nil {
 				t.Error(err)
 			}
 		}
-		set.Close()
 	})
 	s.Offer("stories", "digest", files)
 	if err := s.Hold("stories", "digest", files, model.Range{Lo: 3, Hi: 5}); err != nil {
@@ -97,11 +105,11 @@ func TestService_LoadsThatReplaceTheSameSpan(t *testing.T) {
 	if fault.CodeOf(err) != fault.Exhausted {
 		t.Errorf("a second load in place of the same span: %v", err)
 	}
-	if err := s.makeRoom(first); fault.CodeOf(err) != fault.Aborted || s.holds("digest", old) == nil {
+	if _, err := s.makeRoom(first); fault.CodeOf(err) != fault.Aborted || s.holds("digest", old) == nil {
 		t.Errorf("a load for which no placer waits: %v, and the old span is %v", err, s.holds("digest", old))
 	}
 	first.waiting = 1
-	if err := s.makeRoom(first); err != nil || s.holds("digest", old) != nil {
+	if _, err := s.makeRoom(first); err != nil || s.holds("digest", old) != nil {
 		t.Errorf("a load for which a placer waits: %v, and the old span is %v", err, s.holds("digest", old))
 	}
 }
@@ -180,5 +188,34 @@ func TestService_ALoadInPlaceOfOthersEndsWithItsPlacer(t *testing.T) {
 	}
 	if got, want := len(g.read), len(r.files.Span(l.span, r.h.stage.Range)); got >= want {
 		t.Errorf("%d of %d tensors were read", got, want)
+	}
+}
+
+// TestService_AGPUTakesTheOldSpanBackWithoutRoomForTheNewOne has something else take the memory of a GPU that the old
+// span has freed for the new one.
+func TestService_AGPUTakesTheOldSpanBackWithoutRoomForTheNewOne(t *testing.T) {
+	set, err := cuda.Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), cuda.Config{KV: kernel.KVAuto})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r := newReplaceRigOn(t, set, 0)
+	s, old := r.s, r.h.stage.Range
+	before := set.Device().Reserved
+	l := &load{digest: "digest", span: model.Range{Lo: 4, Hi: 5}, replaced: []*held{r.h}, waiting: 1,
+		room: &room{kv: 1 << 50, later: 1 << 50}} // no GPU has it
+	_, room, err := s.loadSpan(l, r.o, []*model.Stage[float32]{r.h.stage}, 1, nil)
+	if fault.CodeOf(err) != fault.Exhausted || !room || s.holds("digest", old) != nil {
+		t.Fatalf("the load ends with %v, the old span is unloaded: %v", err, room)
+	}
+	s.mu.Lock()
+	s.takeBack(l)
+	s.mu.Unlock()
+	if s.holds("digest", old) == nil || set.Device().Reserved != before {
+		t.Errorf("the old span is %v, %d bytes are reserved, %d before", s.holds("digest", old), set.Device().Reserved, before)
 	}
 }
