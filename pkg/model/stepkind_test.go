@@ -57,8 +57,8 @@ func TestStep_KindsEndWithTheirMemory(t *testing.T) {
 	var last [2]any
 	for i := range last {
 		for range 5 { // the memory grows, and then holds a pass
-			_, err := stage.Forward(&model.Batch[float32]{IDs: []int32{5}, Entries: []model.Entry[float32]{{Seq: seq, Rows: 1,
-				Pos: seq.Len()}}})
+			_, err := stage.Forward(&model.Batch[float32]{IDs: []int32{5},
+				Entries: []model.Entry[float32]{{Seq: seq, Rows: 1, Pos: seq.Len()}}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -109,8 +109,7 @@ func (k *keptRows) slot(slot, v int) kernel.Buffer[float32] { return k.rows[(slo
 func (h *held) keptRow(pipeline string, out *samplerv1.Row) (row []float32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	name := string(out.GetSession())
-	s := h.sessions[name]
+	s := h.sessions[string(out.GetSession())]
 	if s == nil || s.pipeline != pipeline || s.rowPos != out.GetPosition() {
 		return nil
 	}
@@ -125,7 +124,8 @@ func (h *held) keptRow(pipeline string, out *samplerv1.Row) (row []float32) {
 		defer h.mu.Lock() // also if the device is lost, for which Host panics
 		row = h.kept.memory.Host(h.kept.slot(slot, h.stage.Spec.Vocab))
 	}()
-	if h.sessions[name] == s && s.slot == 0 && len(s.row) == 0 && s.rowPos == out.GetPosition() {
+	same := h.sessions[string(out.GetSession())] == s
+	if same && s.slot == 0 && len(s.row) == 0 && s.rowPos == out.GetPosition() {
 		s.slot = slot
 	} else {
 		h.kept.free = append(h.kept.free, slot)

@@ -216,6 +216,7 @@ func TestService_AGPUTakesTheOldSpanBackWithoutRoomForTheNewOne(t *testing.T) {
 	s.takeBack(l)
 	s.mu.Unlock()
 	if s.holds("digest", old) == nil || set.Device().Reserved != before {
-		t.Errorf("the old span is %v, %d bytes are reserved, %d before", s.holds("digest", old), set.Device().Reserved, before)
+		t.Errorf("the old span is %v, %d bytes are reserved, %d before", s.holds("digest", old),
+			set.Device().Reserved, before)
 	}
 }

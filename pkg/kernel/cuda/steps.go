@@ -16,8 +16,8 @@ import (
 // those tables alone: pages, positions, sines and cosines. A graph is not used if anything that it reads has moved.
 //
 // A graph holds launches and copies within the device. An operation that allocates, or that copies between host and
-// device, is refused; a step that has one is launched kernel by kernel, as is every step of its kind after it. So is one
-// of which the driver makes no graph.
+// device, is refused; a step that has one is launched kernel by kernel, as is every step of its kind after it. So is a
+// step of which the driver makes no graph.
 
 const (
 	stepRows   = 64 // rows of a step, at most

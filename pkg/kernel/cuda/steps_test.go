@@ -116,7 +116,8 @@ func (d ungraphedDevice) EndCapture(s driver.Stream) (driver.Graph, error) {
 	if err == nil {
 		err = d.FreeGraph(g)
 	}
-	return 0, errors.Join(err, &driver.CallError{Call: "cuGraphInstantiate", Code: 801, Name: "CUDA_ERROR_NOT_SUPPORTED"})
+	return 0, errors.Join(err, &driver.CallError{Call: "cuGraphInstantiate", Code: 801,
+		Name: "CUDA_ERROR_NOT_SUPPORTED"})
 }
 
 // Steps run kernel by kernel on a driver that refuses to make a graph, and the device stays whole.
