@@ -116,13 +116,14 @@ func TestAdapters_FromARunToARouterAndBack(t *testing.T) {
 		"train": verbOK(t, "", append(repeat, "--format", "json")...),
 		"tune":  tune("again", "1", "--publish", addr, "--publish-as", "x", "--format", "json"),
 	} {
-		if state, digest, failure := publishedAs(stdout); state != "RUN_STATE_DONE" || digest != first || failure != "" {
+		state, digest, failure := publishedAs(stdout)
+		if state != "RUN_STATE_DONE" || digest != first || failure != "" {
 			t.Errorf("%s prints %s", name, stdout)
 		}
 	}
 	// A router that cannot be reached costs the publication, and the run is done.
-	stdout, stderr, code := runVerb(t, "", "tune", "--model", base, "--data", data, "--out", filepath.Join(dir, "alone"),
-		"--rank", "2", "--steps", "1", "--batch", "2", "--sequence-len", "32", "--show", "0", "--format", "json",
+	stdout, stderr, code := runVerb(t, "", "tune", "--model", base, "--data", data,
+		"--out", filepath.Join(dir, "alone"), "--rank", "2", "--steps", "1", "--batch", "2", "--sequence-len", "32", "--show", "0", "--format", "json",
 		"--publish", "127.0.0.1:1", "--publish-as", "x")
 	if state, digest, failure := publishedAs(stdout); code == 0 || state != "RUN_STATE_DONE" || digest != "" ||
 		failure == "" || !strings.Contains(stderr, "127.0.0.1:1") {

@@ -68,7 +68,8 @@ func shown(text string) []string {
 	for _, line := range lines {
 		line, _, _ = strings.Cut(line, "  #") // a comment
 		line, _, _ = strings.Cut(line, " # ")
-		for part := range strings.SplitSeq(strings.NewReplacer("&&", "\n", "| ", "\n", ";", "\n", "$(", "\n").Replace(line), "\n") {
+		line = strings.NewReplacer("&&", "\n", "| ", "\n", ";", "\n", "$(", "\n").Replace(line)
+		for part := range strings.SplitSeq(line, "\n") {
 			part = strings.TrimPrefix(strings.TrimSpace(part), "$ ")
 			part = strings.TrimPrefix(strings.TrimPrefix(part, "./"), "bin/")
 			if rest, ok := strings.CutPrefix(part, "lamina "); ok {

@@ -50,8 +50,9 @@ type Sight struct {
 	Requests int
 	// Rows is the number of rows that its shards have computed. It grows when the model is used.
 	Rows uint64
-	// Failures is the number of tries in a row to open or probe a pipeline that have failed. Losses is that of all failed
-	// tries and lost pipelines so far, without those that the loss of a host explains. Reason is that of the last one.
+	// Failures is the number of tries in a row to open or probe a pipeline that have failed. Losses is that of all
+	// failed tries and lost pipelines so far, without those that the loss of a host explains. Reason is that of the
+	// last one.
 	Failures, Losses int
 	Reason           string
 }

@@ -46,9 +46,9 @@ func TestHeartbeat_LostOnceAndBackWhenQuick(t *testing.T) {
 }
 
 // TestLateness_SilenceOnABusyMachine simulates a placer and a host on a machine that wakes processes up late, by up to
-// a time. The host answers each probe after it and the placer were woken some times. It is lost with the usual limit on a
-// machine that has too much to do, and not with that of lateness; and one that has frozen is lost as soon as ever on a
-// machine that has not.
+// a time. The host answers each probe after it and the placer were woken some times. It is lost with the usual limit on
+// a machine that has too much to do, and not with that of lateness; and one that has frozen is lost as soon as ever on
+// a machine that has not.
 func TestLateness_SilenceOnABusyMachine(t *testing.T) {
 	for _, tc := range []struct {
 		late    time.Duration // at most

@@ -169,8 +169,8 @@ func TestService_ALoadThatFailsLeavesTheOldSpan(t *testing.T) {
 	}
 }
 
-// TestService_ALoadInPlaceOfOthersEndsWithItsPlacer gives up a replacement while it reads: nobody waits for it any more,
-// since the plan wants the old span again.
+// TestService_ALoadInPlaceOfOthersEndsWithItsPlacer gives up a replacement while it reads: nobody waits for it any
+// more, since the plan wants the old span again.
 func TestService_ALoadInPlaceOfOthersEndsWithItsPlacer(t *testing.T) {
 	r := newReplaceRig(t)
 	g := r.hold()
