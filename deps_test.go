@@ -202,7 +202,7 @@ func TestPrograms_AreLaminaAndExamples(t *testing.T) {
 			}
 			if parsed.Name.Name == "main" && p.path() != "cmd/lamina" && !under(p.path(), "examples") &&
 				!under(p.path(), "tests") {
-				t.Errorf("%s is package main: cmd/lamina, examples and what tests build are the only programs", p.path())
+				t.Errorf("%s is package main: want cmd/lamina, an example or what a test builds", p.path())
 			}
 		}
 	}

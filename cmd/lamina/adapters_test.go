@@ -123,8 +123,8 @@ func TestAdapters_FromARunToARouterAndBack(t *testing.T) {
 	}
 	// A router that cannot be reached costs the publication, and the run is done.
 	stdout, stderr, code := runVerb(t, "", "tune", "--model", base, "--data", data,
-		"--out", filepath.Join(dir, "alone"), "--rank", "2", "--steps", "1", "--batch", "2", "--sequence-len", "32", "--show", "0", "--format", "json",
-		"--publish", "127.0.0.1:1", "--publish-as", "x")
+		"--out", filepath.Join(dir, "alone"), "--rank", "2", "--steps", "1", "--batch", "2", "--sequence-len", "32",
+		"--show", "0", "--format", "json", "--publish", "127.0.0.1:1", "--publish-as", "x")
 	if state, digest, failure := publishedAs(stdout); code == 0 || state != "RUN_STATE_DONE" || digest != "" ||
 		failure == "" || !strings.Contains(stderr, "127.0.0.1:1") {
 		t.Errorf("exit %d, %s: %s", code, stderr, stdout)
