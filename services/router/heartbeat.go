@@ -16,6 +16,11 @@ const (
 	deadAfter   = 2                      // probes in a row that find nobody
 	backAfter   = 2                      // quick answers in a row
 	backSlow    = 60                     // answers in a row
+
+	ownTick   = 100 * time.Millisecond // between two looks at how late this process is itself
+	ownKept   = 0.98                   // of the worst lateness after each tick without another
+	ownFactor = 6                      // processes have to be woken so often for a question and its answer
+	ownMost   = 10 * time.Second       // by which lateness can lengthen the limit
 )
 
 // errSilent ends a probe that is not answered.
@@ -29,7 +34,6 @@ var errSilent = errors.New("the host has not answered in time")
 // is lost once, and does not come and go with each probe. One that is slow for good comes back after a minute or so of
 // answers within the limit: there may be no other host for its layers.
 type heartbeat struct {
-	limit time.Duration
 	known bool // it has answered
 	lost  bool
 	fails int // probes in a row that found nobody
@@ -39,14 +43,14 @@ type heartbeat struct {
 
 func (b *heartbeat) alive() bool { return b.known && !b.lost }
 
-// answered takes an answer that came after a time.
-func (b *heartbeat) answered(took time.Duration) {
+// answered takes an answer that came after a time, of a probe with a limit.
+func (b *heartbeat) answered(took, limit time.Duration) {
 	b.known, b.fails = true, 0
 	if !b.lost {
 		return
 	}
 	b.slow++
-	if b.quick++; took > b.limit/2 {
+	if b.quick++; took > limit/2 {
 		b.quick = 0
 	}
 	if b.quick >= backAfter || b.slow >= backSlow {
@@ -62,6 +66,40 @@ func (b *heartbeat) refused() {
 
 // silent takes a probe that was not answered within the limit.
 func (b *heartbeat) silent() { b.lost, b.quick, b.slow = true, 0, 0 }
+
+// lateness is how late this process wakes up. On a machine that has too much to do it is late itself, and so is every
+// process on it, and the way there and back: then silence for the usual time proves nothing. So probes get as much more
+// time as that of several such delays. It has no clock.
+type lateness struct {
+	worst time.Duration // of late, fading with each tick
+}
+
+// ticked takes how late a tick came.
+func (l *lateness) ticked(late time.Duration) {
+	l.worst = max(min(late, ownMost/ownFactor), time.Duration(float64(l.worst)*ownKept))
+}
+
+// limit returns how long a host may take to answer for which a time suffices on a machine that has nothing else to do.
+func (l *lateness) limit(calm time.Duration) time.Duration { return calm + ownFactor*l.worst }
+
+// watchLateness measures how late this process wakes up, until ctx ends.
+func (p *placer) watchLateness(ctx context.Context) {
+	timer := time.NewTimer(ownTick)
+	defer timer.Stop()
+	for {
+		begin := time.Now()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		took := time.Since(begin)
+		timer.Reset(ownTick)
+		p.mu.Lock()
+		p.late.ticked(max(0, took-ownTick))
+		p.mu.Unlock()
+	}
+}
 
 // waitOut waits for a limit or the end of ctx. It waits in steps and counts a step that lasted much longer as a step: a
 // process that was stopped meanwhile, and has its answers still in its sockets, has not waited for that time.
@@ -91,16 +129,19 @@ func counted(step, took time.Duration) time.Duration {
 // ask describes a host, and wakes the leader if that shows that the host is lost or back.
 func (p *placer) ask(ctx context.Context, id string, h *placed) {
 	limited, cancel := context.WithCancelCause(ctx)
-	var limit sync.WaitGroup
-	limit.Go(func() {
-		waitOut(limited, p.cfg.Silent)
+	p.mu.Lock()
+	limit := p.late.limit(p.cfg.Silent)
+	p.mu.Unlock()
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		waitOut(limited, limit)
 		cancel(errSilent)
 	})
 	begin := time.Now()
 	resp, err := p.s.askShard(limited, h.addr)
 	took, silent := time.Since(begin), errors.Is(context.Cause(limited), errSilent)
 	cancel(nil)
-	limit.Wait()
+	wait.Wait()
 	if err == nil {
 		p.s.redescribe(id, h.addr, resp)
 	}
@@ -111,7 +152,7 @@ func (p *placer) ask(ctx context.Context, id string, h *placed) {
 	switch {
 	case err == nil:
 		h.desc = resp
-		h.beat.answered(took)
+		h.beat.answered(took, limit)
 	case ctx.Err() != nil:
 		return
 	case silent:

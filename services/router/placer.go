@@ -26,8 +26,8 @@ type Placement struct {
 	Keeper plan.KeeperConfig
 	// KVLeast and KVMost are the positions of the KV caches, as in plan.Model.
 	KVLeast, KVMost int
-	// Silent is how long a host may take to answer a probe before its layers are placed elsewhere; 0 means 1.4 s. A
-	// host that cannot be reached is given up after two tries.
+	// Silent is how long a host may take to answer a probe before its layers are placed elsewhere; 0 means 1.4 s. It is
+	// more while this process wakes up late itself. A host that cannot be reached is given up after two tries.
 	Silent time.Duration
 	// Settle is how long the set of hosts has to be the same before the first plan; 0 means 1 s.
 	Settle time.Duration
@@ -85,6 +85,7 @@ type placer struct {
 	mu      sync.Mutex
 	doc     *plan.Document // the newest that was read or written; nil before the first one
 	leading bool
+	late    lateness           // of this process
 	hosts   map[string]*placed // assignable shards by id
 	left    []plan.LeftOut     // shards that cannot be hosts
 	stirred time.Time          // when the set of living hosts last changed
@@ -258,6 +259,7 @@ func (p *placer) lead(ctx context.Context, lease discovery.Lease) error {
 		return err
 	}
 	p.s.log.Info("this router places layers", "fence", l.fence, "plan", l.doc.Version)
+	wg.Go(func() { p.watchLateness(ctx) })
 	tick := time.NewTicker(placeEvery)
 	defer tick.Stop()
 	for {
@@ -305,7 +307,7 @@ func (p *placer) probe(ctx context.Context, wg *sync.WaitGroup) {
 	for id, addr := range listed {
 		h := p.hosts[id]
 		if h == nil {
-			h = &placed{addr: addr, beat: heartbeat{limit: p.cfg.Silent}}
+			h = &placed{addr: addr}
 			p.hosts[id] = h
 		}
 		if !h.asking {

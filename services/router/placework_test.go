@@ -108,7 +108,7 @@ func (h *fullHost) lead(t *testing.T) *leader {
 	s := New(Config{Dialer: dialer, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	desc, _ := h.Describe(ctx, nil)
 	p := newPlacer(s, Placement{})
-	p.hosts["host"] = &placed{addr: "mem:host", desc: desc, beat: heartbeat{limit: time.Second, known: true}}
+	p.hosts["host"] = &placed{addr: "mem:host", desc: desc, beat: heartbeat{known: true}}
 	chain := plan.Pipeline{Digest: "a", Stages: []plan.Stage{{Host: "host", Lo: 1, Hi: 3}}}
 	doc := &plan.Document{Plan: plan.Plan{Pipelines: []plan.Pipeline{chain}}}
 	return &leader{placer: p, work: &sync.WaitGroup{}, doc: doc}
