@@ -107,20 +107,26 @@ func (m *Memory) list(service string) []Instance {
 	return out
 }
 
-// Watch sends the instances of a service, now and after each change.
-func (m *Memory) Watch(ctx context.Context, service string) (<-chan []Instance, error) {
-	ch := make(chan []Instance, 1)
+// subscribe adds a channel for what changes under a key, and sends what is there now. It closes the channel, and
+// forgets it, when ctx ends.
+func subscribe[T any](ctx context.Context, m *Memory, channels map[chan T]string, key string, now func() T) <-chan T {
+	ch := make(chan T, 1)
 	m.mu.Lock()
-	m.watchers[ch] = service
-	Offer(ch, m.list(service))
-	m.mu.Unlock()
+	defer m.mu.Unlock()
+	channels[ch] = key
+	Offer(ch, now())
 	context.AfterFunc(ctx, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		delete(m.watchers, ch)
+		delete(channels, ch)
 		close(ch)
 	})
-	return ch, nil
+	return ch
+}
+
+// Watch sends the instances of a service, now and after each change.
+func (m *Memory) Watch(ctx context.Context, service string) (<-chan []Instance, error) {
+	return subscribe(ctx, m, m.watchers, service, func() []Instance { return m.list(service) }), nil
 }
 
 // Lock waits for the lock of a key.
@@ -208,18 +214,7 @@ func (m *Memory) Follow(ctx context.Context, key string) (<-chan Entry, error) {
 	if err := CheckEntry(key, nil); err != nil {
 		return nil, err
 	}
-	ch := make(chan Entry, 1)
-	m.mu.Lock()
-	m.followers[ch] = key
-	Offer(ch, m.entry(key))
-	m.mu.Unlock()
-	context.AfterFunc(ctx, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.followers, ch)
-		close(ch)
-	})
-	return ch, nil
+	return subscribe(ctx, m, m.followers, key, func() Entry { return m.entry(key) }), nil
 }
 
 // Post puts up a document. It stays until it is withdrawn: the members of one process end together.
@@ -270,18 +265,7 @@ func (m *Memory) Posts(ctx context.Context, prefix string) (<-chan map[string][]
 	if err := CheckEntry(prefix, nil); err != nil {
 		return nil, err
 	}
-	ch := make(chan map[string][]byte, 1)
-	m.mu.Lock()
-	m.readers[ch] = prefix
-	Offer(ch, m.posted(prefix))
-	m.mu.Unlock()
-	context.AfterFunc(ctx, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.readers, ch)
-		close(ch)
-	})
-	return ch, nil
+	return subscribe(ctx, m, m.readers, prefix, func() map[string][]byte { return m.posted(prefix) }), nil
 }
 
 // Members returns all instances.
