@@ -90,11 +90,14 @@ func (s *fakeShard) strike(at int, fault func()) {
 
 // freeze makes the shard silent from a batch on: it gives no answer and no error.
 func (s *fakeShard) freeze(at int) {
-	s.strike(at, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.silent = true
-	})
+	s.strike(at, s.mute)
+}
+
+// mute makes the shard silent from the batch that it computes on.
+func (s *fakeShard) mute() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silent = true
 }
 
 // count counts a batch and runs the fault that is due.

@@ -206,7 +206,11 @@ func TestService_Budget_LostRequestsCostNothingBeforeTheirFirstToken(t *testing.
 		synctest.Test(t, func(t *testing.T) {
 			m := newMesh(t, 1, 1, router.Config{})
 			ctx := withKey(t, auth.Key{Tokens: 1000})
-			m.shards["shard-0-0"].strike(tc.step, func() { m.network.Cut("shard-0-0", true) })
+			stage := m.shards["shard-0-0"]
+			stage.strike(tc.step, func() {
+				m.network.Cut("shard-0-0", true)
+				stage.mute() // else its stream to the sampler, which is not cut, may still bring a token
+			})
 			got := int64(0)
 			count := func(r *routerv1.GenerateResponse) error {
 				if r.GetToken() != nil {
