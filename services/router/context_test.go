@@ -305,9 +305,7 @@ func TestService_ContextFields_HaveBounds(t *testing.T) {
 				t.Errorf("%v: %v", c.field, err)
 			}
 		}
-		if n := m.used(); n != 0 {
-			t.Errorf("%d sessions of refused requests", n)
-		}
+		eventually(t, "the end of the probe's session", func() bool { return m.used() == 0 })
 	})
 }
 
