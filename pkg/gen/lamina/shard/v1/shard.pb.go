@@ -905,21 +905,26 @@ type Device struct {
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	// Its instruction set, such as "sm_90".
 	Architecture string `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	// The memory of the device, and how much of it no process has allocated.
+	// The memory of the device.
 	TotalBytes uint64 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
-	FreeBytes  uint64 `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// What of it no process has allocated.
+	FreeBytes uint64 `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	// What this shard's process may allocate.
 	LimitBytes uint64 `protobuf:"varint,6,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
-	// What the process has allocated for weights, KV caches, and all else.
-	WeightsBytes   uint64 `protobuf:"varint,7,opt,name=weights_bytes,json=weightsBytes,proto3" json:"weights_bytes,omitempty"`
-	KvBytes        uint64 `protobuf:"varint,8,opt,name=kv_bytes,json=kvBytes,proto3" json:"kv_bytes,omitempty"`
+	// What the process has allocated for weights.
+	WeightsBytes uint64 `protobuf:"varint,7,opt,name=weights_bytes,json=weightsBytes,proto3" json:"weights_bytes,omitempty"`
+	// What it has allocated for KV caches.
+	KvBytes uint64 `protobuf:"varint,8,opt,name=kv_bytes,json=kvBytes,proto3" json:"kv_bytes,omitempty"`
+	// What it has allocated for all else.
 	WorkspaceBytes uint64 `protobuf:"varint,9,opt,name=workspace_bytes,json=workspaceBytes,proto3" json:"workspace_bytes,omitempty"`
 	// What is set aside for the spans that are held and loaded, with full KV caches.
 	ReservedBytes uint64 `protobuf:"varint,10,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"`
-	// The share of time in which it computes, 0 to 1; its temperature, and its power. Absent if it does not report them.
+	// The share of time in which it computes, 0 to 1. Absent if the device does not report it, as the two below.
 	Utilisation *float64 `protobuf:"fixed64,11,opt,name=utilisation,proto3,oneof" json:"utilisation,omitempty"`
-	Celsius     *float64 `protobuf:"fixed64,12,opt,name=celsius,proto3,oneof" json:"celsius,omitempty"`
-	Watts       *float64 `protobuf:"fixed64,13,opt,name=watts,proto3,oneof" json:"watts,omitempty"`
+	// Its temperature.
+	Celsius *float64 `protobuf:"fixed64,12,opt,name=celsius,proto3,oneof" json:"celsius,omitempty"`
+	// Its power.
+	Watts *float64 `protobuf:"fixed64,13,opt,name=watts,proto3,oneof" json:"watts,omitempty"`
 	// Why the device does not compute any more; empty if it does. Such a shard holds nothing and takes nothing.
 	Lost          string `protobuf:"bytes,14,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
