@@ -171,6 +171,22 @@ func (c *Config) Moments(g Group) int {
 	return 1
 }
 
+// Needs returns how many values the step of a parameter of so many values takes of each buffer of a Scratch.
+func (c *Config) Needs(g Group, values int) (out [scratchBuffers]int) {
+	switch {
+	case !g.Trainable:
+	case g.Optimizer == NameMuon:
+		n, square := g.matrices[1]*g.matrices[2], min(g.matrices[1], g.matrices[2])
+		out = [scratchBuffers]int{n, n, square * square, square * square}
+	case g.Optimizer == NameSGD:
+		out[0] = values
+		if c.SGD.Momentum != 0 && c.SGD.Nesterov {
+			out[1] = values
+		}
+	}
+	return out
+}
+
 // Step updates the weights p of a parameter and its moments m and v by the gradient g times scale.
 // Moments that the group does not keep are nil. t is the number of the optimizer step, from 1, and lr
 // the learning rate of the run at that step.

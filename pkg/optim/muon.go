@@ -122,8 +122,12 @@ func (o SGD) Step(s *Scratch, p, m, g kernel.Buffer[float32], scale, lr, decay f
 // once.
 type Scratch struct {
 	set     kernel.Set[float32]
-	buffers [4]kernel.Buffer[float32]
+	buffers [scratchBuffers]kernel.Buffer[float32]
+	memory  [scratchBuffers]kernel.Memory[float32] // that they are in
 }
+
+// scratchBuffers is the number of buffers that a step takes at most.
+const scratchBuffers = 4
 
 // NewScratch returns memory of a kernel set, which the optimizers compute with.
 func NewScratch(set kernel.Set[float32]) *Scratch { return &Scratch{set: set} }
@@ -131,7 +135,8 @@ func NewScratch(set kernel.Set[float32]) *Scratch { return &Scratch{set: set} }
 // take returns one of the buffers with n values, which are not zero.
 func (s *Scratch) take(i, n int) kernel.Buffer[float32] {
 	if len(s.buffers[i]) < n {
-		s.buffers[i] = s.set.Alloc(n)
+		s.memory[i] = s.set.Scope()
+		s.buffers[i] = s.memory[i].Alloc(n)
 	}
 	return s.buffers[i][:n]
 }
