@@ -81,38 +81,3 @@ func (s *Stage[F]) scratchElements(rows, logits int64) int64 {
 	}
 	return n
 }
-
-// counting is a device's kernel set for stages that are only measured: it counts the bytes that they would allocate,
-// and its buffers are slices of the host. Scratch memory of norms counts as weights.
-type counting struct {
-	kernel.Set[float32]
-	device kernel.Accelerator[float32]
-	bytes  int64
-}
-
-// counted marks a matrix that has been counted.
-type counted struct{}
-
-func (c *counting) Scope() kernel.Memory[float32] { return c }
-
-func (c *counting) Alloc(n int) kernel.Buffer[float32] { return c.FromHost(make([]float32, n)) }
-
-func (c *counting) FromHost(x []float32) kernel.Buffer[float32] {
-	c.bytes += 4 * int64(len(x))
-	return x
-}
-
-func (c *counting) Pack(w *kernel.Matrix[float32]) {
-	if w.Packed == nil {
-		c.bytes += c.device.PackedBytes(w)
-		w.Packed = counted{}
-	}
-}
-
-func (*counting) Upload(dst kernel.Buffer[float32], src []float32) { copy([]float32(dst), src) }
-
-func (*counting) Host(x kernel.Buffer[float32]) []float32 { return x }
-
-func (*counting) Copy(dst, src kernel.Buffer[float32]) { copy([]float32(dst), []float32(src)) }
-
-func (*counting) Clear(x kernel.Buffer[float32]) { clear([]float32(x)) }
