@@ -16,7 +16,6 @@ type Case struct {
 	name      string
 	run       func(s Set) [][]float32
 	tolerance float64 // 0 means the common one
-	backward  bool    // it needs operations of training
 }
 
 // quantised is the tolerance of products of quantised weights and of 16-bit floats. A set may also round the
@@ -161,7 +160,7 @@ func Cases() []Case {
 				again := s.Alloc(2 * cols)
 				s.Embed(again, &m, []int32{36, 0})
 				return results(s, e, again)
-			}}, Case{name: fmt.Sprintf("matmul grad %v, %d inputs", d, cols), tolerance: quantised, backward: true,
+			}}, Case{name: fmt.Sprintf("matmul grad %v, %d inputs", d, cols), tolerance: quantised,
 				run: func(s Set) [][]float32 {
 					m, dx := raw(3, d, 37, cols), s.Alloc(5*cols)
 					s.Pack(&m)
@@ -183,7 +182,7 @@ func dense(t, rows, cols int) []Case {
 		in, y := inputs(s, 1), s.Alloc(t*rows)
 		s.MatMul(y, in(t*cols), matrix(rows, in(rows*cols)), in(rows), t)
 		return results(s, y)
-	}}, {name: fmt.Sprintf("matmul grad %v", n), backward: true, run: func(s Set) [][]float32 {
+	}}, {name: fmt.Sprintf("matmul grad %v", n), run: func(s Set) [][]float32 {
 		in := inputs(s, 2)
 		dx, dw, db := in(t*cols), in(rows*cols), in(rows)
 		dw2, fresh := in((rows+3)*cols), in((rows+1)*cols)
@@ -193,7 +192,7 @@ func dense(t, rows, cols int) []Case {
 			kernel.ProductGrad[float32]{DY: in(t * (rows + 1)), W: matrix(rows+1, in((rows+1)*cols)), DW: fresh,
 				Fresh: true})
 		return results(s, dx, dw, db, dw2, fresh)
-	}}, {name: fmt.Sprintf("bfloat16 products %v", n), backward: true, run: func(s Set) [][]float32 {
+	}}, {name: fmt.Sprintf("bfloat16 products %v", n), run: func(s Set) [][]float32 {
 		in := inputs(s, 13)
 		s = s.BFloat16()
 		m := matrix(rows, in(rows*cols))
@@ -214,7 +213,7 @@ func elementwise() []Case {
 		s.RMSNorm(y1, x, g, 1e-5, t, c)
 		s.LayerNorm(y2, x, g, b, 1e-5, t, c)
 		return results(s, y1, y2)
-	}}, {name: "norm grads", backward: true, run: func(s Set) [][]float32 {
+	}}, {name: "norm grads", run: func(s Set) [][]float32 {
 		in := inputs(s, 5)
 		x, g, dy := in(t*c), in(c), in(t*c)
 		dx1, dg1, dx2, dg2, db2 := in(t*c), in(c), in(t*c), in(c), in(c)
@@ -237,12 +236,12 @@ func elementwise() []Case {
 		y := in(t * c)
 		s.Add(y, in(t*c))
 		return results(s, y)
-	}}, {name: "embed grad", backward: true, run: func(s Set) [][]float32 {
+	}}, {name: "embed grad", run: func(s Set) [][]float32 {
 		in := inputs(s, 7)
 		dw := in(5 * c)
 		s.EmbedGrad(dw, in(3*c), []int32{4, 1, 4}, c)
 		return results(s, dw)
-	}}, {name: "adamw, squares", backward: true, run: func(s Set) [][]float32 {
+	}}, {name: "adamw, squares", run: func(s Set) [][]float32 {
 		in, squares := inputs(s, 12), source(14)(t*c)
 		for i, x := range squares {
 			squares[i] = x * x
@@ -253,7 +252,7 @@ func elementwise() []Case {
 		return append(results(s, p, m, v), []float32{float32(s.SumSquares(g)), float32(s.SumSquares(nil))})
 	}}, {name: "log-sum-exp", run: func(s Set) [][]float32 {
 		return [][]float32{{float32(s.LogSumExp(inputs(s, 8)(t * c)))}}
-	}}, {name: "cross entropy", backward: true, run: func(s Set) [][]float32 {
+	}}, {name: "cross entropy", run: func(s Set) [][]float32 {
 		loss, d := make([]float64, t), s.Alloc(t*c)
 		logits := inputs(s, 8)(t * c)
 		targets := []int32{0, 44, -1, 3, 7, 9, 11}
@@ -293,7 +292,7 @@ func activation(act kernel.Act, n int) []Case {
 		s.GLU(y1, x, up, act)
 		s.Activate(y2, x, act)
 		return results(s, y1, y2)
-	}}, {name: fmt.Sprintf("activation grad %d", act), backward: true, run: func(s Set) [][]float32 {
+	}}, {name: fmt.Sprintf("activation grad %d", act), run: func(s Set) [][]float32 {
 		in := inputs(s, 16)
 		x, up, dy := upload(s, extremes()), in(n), in(n)
 		dx, dg, du := in(n), in(n), in(n)
@@ -310,7 +309,7 @@ func activation(act kernel.Act, n int) []Case {
 // dropout lists the cases of dropout.
 func dropout() []Case {
 	const t, c = 13, 301
-	return []Case{{name: "dropout", backward: true, run: func(s Set) [][]float32 {
+	return []Case{{name: "dropout", run: func(s Set) [][]float32 {
 		x := inputs(s, 12)(t * c)
 		s.Dropout(x, kernel.Dropout{Rate: 0.25, Key: 77, From: 3}, t, c)
 		return results(s, x)
@@ -322,7 +321,7 @@ func wholeAttention(a kernel.Heads) []Case {
 	const b, t = 2, 19
 	return []Case{
 		{
-			name: fmt.Sprintf("causal attention, window %d, dropout %v", a.Window, a.Dropout.Rate), backward: true,
+			name: fmt.Sprintf("causal attention, window %d, dropout %v", a.Window, a.Dropout.Rate),
 			run: func(s Set) [][]float32 {
 				in := inputs(s, 10)
 				q, k, v, dy := in(b*t*a.H*a.D), in(b*t*a.K*a.D), in(b*t*a.K*a.D), in(b*t*a.H*a.D)
@@ -334,8 +333,7 @@ func wholeAttention(a kernel.Heads) []Case {
 			},
 		},
 		{
-			name:     fmt.Sprintf("attention within documents, window %d, dropout %v", a.Window, a.Dropout.Rate),
-			backward: true,
+			name: fmt.Sprintf("attention within documents, window %d, dropout %v", a.Window, a.Dropout.Rate),
 			run: func(s Set) [][]float32 {
 				in, lengths := inputs(s, 10), []int{1, 19, 0, 7, 1, 40, 3}
 				const rows = 71

@@ -18,16 +18,15 @@ type Set = kernel.Set[float32]
 // tolerance is the largest difference from the reference, relative to its largest element.
 const tolerance = 2e-5
 
-// Run tests a set. Of a set that has no operations of training it tests the others.
+// Run tests a set.
 func Run(t *testing.T, set Set) { RunPart(t, set) }
 
 // RunPart is Run for a set that lacks the named operations yet: what needs them is skipped, and the set must panic with
 // a *kernel.MissingError.
 func RunPart(t *testing.T, set Set, lacks ...string) {
 	p := part{set: set, lacks: lacks, met: map[string]bool{}}
-	_, forward := set.(kernel.ForwardOnly)
 	p.run(t, "EqualsTheReference", func(t *testing.T) {
-		for _, c := range p.cases() {
+		for _, c := range Cases() {
 			p.run(t, c.name, func(t *testing.T) {
 				got, want := c.run(set), c.run(ref.New[float32]())
 				for i := range want {
@@ -40,13 +39,13 @@ func RunPart(t *testing.T, set Set, lacks ...string) {
 	})
 	p.run(t, "Memory", func(t *testing.T) { memory(t, set) })
 	p.run(t, "Formulas", func(t *testing.T) { formulas(t, set) })
-	p.run(t, "Sinks", func(t *testing.T) { sinks(t, set, !forward) })
-	p.run(t, "Experts", func(t *testing.T) { experts(t, set, !forward) })
+	p.run(t, "Sinks", func(t *testing.T) { sinks(t, set) })
+	p.run(t, "Experts", func(t *testing.T) { experts(t, set) })
 	p.run(t, "RowsOfProductsStandAlone", func(t *testing.T) { p.productRows(t) })
 	p.run(t, "RowsOfNormsStandAlone", func(t *testing.T) { normRows(t, set) })
 	p.run(t, "AttentionOfChunks", func(t *testing.T) { chunks(t, set) })
 	p.run(t, "RepeatsItself", func(t *testing.T) {
-		for _, c := range p.cases() {
+		for _, c := range Cases() {
 			p.run(t, c.name, func(t *testing.T) {
 				if !slices.EqualFunc(c.run(set), c.run(set), slices.Equal[[]float32]) {
 					t.Error("different bits the second time")
@@ -67,12 +66,6 @@ type part struct {
 	set   Set
 	lacks []string
 	met   map[string]bool // operations for which the set has panicked
-}
-
-// cases returns those that the set is tested with.
-func (p *part) cases() []Case {
-	_, forward := p.set.(kernel.ForwardOnly)
-	return slices.DeleteFunc(Cases(), func(c Case) bool { return forward && c.backward })
 }
 
 // run runs a test and skips it at an operation that the set lacks.

@@ -84,9 +84,8 @@ func formulas(t *testing.T, s Set) {
 		func(i int) float64 { return at(du, i) / alpha * inside(y[i] >= -0.5 && y[i] <= 0.5) })
 }
 
-// sinks checks that Sink is a softmax with one more score, and compares its gradient with central differences, if
-// the set trains.
-func sinks(t *testing.T, s Set, trains bool) {
+// sinks checks that Sink is a softmax with one more score, and compares its gradient with central differences.
+func sinks(t *testing.T, s Set) {
 	const rows, h, d = 3, 2, 4
 	in := source(42)
 	att, lse, sink, dy := in(rows*h*d), in(rows*h), in(h), in(rows*h*d)
@@ -104,9 +103,6 @@ func sinks(t *testing.T, s Set, trains bool) {
 		if want := float64(att[i]) * share(i/d/h, i/d%h); math.Abs(float64(v)-want) > 1e-6 {
 			t.Errorf("sink: element %d is %v, want %v", i, v, want)
 		}
-	}
-	if !trains {
-		return
 	}
 	dsinks, datt := s.Alloc(h), upload(s, dy)
 	s.SinkGrad(datt, dsinks, upload(s, got), upload(s, lse), upload(s, sink), h, d)
@@ -131,8 +127,8 @@ func sinks(t *testing.T, s Set, trains bool) {
 	}
 }
 
-// experts compares routing with its formula, and its gradients, if the set trains, with central differences.
-func experts(t *testing.T, s Set, trains bool) {
+// experts compares routing with its formula, and its gradients with central differences.
+func experts(t *testing.T, s Set) {
 	const rows, e, top, c = 5, 4, 2, 3
 	in := source(43)
 	logits, x, dy := in(rows*e), in(rows*c), in(rows*c)
@@ -181,9 +177,6 @@ func experts(t *testing.T, s Set, trains bool) {
 			if want := combined(logits, i/c) * float64(x[i]); math.Abs(float64(v)-want) > 1e-5 {
 				t.Errorf("experts: element %d is %v, want %v", i, v, want)
 			}
-		}
-		if !trains {
-			continue
 		}
 		dgrouped, dx, dlogits := s.Alloc(len(r.Rows)*c), s.Alloc(rows*c), s.Alloc(rows*e)
 		for i := range e {
