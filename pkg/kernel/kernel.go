@@ -90,12 +90,6 @@ type AdamW struct {
 	Scale, Beta1, Beta2, Size, Root, Epsilon, Keep float64
 }
 
-// ForwardOnly is implemented by sets that shards do not train on yet.
-type ForwardOnly interface {
-	// ForwardOnly returns the name of the device, such as "cuda:0".
-	ForwardOnly() (device string)
-}
-
 // MissingError says that a set has no kernel for an operation. The operation panics with it.
 type MissingError struct{ Device, Operation string }
 

@@ -104,17 +104,17 @@ func (m *reducer) scatters(b *bucket) bool {
 	return (all+(places-1)*4*(b.hi-b.lo))/places < all
 }
 
-// encode encodes the bucket's part of a unit and leaves in it what readers decode.
+// encode encodes the bucket's part of a unit, in the host's memory, and leaves in it what readers decode.
 func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
 	if b.codec.Exact() {
 		return wire.Bytes(flat[b.lo:b.hi])
 	}
-	kernels := m.run.service.cfg.Kernels
+	host := m.run.service.host
 	out := make([]byte, 0, b.nodes.size)
 	at := b.lo
 	for _, p := range b.params {
 		x := flat[at : at+len(p.Data)]
-		b.squares = append(b.squares, kernels.SumSquares(x))
+		b.squares = append(b.squares, host.SumSquares(x))
 		var left []float32
 		if b.codec.Feedback() {
 			left = residual[at : at+len(x)]
@@ -126,7 +126,7 @@ func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
 				left[i] -= v
 			}
 		}
-		b.errors = append(b.errors, kernels.SumSquares(left))
+		b.errors = append(b.errors, host.SumSquares(left))
 		at += len(x)
 	}
 	return out

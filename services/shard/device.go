@@ -127,7 +127,7 @@ func (s *Service) usedOnDevice() (all int64) {
 	for _, l := range s.loads {
 		all += l.room.bytes()
 	}
-	return all
+	return all + s.trained.Load()
 }
 
 // reserveRoom reserves the memory of a span with a KV cache of some pages beside what is held of its model, but for
@@ -178,6 +178,12 @@ func (s *Service) watch() {
 	case <-s.ctx.Done():
 		return
 	}
+	s.leaveDevice()
+	s.training.lose(s.Err())
+}
+
+// leaveDevice drops all spans and takes no new ones.
+func (s *Service) leaveDevice() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost = fault.Wrap(fault.Unavailable, s.device.LostErr(), "compute on %s", s.cfg.Kernels.Name())

@@ -136,7 +136,7 @@ func newFragment(s *trainSpan, t tree, index int, of map[string]int) *fragment {
 		}
 	}
 	f.reducer = newReducer(s, t, params)
-	f.folded = &gradient{flat: make([]float32, f.size())}
+	f.folded = s.run.newGradient(f.size())
 	for _, n := range f.units {
 		f.deltas[n] = make([]float32, f.size())
 	}
@@ -293,7 +293,7 @@ func (d *diloco) send(f *fragment, step uint64) error {
 			}
 			at += len(own)
 		}
-		if err := f.finish(w.node, delta); err != nil {
+		if err := f.finish(w.node, &gradient{flat: delta, host: delta, set: d.run.memory}); err != nil {
 			return err
 		}
 	}
@@ -328,7 +328,7 @@ func (d *diloco) receive(f *fragment, all bool) error {
 	}
 	at := 0
 	for _, p := range f.params {
-		d.outer.Step(p.common, p.outer, f.folded.flat[at:at+len(p.common)], int(d.set.GetWorkers()))
+		d.outer.Step(p.common, p.outer, f.folded.values()[at:at+len(p.common)], int(d.set.GetWorkers()))
 		at += len(p.common)
 		for _, w := range d.workers {
 			optim.Mix(w.state[p].data, p.common, mix)
@@ -371,7 +371,7 @@ func (d *diloco) tensors(p *paramState) []stateTensor {
 		}
 	}
 	for i := range out {
-		out[i].shape = p.Shape
+		out[i].shape, out[i].at = p.Shape, hostMemory
 	}
 	return slices.DeleteFunc(out, func(t stateTensor) bool { return t.data == nil })
 }

@@ -15,6 +15,11 @@ import (
 func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, error) {
 	begin := time.Now()
 	if m.replicas == 1 {
+		if !m.codec.Exact() {
+			for _, g := range nodes {
+				g.store()
+			}
+		}
 		m.folded = m.whole(m.root, nodes)
 		clear(nodes)
 		return 0, nil
@@ -22,11 +27,12 @@ func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, erro
 	m.folded = m.span.takeGradient()
 	units := map[schedule.Node][]float32{}
 	for n, g := range nodes {
-		units[n] = g.flat
+		units[n] = g.values()
 	}
 	if err := m.fold(units); err != nil {
 		return 0, err
 	}
+	m.folded.store()
 	for _, g := range nodes {
 		m.span.grads = append(m.span.grads, g)
 	}
@@ -34,7 +40,8 @@ func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, erro
 	return time.Since(begin), nil
 }
 
-// fold sets folded to the sum of the units of all replicas. It changes this replica's own ones.
+// fold sets the values of folded in the host's memory to the sum of the units of all replicas. It changes this
+// replica's own ones.
 func (m *reducer) fold(units map[schedule.Node][]float32) error {
 	// First the sums of this machine that others wait for, then the buckets that this replica folds for the others,
 	// and last those that others fold. Units are sent before anybody waits, and every replica takes buckets in the
@@ -88,7 +95,7 @@ func (m *reducer) foldBucket(b *bucket, values map[schedule.Node][]float32) erro
 	if err := m.read(b, values); err != nil {
 		return err
 	}
-	sum := m.folded.flat[b.lo:b.hi]
+	sum := m.folded.values()[b.lo:b.hi]
 	copy(sum, m.sum(m.root, values))
 	if b.scatter {
 		m.count(b)
@@ -119,7 +126,7 @@ func (m *reducer) decode(b *bucket, p *parcel, n schedule.Node, data []byte) ([]
 	values := make([]float32, b.hi-b.lo)
 	err := b.decode(values, data)
 	if err == nil {
-		err = m.checkNorm(values, m.parts(n))
+		err = m.checkNorm(m.run.service.host.SumSquares(values), m.parts(n))
 	}
 	if err != nil {
 		return nil, m.mail.reject(p, n, reasonOf(err), data, len(data), err)
@@ -143,7 +150,7 @@ func (m *reducer) sum(n schedule.Node, values map[schedule.Node][]float32) []flo
 	}
 	left, right := n.Children()
 	sum := m.sum(left, values)
-	m.run.service.cfg.Kernels.Add(sum, m.sum(right, values))
+	m.run.service.host.Add(sum, m.sum(right, values))
 	return sum
 }
 
@@ -158,7 +165,7 @@ func (m *reducer) whole(n schedule.Node, nodes map[schedule.Node]*gradient) *gra
 
 // add adds b to a and returns b to the pool.
 func (m *reducer) add(a, b *gradient) *gradient {
-	m.run.service.cfg.Kernels.Add(a.flat, b.flat)
+	m.run.set().Add(a.flat, b.flat)
 	m.span.grads = append(m.span.grads, b)
 	return a
 }
@@ -168,7 +175,7 @@ func (m *reducer) add(a, b *gradient) *gradient {
 // have published for one another.
 func (m *reducer) foldTied() error {
 	if m.span.tied == "" {
-		m.folded.params.FoldTied(m.run.service.cfg.Kernels.Add) // if both parts are on this stage
+		m.folded.params.FoldTied(m.run.set().Add) // if both parts are on this stage
 		return nil
 	}
 	theirs := *m.buckets[slices.IndexFunc(m.buckets, func(b *bucket) bool { return b.tied })]
@@ -182,12 +189,13 @@ func (m *reducer) foldTied() error {
 	}
 	other := m.sum(m.root, values)
 	mine := m.folded.tensor(m.span.tied)
-	if m.span.stage.First() {
-		m.run.service.cfg.Kernels.Add(mine, other)
-	} else { // embedding + head, on either stage
-		m.run.service.cfg.Kernels.Add(other, mine)
-		copy(mine, other)
+	own := m.run.set().Host(mine)
+	sum, more := own, other
+	if !m.span.stage.First() { // embedding + head, on either stage
+		sum, more = other, own
 	}
+	m.run.service.host.Add(sum, more)
+	m.run.set().Upload(mine, sum)
 	return nil
 }
 
@@ -199,11 +207,11 @@ func (m *reducer) norms() ([]*shardv1.Norm, error) {
 		if p.Tied() || !p.group.Trainable {
 			continue
 		}
-		sum := m.run.service.cfg.Kernels.SumSquares(m.folded.tensor(p.Name))
+		sum := m.run.set().SumSquares(m.folded.tensor(p.Name))
 		if math.IsNaN(sum) || math.IsInf(sum, 0) {
 			part := parcel{part: p.Name, publishers: map[schedule.Node]int{m.root: m.self}}
 			x := m.folded.tensor(p.Name)
-			return nil, m.mail.reject(&part, m.root, reasonOf(errNotFinite), head(x), 4*len(x), errNotFinite)
+			return nil, m.mail.reject(&part, m.root, reasonOf(errNotFinite), m.run.head(x), 4*len(x), errNotFinite)
 		}
 		out = append(out, &shardv1.Norm{Name: p.Name, SumSquares: sum})
 	}

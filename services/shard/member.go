@@ -167,6 +167,9 @@ func (r *trainRun) regroup(step *shardv1.Step) error {
 	if r.diloco != nil || codec(r.open).Feedback() && !m.sameSlots(r.members) {
 		return fault.Field("step.members", "the shares have changed, and their state is on other replicas")
 	}
+	if err := r.reserve(m); err != nil {
+		return err
+	}
 	r.members = m
 	for _, s := range r.spans {
 		before := s.reducer

@@ -177,7 +177,7 @@ func (m *reducer) foldNear(b *bucket, values map[schedule.Node][]float32) error 
 
 // passOn sends the sum of a bucket to the other replicas of this machine.
 func (m *reducer) passOn(b *bucket) error {
-	data := wire.Bytes(m.folded.flat[b.lo:b.hi])
+	data := wire.Bytes(m.folded.values()[b.lo:b.hi])
 	for _, member := range m.near.machines[m.near.machine] {
 		if member == m.self {
 			continue
@@ -200,7 +200,7 @@ func (m *reducer) readSum(b *bucket) error {
 
 // takeSum takes over the sum of a bucket that another replica has folded.
 func (m *reducer) takeSum(b *bucket, p *parcel, data []byte) error {
-	sum := m.folded.flat[b.lo:b.hi]
+	sum := m.folded.values()[b.lo:b.hi]
 	err := (compress.Codec{}).Decode(sum, data)
 	if err == nil && !m.finite(sum) {
 		err = errNotFinite

@@ -3,6 +3,7 @@ package shard
 import (
 	"math"
 
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 )
 
@@ -75,7 +76,7 @@ func (e *early) fold(b *bucket) {
 	if e.err != nil {
 		return
 	}
-	add := e.reducer.run.service.cfg.Kernels.Add
+	add := e.reducer.run.set().Add
 	sum := e.slot
 	for _, s := range e.siblings {
 		if s.left {
@@ -85,8 +86,8 @@ func (e *early) fold(b *bucket) {
 			add(sum.flat[b.lo:b.hi], s.flat[b.lo:b.hi])
 		}
 	}
-	e.squares += e.reducer.run.service.cfg.Kernels.SumSquares(sum.flat[b.lo:b.hi])
-	e.err = e.reducer.publish(e.unit, sum.flat, b)
+	e.squares += e.reducer.run.set().SumSquares(sum.flat[b.lo:b.hi])
+	e.err = e.reducer.publish(e.unit, sum, b)
 }
 
 // finish folds what is left and takes the unit over.
@@ -117,24 +118,32 @@ func (e *early) finish() error {
 }
 
 // rejectUnit rejects a gradient of this replica.
-func (m *reducer) rejectUnit(n schedule.Node, values []float32, err error) error {
+func (m *reducer) rejectUnit(n schedule.Node, values kernel.Buffer[float32], err error) error {
 	part := parcel{part: m.span.stage.Range.String() + m.label, publishers: m.all}
-	return m.mail.reject(&part, n, reasonOf(err), head(values), 4*len(values), err)
+	return m.mail.reject(&part, n, reasonOf(err), m.run.head(values), 4*len(values), err)
 }
 
 // publishes reports whether units are encoded at all.
 func (m *reducer) publishes() bool { return !m.codec.Exact() || m.replicas > 1 || m.tied != "" }
 
-// publish encodes a bucket of a unit, leaves in it what its readers decode, and sends it to those that fold it.
-func (m *reducer) publish(n schedule.Node, flat []float32, b *bucket) error {
-	values, left := flat[b.lo:b.hi], m.pending[n]
-	if err := m.checkNorm(values, 1); err != nil {
-		return m.rejectUnit(n, values, err)
+// leaves reports whether a bucket of a unit is encoded, or sent to anybody.
+func (m *reducer) leaves(b *bucket) bool { return b.tied || m.replicas > 1 || !m.codec.Exact() }
+
+// publish encodes a bucket of a unit, leaves in the host's memory what its readers decode, and sends it to those that
+// fold it.
+func (m *reducer) publish(n schedule.Node, g *gradient, b *bucket) error {
+	on := g.flat[b.lo:b.hi]
+	if err := m.checkNorm(m.run.set().SumSquares(on), 1); err != nil {
+		return m.rejectUnit(n, on, err)
 	}
+	if !m.leaves(b) {
+		return nil
+	}
+	values, left := g.fetch(b), m.pending[n]
 	if m.codec.Feedback() {
-		m.run.service.cfg.Kernels.Add(values, m.residual[n][b.lo:b.hi])
+		m.run.service.host.Add(values, m.residual[n][b.lo:b.hi])
 	}
-	data := b.encode(m, flat, left)
+	data := b.encode(m, g.values(), left)
 	if m.near != nil && !b.tied {
 		if !m.leads(b) {
 			if err := m.run.direct.send(m.mail, b.leader, b.local.part, n, b.local.wire, data); err != nil {

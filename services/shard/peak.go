@@ -2,6 +2,7 @@ package shard
 
 import (
 	"math"
+	"runtime"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type peak struct {
 const (
 	peakSmall = 64
 	peakLarge = 512
+	peakBytes = 3 * 4 * peakLarge * peakLarge // of the operands and the result
 	peakTime  = 30 * time.Millisecond
 	peakAgain = time.Minute
 )
@@ -53,12 +55,16 @@ func (p *peaks) of(set kernel.Set[float32]) float64 {
 
 // product measures the product of two square matrices.
 func product(set kernel.Set[float32], side int, limit time.Duration) float64 {
-	x, y := set.Alloc(side*side), set.Alloc(side*side)
-	w := kernel.Matrix[float32]{Rows: side, Cols: side, Dense: set.Alloc(side * side)}
+	memory := set.Scope()
+	defer runtime.KeepAlive(memory)
+	x, y := memory.Alloc(side*side), memory.Alloc(side*side)
+	w := kernel.Matrix[float32]{Rows: side, Cols: side, Dense: memory.Alloc(side * side)}
+	var done [1]float32
 	best := math.Inf(1)
 	for end := time.Now().Add(limit); ; {
 		begin := time.Now()
 		set.MatMul(y, x, &w, nil, side)
+		set.Download(done[:], y[:1]) // a device computes until then
 		best = min(best, max(time.Since(begin).Seconds(), 1e-9))
 		if time.Now().After(end) {
 			return 2 * math.Pow(float64(side), 3) / best

@@ -59,16 +59,21 @@ func (s *trainSpan) gradientTree() tree {
 	t := tree{root: schedule.Node{Hi: int(r.open.GetSlots())}, all: map[schedule.Node]int{}, codec: codec(r.open),
 		replicas: len(r.members.shares), self: r.members.own, tied: s.tied, counted: true}
 	for replica, share := range r.members.shares {
-		units := schedule.Cover(t.root.Hi, share.lo, share.hi)
-		if !t.codec.Exact() {
-			units = within(schedule.Level(t.root.Hi, int(r.open.GetGradients().GetNodes())), share.lo, share.hi)
-		}
-		for _, n := range units {
+		for _, n := range r.unitsOf(share.lo, share.hi) {
 			t.all[n] = replica
 		}
 	}
 	t.near = newNear(t, r.members)
 	return t
+}
+
+// unitsOf lists the units of a replica with the slots [lo, hi).
+func (r *trainRun) unitsOf(lo, hi int) []schedule.Node {
+	slots := int(r.open.GetSlots())
+	if codec(r.open).Exact() {
+		return schedule.Cover(slots, lo, hi)
+	}
+	return within(schedule.Level(slots, int(r.open.GetGradients().GetNodes())), lo, hi)
 }
 
 func newReducer(s *trainSpan, t tree, params []model.Param[float32]) *reducer {
@@ -185,19 +190,19 @@ func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient)
 		delete(nodes, right)
 		n = parent
 	}
-	return m.finish(n, nodes[n].flat)
+	return m.finish(n, nodes[n])
 }
 
 // finish encodes a unit, leaves in it what its readers decode, and publishes it.
-func (m *reducer) finish(n schedule.Node, flat []float32) error {
+func (m *reducer) finish(n schedule.Node, g *gradient) error {
 	if m.codec.Exact() && m.replicas == 1 && m.tied == "" && m.limit == 0 {
 		return nil
 	}
-	if err := m.checkNorm(flat, 1); err != nil {
-		return m.rejectUnit(n, flat, err)
+	if err := m.checkNorm(m.run.set().SumSquares(g.flat), 1); err != nil {
+		return m.rejectUnit(n, g.flat, err)
 	}
 	for _, b := range m.buckets {
-		if err := m.publish(n, flat, b); err != nil {
+		if err := m.publish(n, g, b); err != nil {
 			return err
 		}
 	}
@@ -212,10 +217,10 @@ func (m *reducer) count(b *bucket) {
 	}
 }
 
-// checkNorm returns an error for values that must never reach the weights. They are the sum of a number of units,
-// each of which has a norm up to the limit.
-func (m *reducer) checkNorm(x []float32, units int) error {
-	sum, limit := m.run.service.cfg.Kernels.SumSquares(x), m.limit*float64(units)
+// checkNorm returns an error for values that must never reach the weights, given the sum of their squares. They are the
+// sum of a number of units, each of which has a norm up to the limit.
+func (m *reducer) checkNorm(sum float64, units int) error {
+	limit := m.limit * float64(units)
 	switch {
 	case math.IsNaN(sum) || math.IsInf(sum, 0):
 		return errNotFinite
@@ -225,8 +230,8 @@ func (m *reducer) checkNorm(x []float32, units int) error {
 	return nil
 }
 
-// finite reports whether all values are finite, and their norm.
+// finite reports whether all values, which are in the host's memory, are finite, and their norm.
 func (m *reducer) finite(x []float32) bool {
-	sum := m.run.service.cfg.Kernels.SumSquares(x)
+	sum := m.run.service.host.SumSquares(x)
 	return !math.IsNaN(sum) && !math.IsInf(sum, 0)
 }

@@ -11,6 +11,7 @@ import (
 	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
@@ -59,7 +60,9 @@ func reasonOf(err error) shardv1.RejectReason {
 }
 
 // head returns the bytes of the first values of a gradient.
-func head(x []float32) []byte { return wire.Bytes(x[:min(len(x), evidenceBytes/4)]) }
+func (r *trainRun) head(x kernel.Buffer[float32]) []byte {
+	return wire.Bytes(r.set().Host(x[:min(len(x), evidenceBytes/4)]))
+}
 
 // reject returns the error for a node whose gradient must not be used. size is that of the whole evidence.
 func (m *mailbox) reject(p *parcel, n schedule.Node, why shardv1.RejectReason, evidence []byte, size int,

@@ -87,6 +87,7 @@ type Service struct {
 	cfg      Config
 	log      *slog.Logger
 	training *training
+	host     arithmetic          // in the host's memory
 	device   accelerator         // nil for processors
 	failed   chan struct{}       // closed when the device is lost; nil for processors
 	parts    map[any]*devicePart // of the device; guarded by mu
@@ -98,6 +99,7 @@ type Service struct {
 	lows    chan struct{} // one for each of them without priority
 
 	reserved atomic.Int64 // bytes of adapters, also of those that are being loaded
+	trained  atomic.Int64 // bytes of the device that train stages have reserved
 	moved    prometheus.Counter
 
 	ctx  context.Context // of loads and releases
@@ -184,7 +186,7 @@ func New(c Config) *Service {
 		moved: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lamina_shard_assigned_bytes_total", Help: "Bytes of weights that assignments have loaded.",
 		}),
-		offers: map[string]*offer{}, changed: make(chan struct{}),
+		offers: map[string]*offer{}, changed: make(chan struct{}), host: c.Kernels,
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if s.log == nil {
@@ -211,22 +213,17 @@ func New(c Config) *Service {
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
+	s.training = newTraining(s)
 	if device, ok := c.Kernels.(accelerator); ok {
 		s.device, s.failed, s.parts = device, make(chan struct{}), map[any]*devicePart{}
+		s.host = hostMath{}
 		s.work.Go(s.watch)
 		if c.Metrics != nil {
 			c.Metrics.MustRegister(newDeviceMetrics(device))
 		}
 	}
-	s.training = newTraining(s)
 	s.embeds, s.lows = make(chan struct{}, maxEmbeds), make(chan struct{}, maxEmbeds/2)
 	return s
-}
-
-// trains reports whether the shard takes part in training runs.
-func (s *Service) trains() bool {
-	_, forward := s.cfg.Kernels.(kernel.ForwardOnly)
-	return s.cfg.Bus != nil && !forward
 }
 
 // Register adds the service to a server.
@@ -375,7 +372,7 @@ func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := &shardv1.DescribeResponse{
-		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.trains(),
+		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil,
 		Instance: s.cfg.ID, Inventory: s.inventory(),
 	}
 	out.Inventory.Accelerators = devices

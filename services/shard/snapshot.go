@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -21,10 +22,9 @@ import (
 // The goroutine of Train calls detach before it changes one of them; the goroutine of SaveState reads
 // them piece by piece with next. Neither waits for the other longer than for the copy of a tensor.
 type snapshot struct {
-	step    uint64
-	writer  int // this stage's place among the replicas that write
-	kernels kernel.Memory[float32]
-	items   []*item
+	step   uint64
+	writer int // this stage's place among the replicas that write
+	items  []*item
 
 	mu   sync.Mutex
 	live map[*float32]*item // by the first element; those that are neither read nor copied
@@ -62,10 +62,9 @@ func divide(tensors []stateTensor, writers int) map[string]int {
 }
 
 // newSnapshot takes a snapshot of what one of several writers writes.
-func newSnapshot(step uint64, writer, writers int, kernels kernel.Memory[float32],
-	tensors []stateTensor) *snapshot {
+func newSnapshot(step uint64, writer, writers int, tensors []stateTensor) *snapshot {
 	owner := divide(tensors, writers)
-	s := &snapshot{step: step, writer: writer, kernels: kernels, live: map[*float32]*item{}}
+	s := &snapshot{step: step, writer: writer, live: map[*float32]*item{}}
 	for _, t := range tensors {
 		if !t.own && (!t.equal || owner[t.name] != writer) {
 			continue
@@ -87,7 +86,7 @@ func (s *snapshot) next(i *item, buf []float32) []float32 {
 	if i.copied != nil {
 		copy(buf[:n], i.copied[i.read-i.from:])
 	} else {
-		s.kernels.Download(buf[:n], i.data[i.read:i.read+n])
+		i.at.Download(buf[:n], i.data[i.read:i.read+n])
 	}
 	if i.read += n; i.read == len(i.data) {
 		i.copied = nil
@@ -110,7 +109,7 @@ func (s *snapshot) detach(data kernel.Buffer[float32]) {
 		return
 	}
 	i.copied, i.from = make([]float32, len(i.data)-i.read), i.read
-	s.kernels.Download(i.copied, i.data[i.read:])
+	i.at.Download(i.copied, i.data[i.read:])
 	delete(s.live, &data[0])
 }
 
@@ -147,7 +146,7 @@ func (r *trainRun) save(s *shardv1.Save) error {
 	if s.Writer != nil {
 		writer, writers = int(s.GetWriter()), int(s.GetWriters())
 	}
-	r.snapshot = newSnapshot(r.step, writer, writers, r.service.cfg.Kernels, r.all)
+	r.snapshot = newSnapshot(r.step, writer, writers, r.all)
 	r.snapshots <- r.snapshot // its only other element was taken before it ended
 	return nil
 }
@@ -165,7 +164,7 @@ func (r *trainRun) changes(tensors ...kernel.Buffer[float32]) {
 type saveServer = grpc.ServerStreamingServer[shardv1.SaveStateResponse]
 
 // SaveState writes the snapshot of a stage.
-func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) error {
+func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) (err error) {
 	s.training.mu.Lock()
 	r := s.training.runs[runKey(q.GetChain(), q.GetStage())]
 	s.training.mu.Unlock()
@@ -181,6 +180,12 @@ func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) erro
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
+	defer runtime.KeepAlive(r) // it has the memory of the tensors
+	defer func() {
+		if p := recover(); p != nil { // of a device
+			err = s.recovered("save the state of layers "+r.layers(), p)
+		}
+	}()
 	defer shot.end()
 	if shot.step != q.GetStep() {
 		return fault.New(fault.Aborted, "save step %d: the snapshot is of step %d", q.GetStep(), shot.step)

@@ -40,8 +40,13 @@ func (c *conversation) snapshot(step uint64) {
 
 // saved calls SaveState and returns the bytes of the files that it sends, and its last frame.
 func (c *conversation) saved(step uint64) (map[string][]byte, *shardv1.Saved, error) {
+	return c.savedBy(step, 0)
+}
+
+// savedBy is saved of a stage.
+func (c *conversation) savedBy(step uint64, stage uint32) (map[string][]byte, *shardv1.Saved, error) {
 	stream, err := c.client.SaveState(c.ctx,
-		&shardv1.SaveStateRequest{Chain: trainOpening(0, 1).GetChain(), Step: step})
+		&shardv1.SaveStateRequest{Chain: trainOpening(0, 1).GetChain(), Step: step, Stage: stage})
 	if err != nil {
 		return nil, nil, rpc.FromStatus(err)
 	}

@@ -83,6 +83,12 @@ type trainRun struct {
 	prev *fromPrev // nil on the first stage, unless the last one is before it
 	next *toNext   // nil on the last, unless the first one is behind it
 
+	memory     kernel.Memory[float32] // of moments and gradients
+	costs      []spanCost             // of the spans, on a device
+	stepValues [4]int                 // of the optimizer's scratch memory, on a device
+	reserved   int64                  // bytes of the device
+	flops      float64                // a second, of products
+
 	scratch *optim.Scratch
 	adapter *adapter.Adapter // that is trained, with its initial values; nil for all parameters
 	base    initial          // the files of the base, if its weights are used as they are stored
@@ -129,16 +135,15 @@ func (s *Service) Train(stream trainServer) error {
 	if s.cfg.Bus == nil {
 		return fault.New(fault.FailedPrecondition, "train: this shard was started without training")
 	}
-	if set, ok := s.cfg.Kernels.(kernel.ForwardOnly); ok {
-		return fault.New(fault.Unimplemented, "train: shards do not train on %s yet: train on processors",
-			set.ForwardOnly())
-	}
 	first, err := stream.Recv()
 	if err != nil {
 		return err
 	}
 	open := first.GetOpen()
 	if err := checkTrainOpen(open); err != nil {
+		return err
+	}
+	if err := s.checkDevice(open); err != nil {
 		return err
 	}
 	ctx, fail := context.WithCancelCause(stream.Context())
@@ -165,7 +170,7 @@ func (s *Service) Train(stream trainServer) error {
 	}
 	err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Opened{Opened: &shardv1.TrainOpened{
 		Parameters: uint64(parameters), KernelClass: r.kernels().Class(), SharesFolder: r.store != nil,
-		MatmulFlops: s.training.peaks.of(r.kernels()), Threads: uint32(max(1, s.cfg.Threads)),
+		MatmulFlops: r.flops, Threads: uint32(max(1, s.cfg.Threads)),
 		Processors: uint32(runtime.NumCPU()), Host: s.cfg.Host, StorageBytes: r.storageBytes(),
 	}}})
 	if err != nil {
@@ -206,7 +211,20 @@ func (t *training) build(
 		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[int]bool{},
 		snapshots: make(chan *snapshot, 1),
 	}
+	r.memory = kernels.Scope()
 	r.direct = newDirect(r)
+	defer func() {
+		if err != nil {
+			r.unreserve()
+		}
+	}()
+	if t.service.device != nil {
+		defer func() {
+			if p := recover(); p != nil {
+				err = t.service.recovered("open a train stage", p)
+			}
+		}()
+	}
 	source, err := openInitial(o.GetInitial(), &spec)
 	if err != nil {
 		return nil, err
@@ -236,6 +254,7 @@ func (t *training) build(
 		}
 	}
 	r.all = r.tensors()
+	r.flops = t.peaks.of(r.kernels())
 	r.findShare()
 	if o.GetStage() > 0 || len(r.spans) > 1 {
 		r.prev = newFromPrev(len(r.spans), int(o.GetStages()))
@@ -272,11 +291,18 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 	}
 	var held []*model.Stage[float32]
 	stored := o.GetAdapter().GetStoredBase()
-	if stored {
+	if r.service.device != nil {
+		if err := r.count(spec, at, kernels, source); err != nil {
+			return err
+		}
+		if err := r.reserve(r.members); err != nil {
+			return err
+		}
+	} else if stored { // on a device a base has a reservation of its own
 		held = r.service.training.beside(o.GetInitial().GetDigest(), kernels)
 	}
 	stage, err := source.stage(spec, at, kernels, o, r.adapter, held)
-	if err == nil && stored {
+	if err == nil && stored && r.service.device == nil {
 		r.service.training.remember(o.GetInitial().GetDigest(), stage)
 	}
 	if err == nil && r.adapter != nil {
@@ -289,23 +315,19 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 	if o.GetStorage() == shardv1.Precision_PRECISION_BFLOAT16 {
 		stage.StoreBF16()
 	}
-	s := &trainSpan{run: r, index: i, stage: stage, frozen: map[string]bool{}}
-	for _, p := range stage.Params().Tensors {
-		if !stage.Trained(p.Name) {
-			s.frozen[p.Owner()] = true
-		}
-	}
+	s := &trainSpan{run: r, index: i, stage: stage}
+	var groups map[string]optim.Group
+	groups, s.frozen = r.divide(stage)
 	for _, p := range stage.Stepped() {
-		state := &paramState{Param: p, span: s, group: r.optim.For(optim.Parameter{
-			Name: p.Owner(), Shape: p.Shape, Hidden: stage.Spec.Hidden(p.Name)})}
+		state := &paramState{Param: p, span: s, group: groups[p.Name]}
 		moments := r.optim.Moments(state.group)
 		if moments > 0 {
-			state.m = kernels.Alloc(len(p.Data))
+			state.m = r.memory.Alloc(len(p.Data))
 		}
 		if moments > 1 {
-			state.v = kernels.Alloc(len(p.Data))
+			state.v = r.memory.Alloc(len(p.Data))
 		}
-		s.state, s.frozen[p.Owner()] = append(s.state, state), !state.group.Trainable
+		s.state = append(s.state, state)
 	}
 	if name, ok := stage.TiedEnd(); ok && !s.frozen[stage.Spec.Embedding.Tokens.Param+".weight"] {
 		s.tied = name
@@ -329,6 +351,9 @@ func (r *trainRun) storageBytes() uint64 {
 // kernels returns the kernel set of the passes, which may round to bfloat16.
 func (r *trainRun) kernels() kernel.Set[float32] { return r.spans[0].stage.Kernels() }
 
+// set returns the kernel set of everything but the passes.
+func (r *trainRun) set() kernel.Set[float32] { return r.service.cfg.Kernels }
+
 // layers names the stage's spans.
 func (r *trainRun) layers() string {
 	var out []string
@@ -344,6 +369,7 @@ func (r *trainRun) wraps() bool {
 }
 
 func (t *training) remove(r *trainRun) {
+	r.unreserve()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.runs, runKey(r.open.GetChain(), r.open.GetStage()))

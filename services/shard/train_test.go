@@ -66,26 +66,31 @@ func newRig(t *testing.T, bus shard.Bus, runs checkpoint.FS, set kernel.Set[floa
 // newRigOf returns a rig whose shard has a configuration, to which a dialer is added.
 func newRigOf(t *testing.T, config shard.Config) *trainRig {
 	t.Helper()
-	network := memnet.New()
+	return newRigAt(t, memnet.New(), "mem:shard", config)
+}
+
+// newRigAt is newRigOf at an address of a network.
+func newRigAt(t *testing.T, network *memnet.Network, addr string, config shard.Config) *trainRig {
+	t.Helper()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	config.Dialer = dialer
 	s := shard.New(config)
 	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
 	s.Register(server)
-	l, err := rpc.Listen("mem:shard", rpc.ListenOptions{Net: network})
+	l, err := rpc.Listen(addr, rpc.ListenOptions{Net: network})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	done := make(chan error, 1)
 	go func() { done <- rpc.Serve(ctx, server, l, func() {}, rpc.DrainLimit(time.Second)) }()
-	conn, err := dialer.Dial("mem:shard")
+	conn, err := dialer.Dial(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		cancel()
-		if err := errors.Join(<-done, dialer.Close()); err != nil {
+		if err := errors.Join(<-done, dialer.Close(), s.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -539,29 +544,5 @@ func TestTrain_WrongOpeningsNameTheField(t *testing.T) {
 		if err := conv.fails(); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want an error that names %s", name, err, c.want)
 		}
-	}
-}
-
-// forwardOnly is a set without operations of training.
-type forwardOnly struct{ kernel.Set[float32] }
-
-func (forwardOnly) ForwardOnly() string { return "cuda:0" }
-
-// A device without kernels of training refuses a run when it is opened, and says before that it does not train.
-func TestTrain_OnADeviceThatOnlyServes(t *testing.T) {
-	r := newRig(t, gradbus.NewMemory(busLimit), nil, forwardOnly{ref.New[float32]()})
-	stream, err := r.client.Train(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &conversation{r, stream}
-	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}})
-	const want = "train: shards do not train on cuda:0 yet: train on processors"
-	if err := c.fails(); fault.CodeOf(err) != fault.Unimplemented || !strings.Contains(err.Error(), want) {
-		t.Errorf("a run on a device without kernels of training: %v", err)
-	}
-	d, err := r.client.Describe(r.ctx, &shardv1.DescribeRequest{})
-	if err != nil || d.GetTrains() {
-		t.Errorf("the shard says that it trains: %v, %v", d.GetTrains(), err)
 	}
 }

@@ -87,13 +87,19 @@ func (s *stepRun) forward(p pass) error {
 
 // dropout returns what a slot drops in this step.
 func (s *stepRun) dropout(slot int) model.Dropout {
-	d := s.open.GetDropout()
-	rate := 0.0
-	if s.adapter != nil {
-		rate = s.adapter.Dropout
+	out := s.dropoutRates()
+	out.Key = model.DropoutKey(s.open.GetSeed(), s.step.GetStep(), uint64(slot))
+	return out
+}
+
+// dropoutRates returns the rates of the run.
+func (r *trainRun) dropoutRates() model.Dropout {
+	d := r.open.GetDropout()
+	out := model.Dropout{Attention: d.GetAttention(), Residual: d.GetResidual(), Embedding: d.GetEmbedding()}
+	if r.adapter != nil {
+		out.Adapter = r.adapter.Dropout
 	}
-	return model.Dropout{Attention: d.GetAttention(), Residual: d.GetResidual(), Embedding: d.GetEmbedding(),
-		Adapter: rate, Key: model.DropoutKey(s.open.GetSeed(), s.step.GetStep(), uint64(slot))}
+	return out
 }
 
 // microbatch waits for the trainer's data of a slot. The first span that needs it reads it; with isolated

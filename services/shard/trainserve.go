@@ -66,7 +66,7 @@ func (r *trainRun) frameIn(ctx context.Context) (*shardv1.TrainRequest, error) {
 func (r *trainRun) serve() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fault.New(fault.Internal, "train layers %v: %v", r.layers(), p)
+			err = r.service.recovered("train layers "+r.layers(), p)
 		}
 	}()
 	for {
@@ -168,7 +168,7 @@ func (r *trainRun) digest() uint64 {
 		case p.common != nil:
 			d.Add(p.Name, p.common)
 		default:
-			d.Add(p.Name, p.Data)
+			d.Add(p.Name, r.set().Host(p.Data))
 		}
 	}
 	return d.Sum()

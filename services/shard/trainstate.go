@@ -34,9 +34,13 @@ type stateTensor struct {
 	kind  shardv1.StateKind
 	shape []int
 	data  kernel.Buffer[float32]
-	own   bool // this stage alone has it, and writes it to checkpoints
-	equal bool // all replicas have it, and one of them writes it to checkpoints
+	at    kernel.Memory[float32] // where data is: with the weights, or in the host's memory
+	own   bool                   // this stage alone has it, and writes it to checkpoints
+	equal bool                   // all replicas have it, and one of them writes it to checkpoints
 }
+
+// hostMemory is where the state is that no pass and no optimizer reads.
+var hostMemory kernel.HostOps[float32]
 
 // stateOf lists the state of a parameter. A tied copy is not written.
 func (r *trainRun) stateOf(p *paramState) []stateTensor {
@@ -47,7 +51,7 @@ func (r *trainRun) stateOf(p *paramState) []stateTensor {
 		{kind: shardv1.StateKind_STATE_KIND_MOMENT2, data: p.v},
 	} {
 		if t.data != nil {
-			t.name, t.shape, t.equal = p.Owner(), p.Shape, !p.Tied()
+			t.name, t.shape, t.at, t.equal = p.Owner(), p.Shape, r.memory, !p.Tied()
 			out = append(out, t)
 		}
 	}
@@ -90,7 +94,7 @@ func (m *reducer) tensors() []stateTensor {
 			for _, p := range b.params {
 				out = append(out, stateTensor{
 					name: slotsName(p.Name, n), kind: shardv1.StateKind_STATE_KIND_RESIDUAL, shape: p.Shape,
-					data: m.residual[n][at : at+len(p.Data)], own: true,
+					data: m.residual[n][at : at+len(p.Data)], at: hostMemory, own: true,
 				})
 				at += len(p.Data)
 			}
@@ -177,7 +181,7 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 		return fault.Field("state.tensor", "%d values for %q, want %d", len(values), s.GetName(), len(dst))
 	}
 	r.changes(dst)
-	r.service.cfg.Kernels.Upload(dst, values)
+	r.all[i].at.Upload(dst, values)
 	r.loaded[i] = true
 	return nil
 }
@@ -241,7 +245,7 @@ func (r *trainRun) readState(step uint64, manifest []byte) error {
 		at := 0
 		err := c.Read(kindName(t.kind), t.name, func(piece []byte) error {
 			values = wire.Floats(values[:0], piece)
-			r.service.cfg.Kernels.Upload(t.data[at:at+len(values)], values)
+			t.at.Upload(t.data[at:at+len(values)], values)
 			at += len(values)
 			return nil
 		})

@@ -32,9 +32,6 @@ func (s *Set) Close() error { return s.ctx.Close() }
 // Name returns the device's name, such as cuda:0.
 func (s *Set) Name() string { return s.name }
 
-// ForwardOnly returns the device's name: the operations of training are here, but no shard has trained with them yet.
-func (s *Set) ForwardOnly() string { return s.name }
-
 // Class names the revision of the summation order and the architecture, whose matrix instructions may sum
 // otherwise than those of another one.
 func (s *Set) Class() string {

@@ -12,7 +12,7 @@ import (
 // KernelFlags choose and configure a kernel set.
 type KernelFlags struct {
 	Kernels string `help:"Kernel set: cpu or ref." enum:"cpu,ref" default:"cpu"`
-	Device  string `help:"Device that computes: cpu, or cuda:N for an NVIDIA GPU, which lamina-cuda beside this program runs on. GPUs do not train yet." default:"cpu"`
+	Device  string `help:"Device that computes: cpu, or cuda:N for an NVIDIA GPU, which lamina-cuda beside this program runs on." default:"cpu"`
 	Threads int    `help:"Number of threads of the kernel set; 0 means one for each processor." default:"0"`
 	KVType  string `name:"kv-type" help:"Element type of the KV cache: f32, f16, q8 or auto. On cpu, auto means f16, but f32 for models whose width is below 576." enum:"auto,f32,f16,q8" default:"auto"`
 	// DeviceMemory bounds the bytes that are allocated on a GPU; 0 means what is free there.
