@@ -125,8 +125,13 @@ func roundWhole(x float64, mode rounding) float64 {
 	return math.RoundToEven(x)
 }
 
-// floatToInteger converts to the nearest integer of the type; a NaN gives 0.
+// floatToInteger converts to the nearest integer of the type. A NaN gives 0, but the highest bit alone if either type has
+// 64 bits.
 func floatToInteger(d, s Type, f floatMods) func(uint64) uint64 {
+	none := uint64(0)
+	if d.bits() == 64 || s.bits() == 64 {
+		none = 1 << (d.bits() - 1)
+	}
 	least, most := 0.0, math.Ldexp(1, d.bits()) // the range is least to most-1
 	if d.signed() {
 		least, most = -math.Ldexp(1, d.bits()-1), math.Ldexp(1, d.bits()-1)
@@ -138,7 +143,7 @@ func floatToInteger(d, s Type, f floatMods) func(uint64) uint64 {
 		x := roundWhole(value(s, a), f.mode)
 		switch {
 		case x != x:
-			return 0
+			return none
 		case x < least:
 			return uint64(int64(least)) & d.mask()
 		case x >= most:
