@@ -71,11 +71,43 @@ func softmax[F tensor.Float](x []F) {
 	}
 	var sum float64
 	for _, v := range x {
-		sum += math.Exp(float64(v) - best)
+		sum += exponential(float64(v) - best)
 	}
 	for i, v := range x {
-		x[i] = F(math.Exp(float64(v)-best) / sum)
+		x[i] = F(exponential(float64(v)-best) / sum)
 	}
+}
+
+// exponential returns the exponential of a number that is not positive. math.Exp differs between architectures in the
+// last bit; this gives the same bits everywhere, also on devices that choose experts themselves: those of math.Exp on
+// amd64 with fused multiplications.
+//
+// The method is N. Shibata's (Efficient evaluation methods of elementary functions suitable for SIMD computation, 2010):
+// with x = n·ln 2 + 16r and p(r) = exp(r)-1, four steps p(2r) = p(r)·(p(r)+2) lead to exp(16r)-1.
+func exponential(x float64) float64 {
+	const (
+		ln2High = 0.69314718055966295651160180568695068359375 // its products with n are exact
+		ln2Low  = 0.28235290563031577122588448175013436025525412068e-12
+	)
+	switch {
+	case math.IsNaN(x):
+		return x
+	case x < -1000:
+		return 0
+	}
+	n := math.RoundToEven(x * math.Log2E)
+	r := math.FMA(-n, ln2High, x)
+	r = float64(math.FMA(-n, ln2Low, r) * 0.0625)
+	p := 2.4801587301587301587e-5
+	for _, c := range [...]float64{1.9841269841269841270e-4, 1.3888888888888888889e-3, 8.3333333333333333333e-3,
+		4.1666666666666666667e-2, 1.6666666666666666667e-1, 0.5, 1} {
+		p = math.FMA(p, r, c)
+	}
+	p = float64(p * r)
+	for range 3 {
+		p = float64(p * (p + 2))
+	}
+	return math.Ldexp(math.FMA(p, p+2, 1), int(n))
 }
 
 // RouteGrad overwrites dlogits[T,E] with the gradient of Route's logits.

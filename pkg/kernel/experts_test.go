@@ -1,0 +1,26 @@
+package kernel
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+// The exponential that devices compute, too, is math.Exp but for the last bit.
+func TestExponential_IsThatOfMath(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	x := []float64{0, math.Copysign(0, -1), -1e-300, -708, -708.5, -745, -745.2, -760, -1000, -1001, -1e38, math.Inf(-1)}
+	for range 20000 {
+		x = append(x, -750*r.Float64(), -r.Float64())
+	}
+	for _, x := range x {
+		got, want := exponential(x), math.Exp(x)
+		ulp := math.Nextafter(want, 2) - want
+		if !(math.Abs(got-want) <= ulp) {
+			t.Fatalf("exp(%v) is %v, want %v", x, got, want)
+		}
+	}
+	if v := exponential(math.NaN()); !math.IsNaN(v) {
+		t.Errorf("exp(NaN) is %v", v)
+	}
+}
