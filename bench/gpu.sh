@@ -7,8 +7,9 @@
 #   GPU=twin bench/gpu.sh run   the same on the simulated device, with small shapes: its times say nothing
 #
 # What runs: the driver's contract, the contract of the kernel set, the tiny models against the CPU set, one result for
-# batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, and then the products of a model of the
-# shape of Llama 3 8B beside PyTorch's. A step that runs out of time is cut, and the others still run.
+# batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, also of models with experts, and then the
+# products of a model of the shape of Llama 3 8B beside PyTorch's. A step that runs out of time is cut, and the others
+# still run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 gpu=${GPU:-cuda:0}
@@ -86,5 +87,5 @@ run() {
 case ${1:-} in
   build) build ;;
   run) run ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

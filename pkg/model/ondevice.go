@@ -71,8 +71,11 @@ func (s *Stage[F]) scratchElements(rows, logits int64) int64 {
 	experts := int64(0)
 	for i := range s.blocks {
 		if x := s.blocks[i].FFN.Experts; x != nil {
-			one := int64(x.Count) + int64(x.TopK)*(1+2*width+3*int64(x.Width))
-			experts = max(experts, one)
+			chosen := 1 + 2*width + 3*int64(x.Width) + 6 // with lists of rows and groups
+			if x.Alpha != 0 {
+				chosen += 2 * int64(x.Width) // the arguments of the clamped gate
+			}
+			experts = max(experts, int64(x.Count)+int64(x.TopK)*chosen)
 		}
 	}
 	n := rows * (row + experts)

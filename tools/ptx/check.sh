@@ -10,6 +10,7 @@
 #   tools/ptx/check.sh CACHE cubins    write the machine code, pkg/kernel/cuda/sm_90
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+export LC_ALL=C # for the order of files
 targets="80 86 89 90 100 120"
 committed=bench/results/ptx.csv
 key=$(sha256sum <tools/ptx/requirements.txt | cut -c1-16)
@@ -27,14 +28,17 @@ trap 'rm -rf "$made"' EXIT
 # cubin FILE OUT assembles a file for sm_90. The same ptxas makes the same bytes of it anywhere.
 machine=pkg/kernel/cuda/sm_90
 cubin() { "$(ptxas)" --gpu-name sm_90 --output-file "$2" "$1"; }
+digest() { echo "$(sha256sum <"$1" | cut -d' ' -f1)  $2.cubin"; }
 if [ "${2:-}" = cubins ]; then
   mkdir -p "$machine"
   rm -f "$machine"/*.cubin.gz
   for file in pkg/kernel/cuda/*.ptx; do
     cubin "$file" "$made/cubin"
     gzip -9 --no-name <"$made/cubin" >"$machine/$(basename "$file" .ptx).cubin.gz"
+    digest "$made/cubin" "$(basename "$file" .ptx)" >>"$made/digests"
   done
-  (cd pkg/kernel/cuda && LC_ALL=C sha256sum -- *.ptx) >"$machine/texts.sha256"
+  cp "$made/digests" "$machine/cubins.sha256"
+  (cd pkg/kernel/cuda && sha256sum -- *.ptx) >"$machine/texts.sha256"
   echo "wrote $machine: $(wc -l <"$machine/texts.sha256") modules, $(cat "$machine"/*.gz | wc -c) bytes"
   exit
 fi
@@ -42,7 +46,10 @@ for file in pkg/kernel/cuda/*.ptx; do
   cubin "$file" "$made/cubin"
   gzip --decompress --stdout "$machine/$(basename "$file" .ptx).cubin.gz" | cmp --silent - "$made/cubin" ||
     { echo "$machine: not the machine code of $file: run '$0 CACHE cubins' (make cubins)"; exit 1; }
+  digest "$made/cubin" "$(basename "$file" .ptx)" >>"$made/digests"
 done
+cmp "$made/digests" "$machine/cubins.sha256" ||
+  { echo "$machine/cubins.sha256: not the digests of the machine code: run '$0 CACHE cubins' (make cubins)"; exit 1; }
 for target in $targets; do
   for file in pkg/kernel/cuda/*.ptx; do
     "$(ptxas)" --verbose --gpu-name "sm_$target" --output-file "$made/cubin" "$file" >"$made/log" 2>&1 ||
@@ -67,7 +74,7 @@ awk -v targets="$targets" '
       for (i = 1; i <= n; i++) line = line "," registers[k, target[i]]
       print line
     }
-  }' "$made/figures" | LC_ALL=C sort >"$made/rows"
+  }' "$made/figures" | sort >"$made/rows"
 { echo "kernel,shared,spilled,$(sed 's/^/sm_/; s/ /,sm_/g' <<<"$targets")"; cat "$made/rows"; } >"$made/ptx.csv"
 if [ "${2:-}" = update ]; then
   cp "$made/ptx.csv" "$committed"

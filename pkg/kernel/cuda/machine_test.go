@@ -17,36 +17,37 @@ import (
 // cudaMachine is the number of CUDA among the machines of ELF.
 const cudaMachine elf.Machine = 190
 
-// The machine code is that of the texts as they are, and has every kernel.
+// The machine code is that of the texts as they are, byte for byte what ptxas made of them, and has every kernel.
 func TestMachineCode_IsThatOfTheTexts(t *testing.T) {
-	sums, err := machine.ReadFile("sm_90/texts.sha256")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var now strings.Builder
+	var now, made strings.Builder
 	names, err := fs.Glob(texts, "*.ptx")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range names { // in the order of their names
+	entries := map[string]map[string]bool{} // by module
+	for _, name := range names {            // in the order of their names
 		text, err := texts.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(&now, "%x  %s\n", sha256.Sum256(text), name)
-	}
-	if now.String() != string(sums) {
-		t.Error("the machine code for sm_90 is that of other texts: run make cubins")
-	}
-	entries := map[string]map[string]bool{} // by module
-	for _, k := range Kernels() {
-		if entries[k.Module] == nil {
-			code, err := machineCode("sm_90", k.Module)
-			if err != nil || code == nil {
-				t.Fatalf("%s: %d bytes, %v", k.Module, len(code), err)
-			}
-			entries[k.Module] = entriesOf(t, code)
+		module := strings.TrimSuffix(name, ".ptx")
+		code, err := machineCode("sm_90", module)
+		if err != nil || code == nil {
+			t.Fatalf("%s: %d bytes, %v", module, len(code), err)
 		}
+		fmt.Fprintf(&made, "%x  %s.cubin\n", sha256.Sum256(code), module)
+		entries[module] = entriesOf(t, code)
+	}
+	for name, want := range map[string]string{"texts.sha256": now.String(), "cubins.sha256": made.String()} {
+		if sums, err := machine.ReadFile("sm_90/" + name); err != nil || want != string(sums) {
+			t.Errorf("sm_90/%s has other digests: run make cubins (%v)", name, err)
+		}
+	}
+	if files, err := fs.Glob(machine, "sm_90/*.gz"); err != nil || len(files) != len(names) {
+		t.Errorf("%d files of machine code, of %d texts: %v", len(files), len(names), err)
+	}
+	for _, k := range Kernels() {
 		if !entries[k.Module][k.Name] {
 			t.Errorf("the machine code of %s has no %s", k.Module, k.Name)
 		}

@@ -24,13 +24,23 @@ func tileFor(t int) tile {
 	return tiles[len(tiles)-1]
 }
 
-// operand is a matrix as a product reads it.
+// operand is a matrix, or one of each expert, as a product reads it.
 type operand struct {
-	*packed
+	held         any // what has to live until the product has been put into the queue
 	rows, cols   int
-	dense        driver.Address // of float32 weights; else 0
-	y, bias      driver.Address
-	kernel, acts *Kernel // of quantised weights
+	w, y, bias   driver.Address // of experts, w and bias are lists of addresses
+	stride       int            // bytes of a row of quantised weights
+	kernel, acts *Kernel        // of quantised weights; nil for those of float32
+}
+
+// batch is the rows that operands are multiplied by.
+type batch struct {
+	x      driver.Address
+	rows   int
+	usual  int            // rows of a matrix, for which tiles are chosen
+	groups driver.Address // of experts; zero if all rows are for each operand
+	count  int            // of groups
+	most   int            // rows of a group, at most
 }
 
 // MatMul computes y = x·Wᵀ + bias.
@@ -38,13 +48,9 @@ func (s *Set) MatMul(y, x kernel.Buffer[float32], w *kernel.Matrix[float32], bia
 	s.MatMuls(x, t, kernel.Product[float32]{Y: y, W: w, Bias: bias})
 }
 
-// MatMuls computes several products of one x, which is quantised once. They are one entry of the queue, because they
-// share the workspace.
+// MatMuls computes several products of one x, which is quantised once.
 func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Product[float32]) {
 	const op = "matmul"
-	shape := tileFor(t)
-	pad := (t + shape.rows - 1) / shape.rows * shape.rows
-	var work int64
 	all := make([]operand, len(products))
 	for i, p := range products {
 		must(op, "x", len(x), t*p.W.Cols)
@@ -52,24 +58,34 @@ func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Produc
 		if p.Bias != nil {
 			must(op, "bias", len(p.Bias), p.W.Rows)
 		}
-		o := &all[i]
-		*o = s.operand(p.W, shape)
-		o.y, o.bias = address(s.device, op, p.Y), address(s.device, op, p.Bias)
-		if o.kernel != nil {
-			work = max(work, int64(p.W.Cols/32*pad*(actBytes+8)))
-		}
+		all[i] = s.operand(p.W, tileFor(t))
+		all[i].y, all[i].bias = address(s.device, op, p.Y), address(s.device, op, p.Bias)
 	}
-	from := address(s.device, op, x)
-	if t == 0 {
+	s.multiply(op, all, batch{x: address(s.device, op, x), rows: t, usual: t, count: 1, most: t})
+}
+
+// multiply computes products of one x. They are one entry of the queue, because they share the workspace.
+func (s *Set) multiply(op string, all []operand, b batch) {
+	if b.rows == 0 {
 		return
 	}
+	shape := tileFor(b.usual)
+	pad, most := (b.rows+shape.rows-1)/shape.rows*shape.rows, b.most
+	if b.groups != 0 { // a group begins at any row, and its first tile at an even one
+		pad, most = (b.rows+shape.rows+6)&^7, most+1
+	}
+	var work int64
+	for i := range all {
+		if all[i].kernel != nil {
+			work = max(work, int64(all[i].cols/32*pad*(actBytes+8)))
+		}
+	}
 	s.workspace(work)
-	suffix := "f32"
+	suffix, rows := "f32", 64
 	if s.bf16 {
 		suffix = "bf16"
 	}
-	rows := 64
-	if t <= 16 {
+	if b.usual <= 16 {
 		rows = 16
 	}
 	gemm := s.need(op, fmt.Sprintf("gemm_%s_%d", suffix, rows))
@@ -81,21 +97,21 @@ func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Produc
 			switch {
 			case o.rows == 0:
 			case o.kernel == nil:
-				err = w.launch(gemm, driver.Dim{X: blocks(o.rows, 64), Y: blocks(t, rows), Z: 1}, 0, o.y, from, o.dense,
-					o.bias, uint32(t), uint32(o.rows), uint32(o.cols), uint32(o.cols), uint32(1), uint32(o.cols),
-					uint32(1), uint32(o.rows), uint32(0))
+				grid := driver.Dim{X: blocks(o.rows, 64), Y: blocks(b.most, rows), Z: uint32(b.count)}
+				err = w.launch(gemm, grid, 0, o.y, b.x, o.w, o.bias, b.groups, uint32(b.rows), uint32(o.rows),
+					uint32(o.cols), uint32(o.cols), uint32(1), uint32(o.cols), uint32(1), uint32(o.rows), uint32(0))
 			default:
 				xq := w.work
 				xs := xq + driver.Address(o.cols/32*pad*actBytes)
 				if acts != o.acts {
 					acts = o.acts
 					grid := driver.Dim{X: blocks(o.cols, acts.Threads), Y: uint32(pad), Z: 1}
-					err = w.launch(acts, grid, 0, xq, xs, from, uint32(o.cols), uint32(t), uint32(pad))
+					err = w.launch(acts, grid, 0, xq, xs, b.x, uint32(o.cols), uint32(b.rows), uint32(pad))
 				}
 				if err == nil {
-					grid := driver.Dim{X: blocks(o.rows, shape.columns), Y: uint32(pad / shape.rows), Z: 1}
-					err = w.launch(o.kernel, grid, 0, o.y, o.at, xq, xs, o.bias,
-						uint32(o.rows), uint32(o.cols), uint32(o.stride), uint32(t), uint32(pad))
+					grid := driver.Dim{X: blocks(o.rows, shape.columns), Y: blocks(most, shape.rows), Z: uint32(b.count)}
+					err = w.launch(o.kernel, grid, 0, o.y, o.w, xq, xs, o.bias, b.groups,
+						uint32(o.rows), uint32(o.cols), uint32(o.stride), uint32(b.rows), uint32(pad))
 				}
 			}
 			if err != nil {
@@ -114,24 +130,27 @@ func (s *Set) operand(w *kernel.Matrix[float32], shape tile) operand {
 	o := operand{rows: w.Rows, cols: w.Cols}
 	if w.Dense != nil {
 		must("matmul", "weights", len(w.Dense), w.Rows*w.Cols)
-		o.dense = address(s.device, "matmul", w.Dense)
+		o.w = address(s.device, "matmul", w.Dense)
 		return o
 	}
 	p, ok := w.Packed.(*packed)
 	if !ok { // of a call alone, and exact, as on the processor
 		p = s.pack(w, true)
 	}
-	o.packed = p
-	if p.dense {
-		o.dense = p.at
-		return o
-	}
-	o.kernel = s.need("matmul", fmt.Sprintf("matmul_%s_%dx%d", p.name, shape.columns, shape.rows))
-	o.acts = s.need("matmul", "act_q8")
-	if p.name == "f16" || p.name == "bf16" {
-		o.acts = s.need("matmul", "act_bf16")
+	o.held, o.w, o.stride = p, p.at, p.stride
+	if !p.dense {
+		o.kernel, o.acts = s.product(p, shape)
 	}
 	return o
+}
+
+// product returns the kernels of products of a matrix that is not decoded, and of their activations.
+func (s *Set) product(p *packed, shape tile) (product, acts *Kernel) {
+	acts = s.need("matmul", "act_q8")
+	if p.name == "f16" || p.name == "bf16" {
+		acts = s.need("matmul", "act_bf16")
+	}
+	return s.need("matmul", fmt.Sprintf("matmul_%s_%dx%d", p.name, shape.columns, shape.rows)), acts
 }
 
 // Combine adds the output of an expert, times the weights of its rows.

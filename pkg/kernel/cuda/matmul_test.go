@@ -70,8 +70,8 @@ func (r *rig) product(name string, w uint64, stride int, x, bias []float32, n, k
 		b = r.floats(bias)
 	}
 	grid := [3]int{(n + shape[0] - 1) / shape[0], pad / shape[1], 1}
-	r.launch(fmt.Sprintf("matmul_%s_%dx%d", name, shape[0], shape[1]), grid, 0, y, w, xq, xs, b, uint32(n), uint32(k),
-		uint32(stride), uint32(t), uint32(pad))
+	r.launch(fmt.Sprintf("matmul_%s_%dx%d", name, shape[0], shape[1]), grid, 0, y, w, xq, xs, b, uint64(0), uint32(n),
+		uint32(k), uint32(stride), uint32(t), uint32(pad))
 	return r.read(y, t*n)
 }
 
@@ -145,14 +145,14 @@ func TestGemm_ProductAndGradients(t *testing.T) {
 		for _, tile := range []int{16, 64} {
 			y := r.alloc(4 * rows * n)
 			grid := [3]int{(n + 63) / 64, (rows + tile - 1) / tile, 1}
-			r.launch(fmt.Sprintf("gemm_f32_%d", tile), grid, 0, y, r.floats(x), r.floats(w), r.floats(bias),
+			r.launch(fmt.Sprintf("gemm_f32_%d", tile), grid, 0, y, r.floats(x), r.floats(w), r.floats(bias), uint64(0),
 				uint32(rows), uint32(n), uint32(k), uint32(k), uint32(1), uint32(k), uint32(1), uint32(n), uint32(0))
 			near(t, fmt.Sprintf("%v in tiles of %d", s, tile), r.read(y, rows*n), want, 1e-7)
 			// A gradient reads the same memory by columns and adds to what is there: dw[N,K] += dy^T x, of y as dy.
 			dw := r.floats(w)
 			grid = [3]int{(k + 63) / 64, (n + tile - 1) / tile, 1}
-			r.launch(fmt.Sprintf("gemm_f32_%d", tile), grid, 0, dw, r.floats(want), r.floats(x), uint64(0), uint32(n),
-				uint32(k), uint32(rows), uint32(1), uint32(n), uint32(1), uint32(k), uint32(k), uint32(1))
+			r.launch(fmt.Sprintf("gemm_f32_%d", tile), grid, 0, dw, r.floats(want), r.floats(x), uint64(0), uint64(0),
+				uint32(n), uint32(k), uint32(rows), uint32(1), uint32(n), uint32(1), uint32(k), uint32(k), uint32(1))
 			sums := make([]float32, n*k)
 			for j := range n {
 				for p := range k {

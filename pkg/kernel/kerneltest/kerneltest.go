@@ -41,6 +41,9 @@ func RunPart(t *testing.T, set Set, lacks ...string) {
 	p.run(t, "Formulas", func(t *testing.T) { formulas(t, set) })
 	p.run(t, "Sinks", func(t *testing.T) { sinks(t, set) })
 	p.run(t, "Experts", func(t *testing.T) { experts(t, set) })
+	if router, ok := set.(kernel.ExpertRouter[float32]); ok {
+		p.run(t, "ExpertsOnTheDevice", func(t *testing.T) { routed(t, set, router) })
+	}
 	p.run(t, "RowsOfProductsStandAlone", func(t *testing.T) { p.productRows(t) })
 	p.run(t, "RowsOfNormsStandAlone", func(t *testing.T) { normRows(t, set) })
 	p.run(t, "AttentionOfChunks", func(t *testing.T) { chunks(t, set) })

@@ -16,14 +16,19 @@ func gemm(m *Module, rows int, round bool) {
 	}
 	k := m.Kernel(name, fmt.Sprintf("computes c[M,N] = sum over k of a[m*arow+k*acol]*b[n*brow+k*bcol], k ascending, plus "+
 		"bias[n]; the sum starts from c if add is 1. Rows of c are ldc apart. A block has %d columns from %d*ctaid.x on and "+
-		"%d rows from %d*ctaid.y on. A null bias is zero. Strides are in elements. %s", columns, columns, rows, rows, doc),
-		threads, Ptr("c"), Ptr("a"), Ptr("b"), Ptr("bias"), Int("m"), Int("n"), Int("k"), Int("arow"), Int("acol"),
-		Int("brow"), Int("bcol"), Int("ldc"), Int("add"))
+		"%d rows from %d*ctaid.y on. A null bias is zero. Strides are in elements. %s %s", columns, columns, rows, rows,
+		groupDoc("c", "a", "b"), doc), threads, Ptr("c"), Ptr("a"), Ptr("b"), Ptr("bias"), Ptr("groups"), Int("m"), Int("n"),
+		Int("k"), Int("arow"), Int("acol"), Int("brow"), Int("bcol"), Int("ldc"), Int("add"))
 	tid := k.Special("tid.x")
 	sharedA, sharedB := k.SharedAt(4*depth*(rows+4)), k.SharedAt(4*depth*(columns+4))
 	m0, n0 := k.Mul(k.Special("ctaid.y"), N(rows)), k.Mul(k.Special("ctaid.x"), N(columns))
+	of := k.span("m")
+	rowsM := k.Sub(of.to, of.from)
+	k.ReturnIf(k.Cmp("ge", m0, rowsM))
+	arow, ldc := k.IntParam("arow"), k.IntParam("ldc")
+	a, b, c := k.far(k.Pointer("a"), of.from, arow), k.operand("b", of), k.far(k.Pointer("c"), of.from, ldc)
 	limit := k.IntParam("k")
-	fill := func(to U32, name string, first, count, row, col U32, size int, at U32) {
+	fill := func(to U32, base U64, first, count, row, col U32, size int, at U32) {
 		// Thread tid copies input tid%16 of the rows tid/16, tid/16+16, ... of the tile.
 		step := k.And(tid, N(depth-1))
 		in := k.Add(at, step)
@@ -32,7 +37,7 @@ func gemm(m *Module, rows int, round bool) {
 			v := k.NewF(F(0))
 			inside := k.AndP(k.Cmp("lt", k.Add(first, r), count), k.Cmp("lt", in, limit))
 			k.If(inside, func() {
-				from := k.far(k.Pointer(name), k.Add(first, r), row)
+				from := k.far(base, k.Add(first, r), row)
 				from = k.far(from, in, col)
 				k.Op("ld.global.f32", v, place(from, 0))
 			})
@@ -43,8 +48,7 @@ func gemm(m *Module, rows int, round bool) {
 		}
 	}
 	y, x := k.Shr(tid, 4), k.And(tid, N(15))
-	rowsM, rowsN, ldc := k.IntParam("m"), k.IntParam("n"), k.IntParam("ldc")
-	c := k.Pointer("c")
+	rowsN := k.IntParam("n")
 	acc := make([][]F32, high)
 	outputs := func(body func(i, j int, n U32, at U64)) {
 		for i := range high {
@@ -64,11 +68,11 @@ func gemm(m *Module, rows int, round bool) {
 	k.If(k.Cmp("ne", k.IntParam("add"), N(0)), func() {
 		outputs(func(i, j int, _ U32, at U64) { k.Op("ld.global.f32", acc[i][j], place(at, 0)) })
 	})
-	arow, acol, brow, bcol := k.IntParam("arow"), k.IntParam("acol"), k.IntParam("brow"), k.IntParam("bcol")
+	acol, brow, bcol := k.IntParam("acol"), k.IntParam("brow"), k.IntParam("bcol")
 	atA, atB := k.Add(sharedA, k.Shl(y, 2)), k.Add(sharedB, k.Shl(x, 2))
 	k.For(N(0), limit, N(depth), func(at U32) {
-		fill(sharedA, "a", m0, rowsM, arow, acol, rows, at)
-		fill(sharedB, "b", n0, rowsN, brow, bcol, columns, at)
+		fill(sharedA, a, m0, rowsM, arow, acol, rows, at)
+		fill(sharedB, b, n0, rowsN, brow, bcol, columns, at)
 		k.Barrier()
 		for step := range depth {
 			a, b := make([]F32, high), make([]F32, wide)
@@ -86,7 +90,7 @@ func gemm(m *Module, rows int, round bool) {
 		}
 		k.Barrier()
 	})
-	bias := k.Pointer("bias")
+	bias := k.operand("bias", of)
 	biased := k.pred("setp.ne.u64", bias, 0)
 	outputs(func(i, j int, n U32, at U64) {
 		k.If(biased, func() { k.Op("add.rn.f32", acc[i][j], acc[i][j], k.LdF(k.At(bias, n, 4), 0)) })

@@ -40,6 +40,8 @@ type tile struct {
 	stage  U32    // shared memory of this warp
 	rows   U32    // of weights: n
 	first  U32    // first row of weights of the warp
+	of     span   // the rows of activations of the block's matrix
+	x0     U32    // first row of activations of the block
 	base   U64    // of the weights
 	stride U32    // bytes of a row
 	units  U32    // of a row
@@ -66,9 +68,10 @@ func (m *Module) product(w *weights, nx int, split bool) {
 	name := fmt.Sprintf("matmul_%s_%dx%d", w.name, n, 8*nx)
 	doc := fmt.Sprintf("computes y[T,N] = x[T,K]*W^T + bias[N]: %s. A block computes %d columns from %d*ctaid.x on of %d "+
 		"rows from %d*ctaid.y on. xq and xs are what act_%s wrote for the same pad. A null bias is zero. stride is the "+
-		"bytes of a row of w.", shape, n, n, 8*nx, 8*nx, w.activations())
-	k := m.Kernel(name, doc, 128, Ptr("y"), Ptr("w"), Ptr("xq"), Ptr("xs"), Ptr("bias"), Int("n"), Int("k"),
-		Int("stride"), Int("t"), Int("pad"))
+		"bytes of a row of w. %s A tile begins at an even row, the one before its group's first if need be, and pad must "+
+		"have room for the last tile.", shape, n, n, 8*nx, 8*nx, w.activations(), groupDoc("y", "x", "w"))
+	k := m.Kernel(name, doc, 128, Ptr("y"), Ptr("w"), Ptr("xq"), Ptr("xs"), Ptr("bias"), Ptr("groups"), Int("n"),
+		Int("k"), Int("stride"), Int("t"), Int("pad"))
 	t := &tile{Kernel: k, w: w, nx: nx}
 	t.begin(split)
 	turns := 1
@@ -143,7 +146,9 @@ func (t *tile) begin(split bool) {
 	inputs := t.IntParam("k")
 	t.units = t.Div(t.Add(inputs, N(t.w.inputs-1)), N(t.w.inputs))
 	t.blocks = t.Shr(inputs, 5)
-	t.base = t.Pointer("w")
+	t.rowsOf()
+	t.ReturnIf(t.Cmp("ge", t.MaxU(t.x0, t.of.from), t.of.to))
+	t.base = t.operand("w", t.of)
 	size := stages * t.stageBytes()
 	t.stage = t.Mad(t.warp, N(size), t.SharedAt(4*size))
 	if split {
@@ -153,15 +158,14 @@ func (t *tile) begin(split bool) {
 	}
 	t.start = t.NewU(X(magicBits))
 	// The scratch is [blocks][pad] of 32 activations, and of their scale and sum.
-	x0 := t.Mul(t.Special("ctaid.y"), N(8*t.nx))
-	row := t.Add(x0, t.group)
+	row := t.Add(t.x0, t.group)
 	if t.nx == 1 {
 		// Columns past the last row repeat it, which costs no memory traffic. They are not stored.
-		row = t.MinU(row, t.Sub(t.IntParam("t"), N(1)))
+		row = t.MinU(row, t.Sub(t.of.to, N(1)))
 	}
 	size = t.w.blockBytes()
 	t.x = t.At(t.At(t.Pointer("xq"), row, size), t.quad, size/4)
-	t.scale = t.At(t.Pointer("xs"), t.Add(x0, t.Shl(t.quad, 1)), 8)
+	t.scale = t.At(t.Pointer("xs"), t.Add(t.x0, t.Shl(t.quad, 1)), 8)
 	t.xstep, t.sstep = t.U64(), t.U64()
 	t.Op("mul.wide.u32", t.xstep, t.pad, size)
 	t.Op("mul.wide.u32", t.sstep, t.pad, 8)
@@ -171,6 +175,13 @@ func (t *tile) begin(split bool) {
 			t.acc[j][i] = t.F32()
 		}
 	}
+}
+
+// rowsOf finds the rows of activations of the block.
+func (t *tile) rowsOf() {
+	t.of = t.span("t")
+	// Scales of two rows are read together, so tiles begin at even rows. A row before the group's is not stored.
+	t.x0 = t.Mad(t.Special("ctaid.y"), N(8*t.nx), t.And(t.of.from, X(0xfffffffe)))
 }
 
 // rowAddress returns the address of row r of the warp; rows past the last repeat it.
@@ -271,11 +282,13 @@ func (t *tile) exchange(at U32, total [][4]F32, round U32) {
 
 // finish adds the bias and writes the outputs that exist.
 func (t *tile) finish(total [][4]F32, split bool) {
-	y, bias, rows := t.Pointer("y"), t.Pointer("bias"), t.IntParam("t")
+	t.rowsOf() // again, so that it takes no registers meanwhile
+	y, bias := t.Pointer("y"), t.operand("bias", t.of)
 	biased := t.pred("setp.ne.u64", bias, 0)
-	x0 := t.Add(t.Mul(t.Special("ctaid.y"), N(8*t.nx)), t.Shl(t.quad, 1))
+	x0 := t.Add(t.x0, t.Shl(t.quad, 1))
 	put := func(n, col U32, v F32) {
-		t.If(t.AndP(t.Cmp("lt", n, t.rows), t.Cmp("lt", col, rows)), func() {
+		inside := t.AndP(t.Cmp("ge", col, t.of.from), t.Cmp("lt", col, t.of.to))
+		t.If(t.AndP(t.Cmp("lt", n, t.rows), inside), func() {
 			sum := t.NewF(v)
 			t.If(biased, func() { t.Op("add.rn.f32", sum, sum, t.LdF(t.At(bias, n, 4), 0)) })
 			t.StF(t.At(t.AtRow(y, col, t.Shl(t.rows, 2)), n, 4), 0, sum)
