@@ -14,6 +14,8 @@ import (
 type experts[F tensor.Float] struct {
 	router         *linear[F] // [E,C], decoded
 	gate, up, down []linear[F]
+
+	gates, ups, downs kernel.ExpertMatrices[F] // the same, for sets that choose experts on their device
 }
 
 // routed is what the backward pass needs of a layer's experts.
@@ -61,7 +63,23 @@ func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 		x.up = append(x.up, piece(e, upPart, f, width, slot{both, (2*e + 1) * n, n}, slot{bothBias, (2*e + 1) * f, f}))
 		x.down = append(x.down, piece(e, downPart, width, f, slot{down, e * n, n}, slot{downBias, e * width, width}))
 	}
+	x.gates, x.ups, x.downs = together(x.gate), together(x.up), together(x.down)
 	return x
+}
+
+// together returns the matrices of all experts and their biases.
+func together[F tensor.Float](linears []linear[F]) kernel.ExpertMatrices[F] {
+	out := kernel.ExpertMatrices[F]{W: make([]*kernel.Matrix[F], len(linears))}
+	if linears[0].hasB {
+		out.Bias = make([]kernel.Buffer[F], len(linears))
+	}
+	for i := range linears {
+		out.W[i] = &linears[i].Matrix
+		if out.Bias != nil {
+			out.Bias[i] = linears[i].bias
+		}
+	}
+	return out
 }
 
 // expert fills an expert's matrix. A decoded matrix is copied to its piece of the stack.
@@ -164,6 +182,28 @@ func (s *Stage[F]) expertsForward(blk *block[F], y, h kernel.Buffer[F], t int, a
 		s.set.Combine(y, o, &k.Routing, lo, hi, width)
 	}
 	return k
+}
+
+// expertsRouted is expertsForward on a set that chooses experts on its device, where no pass waits for the choice; the
+// bits are the same. It returns false, and has done nothing, if the set does not.
+func (s *Stage[F]) expertsRouted(blk *block[F], y, h kernel.Buffer[F], t int, alloc allocate[F]) bool {
+	x, spec, width := blk.experts, blk.FFN.Experts, s.Spec.Width
+	set, ok := s.set.(kernel.ExpertRouter[F])
+	if !ok || !set.Routes(t, spec.TopK, &x.gates, &x.ups, &x.downs) {
+		return false
+	}
+	n := t * spec.TopK
+	logits, weight, lists := alloc(t*spec.Count), alloc(n), alloc(set.RoutedLists(t, spec.Count, spec.TopK))
+	in, gate, up := alloc(n*width), alloc(n*spec.Width), alloc(n*spec.Width)
+	act, out := alloc(n*spec.Width), alloc(n*width)
+	s.multiply(h, t, output[F]{x.router, logits})
+	r := set.RouteRows(weight, lists, logits, t, spec.Count, spec.TopK, spec.Normalize)
+	set.DispatchRows(in, h, &r, width)
+	set.ExpertMatMuls(in, &r, kernel.RoutedProduct[F]{Y: gate, W: &x.gates}, kernel.RoutedProduct[F]{Y: up, W: &x.ups})
+	s.gated(&blk.FFN, act, gate, up, alloc)
+	set.ExpertMatMuls(act, &r, kernel.RoutedProduct[F]{Y: out, W: &x.downs})
+	set.CombineRows(y, out, &r, width)
+	return true
 }
 
 // expertsBackward overwrites dh[T,C] with the gradient of h, given the gradient dy[T,C] of

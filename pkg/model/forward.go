@@ -74,6 +74,7 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 		}
 	}
 	s.scratch.reset()
+	s.routed.reset()
 	s.dropping = Dropout{}
 	s.adaptRows(b.Entries, func(e *Entry[F]) int { return e.Rows })
 	defer s.endBatch()
@@ -331,7 +332,9 @@ func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *work
 	if blk.experts != nil {
 		y := w.act[:t*s.Spec.Width]
 		s.routed.reset()
-		s.expertsForward(blk, y, h, t, s.routed.take)
+		if !s.expertsRouted(blk, y, h, t, s.routed.take) {
+			s.expertsForward(blk, y, h, t, s.routed.take)
+		}
 		s.addBranch(x, y, &blk.post2, t)
 		s.normalizeSum(x, &blk.add2, t)
 		return

@@ -12,7 +12,8 @@ import (
 type stepKind struct {
 	rows, logits int
 	features     bool
-	scratch      int // which of the stage's scratch memories; one may lie where another has lain
+	// Which of the stage's scratch memories, and of those of experts; one may lie where another has lain.
+	scratch, routed int
 }
 
 // stepper keeps the steps of a stage.
@@ -39,14 +40,15 @@ func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind, bool) {
 		logits != 0 && logits != rows || len(s.scratch.store) == 0 || s.scratch.spill > 0 {
 		return stepKind{}, false
 	}
-	return stepKind{rows, logits, b.Features, s.scratch.made}, true
+	return stepKind{rows, logits, b.Features, s.scratch.made, s.routed.made}, true
 }
 
 // runBlocks runs all blocks, and on the last stage the head, over x[ΣRows,C]. It returns the hidden state, or what
 // Forward returns of the last stage.
 func (s *Stage[F]) runBlocks(b *Batch[F], x kernel.Buffer[F], pos []int32, logits int) kernel.Buffer[F] {
 	kind, ok := s.stepOf(b, len(pos), logits)
-	// The first step of a kind is often the only one, and its scratch memory may not suffice.
+	// The first step of a kind is often the only one, and its scratch memory may not suffice. That of experts does if the
+	// pass before was of this kind: it took the same, and no more was made since.
 	again := ok && kind == s.steps.before
 	s.steps.before = kind
 	if !again {
