@@ -82,8 +82,8 @@ func softmax[F tensor.Float](x []F) {
 // last bit; this gives the same bits everywhere, also on devices that choose experts themselves: those of math.Exp on
 // amd64 with fused multiplications.
 //
-// The method is N. Shibata's (Efficient evaluation methods of elementary functions suitable for SIMD computation, 2010):
-// with x = n·ln 2 + 16r and p(r) = exp(r)-1, four steps p(2r) = p(r)·(p(r)+2) lead to exp(16r)-1.
+// The method is N. Shibata's (Efficient evaluation methods of elementary functions suitable for SIMD computation,
+// 2010): with x = n·ln 2 + 16r and p(r) = exp(r)-1, four steps p(2r) = p(r)·(p(r)+2) lead to exp(16r)-1.
 func exponential(x float64) float64 {
 	const (
 		ln2High = 0.69314718055966295651160180568695068359375 // its products with n are exact

@@ -9,7 +9,8 @@ import (
 // The exponential that devices compute, too, is math.Exp but for the last bit.
 func TestExponential_IsThatOfMath(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	x := []float64{0, math.Copysign(0, -1), -1e-300, -708, -708.5, -745, -745.2, -760, -1000, -1001, -1e38, math.Inf(-1)}
+	x := []float64{0, math.Copysign(0, -1), -1e-300, -708, -708.5, -745, -745.2, -760, -1000, -1001, -1e38,
+		math.Inf(-1)}
 	for range 20000 {
 		x = append(x, -750*r.Float64(), -r.Float64())
 	}

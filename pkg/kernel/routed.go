@@ -23,9 +23,9 @@ type RoutedProduct[F tensor.Float] struct {
 	W *ExpertMatrices[F]
 }
 
-// ExpertRouter is implemented by sets that choose experts where the router's logits are, so that no pass has to wait for
-// them on the host. Grouped order and all results have the bits of Route, Dispatch, MatMuls and Combine; there are no
-// gradients.
+// ExpertRouter is implemented by sets that choose experts where the router's logits are, so that no pass has to wait
+// for them on the host. Grouped order and all results have the bits of Route, Dispatch, MatMuls and Combine; there are
+// no gradients.
 type ExpertRouter[F tensor.Float] interface {
 	// Routes reports whether the set can route t rows to the experts that have these matrices, which are packed.
 	Routes(t, topK int, w ...*ExpertMatrices[F]) bool

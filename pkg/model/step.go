@@ -47,8 +47,8 @@ func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind, bool) {
 // Forward returns of the last stage.
 func (s *Stage[F]) runBlocks(b *Batch[F], x kernel.Buffer[F], pos []int32, logits int) kernel.Buffer[F] {
 	kind, ok := s.stepOf(b, len(pos), logits)
-	// The first step of a kind is often the only one, and its scratch memory may not suffice. That of experts does if the
-	// pass before was of this kind: it took the same, and no more was made since.
+	// The first step of a kind is often the only one, and its scratch memory may not suffice. That of experts does if
+	// the pass before was of this kind: it took the same, and no more was made since.
 	again := ok && kind == s.steps.before
 	s.steps.before = kind
 	if !again {

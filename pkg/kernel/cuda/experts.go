@@ -10,8 +10,8 @@ import (
 )
 
 // The choice of experts on the device. Kernels write which rows go to which experts to lists on the device, and the
-// products of experts read them there: a launch has blocks for all groups of rows that there may be, and those of a group
-// that has no rows return at once. So the host need not know the choice, and a step may be a graph.
+// products of experts read them there: a launch has blocks for all groups of rows that there may be, and those of a
+// group that has no rows return at once. So the host need not know the choice, and a step may be a graph.
 
 // heldExperts is the list of addresses of the matrices of experts on the device, and behind it that of their biases.
 type heldExperts struct {
@@ -61,8 +61,8 @@ func (s *Set) Routes(t, topK int, w ...*kernel.ExpertMatrices[float32]) bool {
 	return true
 }
 
-// routedLists are the lists of a Routed: experts by row, and the grouped index of each, [T,TopK]; rows by grouped index,
-// [T*TopK]; and the groups, each an expert and the grouped indices from and to, [min(E,T*TopK),3].
+// routedLists are the lists of a Routed: experts by row, and the grouped index of each, [T,TopK]; rows by grouped
+// index, [T*TopK]; and the groups, each an expert and the grouped indices from and to, [min(E,T*TopK),3].
 type routedLists struct{ chosen, slots, rows, groups driver.Address }
 
 // groupsOf returns how many groups there may be.
@@ -100,7 +100,8 @@ func (s *Set) RouteRows(
 	}
 	warps := func(k *Kernel, n int) driver.Dim { return driver.Dim{X: blocks(n, k.Threads/32), Y: 1, Z: 1} }
 	s.launch(choose, warps(choose, t), 0, from, at.chosen, to, uint32(t), uint32(e), uint32(topK), divide)
-	s.launch(group, warps(group, e), 0, at.rows, at.slots, at.groups, at.chosen, uint32(t*topK), uint32(e), uint32(topK))
+	s.launch(group, warps(group, e), 0, at.rows, at.slots, at.groups, at.chosen, uint32(t*topK), uint32(e),
+		uint32(topK))
 	return r
 }
 
@@ -109,8 +110,8 @@ func (s *Set) DispatchRows(dst, x kernel.Buffer[float32], r *kernel.Routed[float
 	const op = "dispatch"
 	must(op, "dst", len(dst), r.T*r.TopK*c)
 	must(op, "x", len(x), r.T*c)
-	s.each(op, "dispatch", len(dst), address(s.device, op, dst), address(s.device, op, x), s.routed(op, r).rows, uint32(c),
-		uint32(len(dst)))
+	s.each(op, "dispatch", len(dst), address(s.device, op, dst), address(s.device, op, x), s.routed(op, r).rows,
+		uint32(c), uint32(len(dst)))
 }
 
 // CombineRows overwrites y with the weighted sums of the outputs of experts.
@@ -180,8 +181,8 @@ func (s *Set) expertOperand(op string, w *kernel.ExpertMatrices[float32], shape 
 	return o
 }
 
-// holdExperts puts a list of addresses on the device unless it is there. The list does not change any more, since graphs
-// may read it: other addresses are another list.
+// holdExperts puts a list of addresses on the device unless it is there. The list does not change any more, since
+// graphs may read it: other addresses are another list.
 func (d *device) holdExperts(w *kernel.ExpertMatrices[float32], places []uint64) *heldExperts {
 	defer d.lockTables()()
 	h, ok := w.Held.(*heldExperts)

@@ -43,7 +43,8 @@ func (r *rig) route(name string, logits []float32, t, e, top int, normalize bool
 	// The entries of a row are its experts ascending; the slot of each is its grouped index.
 	weights := make([]float32, n)
 	for i, j := range r.words(slots, n) {
-		if expert := r.words(chosen, n)[i]; want.Rows[j] != i/top || j < want.Bounds[expert] || j >= want.Bounds[expert+1] {
+		expert := r.words(chosen, n)[i]
+		if want.Rows[j] != i/top || j < want.Bounds[expert] || j >= want.Bounds[expert+1] {
 			r.Errorf("%s: entry %d of expert %d is grouped at %d, bounds %v", name, i, expert, j, want.Bounds)
 		}
 		weights[i] = want.Weight[j]

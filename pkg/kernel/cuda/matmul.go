@@ -109,7 +109,8 @@ func (s *Set) multiply(op string, all []operand, b batch) {
 					err = w.launch(acts, grid, 0, xq, xs, b.x, uint32(o.cols), uint32(b.rows), uint32(pad))
 				}
 				if err == nil {
-					grid := driver.Dim{X: blocks(o.rows, shape.columns), Y: blocks(most, shape.rows), Z: uint32(b.count)}
+					grid := driver.Dim{X: blocks(o.rows, shape.columns), Y: blocks(most, shape.rows),
+						Z: uint32(b.count)}
 					err = w.launch(o.kernel, grid, 0, o.y, o.w, xq, xs, o.bias, b.groups,
 						uint32(o.rows), uint32(o.cols), uint32(o.stride), uint32(b.rows), uint32(pad))
 				}

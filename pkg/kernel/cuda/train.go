@@ -66,8 +66,9 @@ func (s *Set) gemm(op string, c, a, b driver.Address, size [3]int, strides [4]in
 		more = 1
 	}
 	s.launch(s.need(op, fmt.Sprintf("gemm_%s_%d", suffix, rows)),
-		driver.Dim{X: blocks(n, 64), Y: blocks(m, rows), Z: 1}, 0, c, a, b, driver.Address(0), driver.Address(0), uint32(m),
-		uint32(n), uint32(k), uint32(strides[0]), uint32(strides[1]), uint32(strides[2]), uint32(strides[3]), uint32(ldc), more)
+		driver.Dim{X: blocks(n, 64), Y: blocks(m, rows), Z: 1}, 0, c, a, b, driver.Address(0), driver.Address(0),
+		uint32(m), uint32(n), uint32(k), uint32(strides[0]), uint32(strides[1]), uint32(strides[2]), uint32(strides[3]),
+		uint32(ldc), more)
 }
 
 // EmbedGrad adds rows of dy to rows of dw.

@@ -53,6 +53,8 @@ func matricesOf(s Set, seed uint64, d tensor.DType, e, n, k int, biased bool) ke
 	return out
 }
 
+func sameBits(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }
+
 func sameAsAlone(t *testing.T, s Set, router kernel.ExpertRouter[float32], d tensor.DType, c choice) {
 	const n, other = 21, 5
 	k := max(64, d.BlockLen())
@@ -83,13 +85,14 @@ func sameAsAlone(t *testing.T, s Set, router kernel.ExpertRouter[float32], d ten
 
 		dispatched, first, second = s.Alloc(total*k), s.Alloc(total*n), s.Alloc(total*other)
 		probs, y = upload(s, logits), upload(s, in(c.rows*n))
-		on := router.RouteRows(weight, s.Alloc(router.RoutedLists(c.rows, c.e, c.top)), probs, c.rows, c.e, c.top, normalize)
+		lists := s.Alloc(router.RoutedLists(c.rows, c.e, c.top))
+		on := router.RouteRows(weight, lists, probs, c.rows, c.e, c.top, normalize)
 		router.DispatchRows(dispatched, upload(s, x), &on, k)
 		router.ExpertMatMuls(dispatched, &on, kernel.RoutedProduct[float32]{Y: first, W: &plain},
 			kernel.RoutedProduct[float32]{Y: second, W: &biased})
 		router.CombineRows(y, first, &on, n)
 		for i, got := range results(s, probs, dispatched, first, second, y) {
-			if !slices.EqualFunc(got, want[i], func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }) {
+			if !slices.EqualFunc(got, want[i], sameBits) {
 				t.Errorf("%v, %v: result %d has other bits", d, c, i)
 			}
 		}

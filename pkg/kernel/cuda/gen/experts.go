@@ -73,8 +73,8 @@ func (k *Kernel) warpOf() (lane, warp U32) {
 }
 
 // route adds the kernel that chooses the experts of rows. A probability and the complement of its expert's index make a
-// 64-bit integer, so that one comparison prefers the greater probability and then the lower index. No two are equal: the
-// next best is the greatest below the last one chosen, and nothing has to be marked.
+// 64-bit integer, so that one comparison prefers the greater probability and then the lower index. No two are equal:
+// the next best is the greatest below the last one chosen, and nothing has to be marked.
 func route(m *Module) {
 	k := m.Kernel("route", "turns logits[T,E] into probabilities in place, the softmax in float64, whose sum is in the order "+
 		"of the experts, and chooses the k most probable experts of each row, of equal ones the first. It writes their "+
@@ -144,8 +144,8 @@ func route(m *Module) {
 	})
 }
 
-// routeGroups adds the kernel that groups rows by expert. A warp counts what lies before its expert's group by itself, so
-// no two warps have to meet.
+// routeGroups adds the kernel that groups rows by expert. A warp counts what lies before its expert's group by itself,
+// so no two warps have to meet.
 func routeGroups(m *Module) {
 	k := m.Kernel("route_groups", "groups the n = T*K entries of chosen[T,K] by expert, entries ascending within a group: "+
 		"it writes the row of each grouped index to rows[n], the grouped index of each entry to slots[n], and the groups, "+

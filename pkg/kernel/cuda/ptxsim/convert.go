@@ -125,8 +125,8 @@ func roundWhole(x float64, mode rounding) float64 {
 	return math.RoundToEven(x)
 }
 
-// floatToInteger converts to the nearest integer of the type. A NaN gives 0, but the highest bit alone if either type has
-// 64 bits.
+// floatToInteger converts to the nearest integer of the type. A NaN gives 0, but the highest bit alone if either type
+// has 64 bits.
 func floatToInteger(d, s Type, f floatMods) func(uint64) uint64 {
 	none := uint64(0)
 	if d.bits() == 64 || s.bits() == 64 {
