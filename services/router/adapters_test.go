@@ -538,6 +538,7 @@ func TestResume_KeepsTheAdapter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	m.slow(2 * time.Millisecond) // so that the request cannot end while its router is stopped
 	m.shards["shard-0-0"].strike(300, a.cancel)
 	r := resumable("with an adapter", 400)
 	r.Adapter = "a"

@@ -4,6 +4,7 @@ package router
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
@@ -41,42 +42,44 @@ func TestFailures_LossesThatCount(t *testing.T) {
 		"it says so after two minutes": {id: "p", excused: 2 * lossKept, all: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := New(Config{})
-			for kind, ids := range map[string][]string{"shard": {"a", "b"}, "sampler": {"mem:sampler"}} {
-				for _, id := range ids {
-					if id != tc.gone {
-						s.instances[kind] = append(s.instances[kind], discovery.Instance{ID: id, Addr: id})
+			synctest.Test(t, func(t *testing.T) { // no time passes between a loss and what is said of it
+				s := New(Config{})
+				for kind, ids := range map[string][]string{"shard": {"a", "b"}, "sampler": {"mem:sampler"}} {
+					for _, id := range ids {
+						if id != tc.gone {
+							s.instances[kind] = append(s.instances[kind], discovery.Instance{ID: id, Addr: id})
+						}
 					}
 				}
-			}
-			if tc.err == nil {
-				tc.err = lost
-			}
-			f := s.failuresOf("d")
-			if tc.before {
-				f.excuse([]string{"p"}, time.Now())
-			}
-			s.pipelineLost(chain, tc.id, "mem:sampler", tc.err)
-			at := time.Now()
-			troubled := map[string]time.Time{"a": {}}
-			if tc.troubled != 0 {
-				troubled["b"] = at.Add(tc.troubled)
-			}
-			for after := time.Duration(0); after <= 3*lossKept; after += time.Second {
-				f.settle(at.Add(after), s.explained(troubled))
-				if after == tc.excused && after > 0 {
-					f.excuse([]string{"p", "another"}, at.Add(after))
+				if tc.err == nil {
+					tc.err = lost
 				}
-				if after == lossAfter-time.Second && f.all != 0 {
-					t.Error("it counts at once")
+				f := s.failuresOf("d")
+				if tc.before {
+					f.excuse([]string{"p"}, time.Now())
 				}
-			}
-			if f.row != tc.row || f.all != tc.all {
-				t.Errorf("%d tries in a row and %d losses count, want %d and %d", f.row, f.all, tc.row, tc.all)
-			}
-			if len(f.losses) > 0 {
-				t.Errorf("%d losses are kept", len(f.losses))
-			}
+				s.pipelineLost(chain, tc.id, "mem:sampler", tc.err)
+				at := time.Now()
+				troubled := map[string]time.Time{"a": {}}
+				if tc.troubled != 0 {
+					troubled["b"] = at.Add(tc.troubled)
+				}
+				for after := time.Duration(0); after <= 3*lossKept; after += time.Second {
+					f.settle(at.Add(after), s.explained(troubled))
+					if after == tc.excused && after > 0 {
+						f.excuse([]string{"p", "another"}, at.Add(after))
+					}
+					if after == lossAfter-time.Second && f.all != 0 {
+						t.Error("it counts at once")
+					}
+				}
+				if f.row != tc.row || f.all != tc.all {
+					t.Errorf("%d tries in a row and %d losses count, want %d and %d", f.row, f.all, tc.row, tc.all)
+				}
+				if len(f.losses) > 0 {
+					t.Errorf("%d losses are kept", len(f.losses))
+				}
+			})
 		})
 	}
 }

@@ -101,6 +101,7 @@ func TestResume_Cancel_EndsTheRequestEverywhere(t *testing.T) {
 			m := newMesh(t, 1, 1, router.Config{})
 			a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
 			at := map[string]*peer{"same router": a, "other router": b}[where]
+			m.slow(20 * time.Millisecond) // so that it cannot end by itself before it is cancelled
 			var p part
 			key := func() journal.Key { return journal.Key{ID: p.id} }
 			ended := make(chan error, 1)

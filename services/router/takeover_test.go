@@ -54,7 +54,7 @@ func TestResume_ATakenRequestIsPaidByItsOwnerAndTraced(t *testing.T) {
 	m := newMesh(t, 2, 1, router.Config{Journal: j, Meters: guard, Tracer: tracer})
 	lostTracer, lostSpans := traced(t)
 	lost := m.peer("router-b", router.Config{Journal: j, Tracer: lostTracer})
-	m.slow(3 * time.Millisecond)
+	m.slow(20 * time.Millisecond) // so that most of it is left when its router is lost
 	owner := withKey(t, auth.Key{Tokens: budget})
 	ctx, cancel := context.WithCancel(owner)
 	defer cancel()
