@@ -314,20 +314,26 @@ func TestParse_HeaderMemoryIsBounded(t *testing.T) {
 		"name":                  safe(`{"` + strings.Repeat("x", size) + `":1}`),
 	} {
 		t.Run(name, func(t *testing.T) {
-			start := cputime.Process()
 			var err error
-			total := allocated(func() {
-				if bytes.HasPrefix(file, []byte("GGUF")) {
-					_, err = weights.ParseGGUF("hostile", file)
-				} else {
-					_, err = weights.ParseSafetensors("hostile", file)
-				}
-			})
+			var total uint64
+			took := time.Hour // the least of several times, since other programs disturb the processor's caches
+			for try := 0; try < 5 && took > time.Second; try++ {
+				start := cputime.Process()
+				total = allocated(func() {
+					if bytes.HasPrefix(file, []byte("GGUF")) {
+						_, err = weights.ParseGGUF("hostile", file)
+					} else {
+						_, err = weights.ParseSafetensors("hostile", file)
+					}
+				})
+				took = min(took, cputime.Process()-start)
+				t.Logf("%v of processor time", took)
+			}
 			// The file itself, mapped, is counted once.
 			if limit := uint64(len(file)) + 64<<20; total > limit {
 				t.Errorf("%d MiB were allocated, more than %d MiB", total>>20, limit>>20)
 			}
-			if took := cputime.Process() - start; took > time.Second && !raceEnabled {
+			if took > time.Second && !raceEnabled {
 				t.Errorf("it took %v", took)
 			}
 			if err != nil {
