@@ -230,6 +230,9 @@ func TestTrain_EverySampleCountsOnce(t *testing.T) {
 						stopped <- err
 					}()
 				}
+				if asked {
+					linger(f.ctx) // until it stops
+				}
 			})
 			if asked {
 				stops++

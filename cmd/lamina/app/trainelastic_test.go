@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lamina-mesh/lamina/internal/leak"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
@@ -58,6 +60,7 @@ func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
 					}
 					if r.GetMembers() == 2 {
 						alone++
+						linger(f.ctx) // until another one joins
 					}
 					// The next one is killed when the one before has been replaced.
 					if kills < 4 && r.GetJoined() == uint64(kills) && r.GetMembers() == 3 &&
@@ -85,21 +88,25 @@ func TestTrain_ALostReplicaCostsOneStep(t *testing.T) {
 	}
 }
 
-// A stage that is frozen has healthy connections. It counts as lost when it says nothing for a while.
-func TestTrain_AFrozenReplicaIsLeft(t *testing.T) {
+// A stage that is frozen has healthy connections. It counts as lost when it says nothing for a while. Time is virtual,
+// so that the other one is never silent, however busy the machine is.
+func TestTrain_AFrozenReplicaIsLeft(t *testing.T) { synctest.Test(t, frozenReplicaIsLeft) }
+
+func frozenReplicaIsLeft(t *testing.T) {
 	raw := manifest(t, "frozen", map[string]any{"steps": 30, "checkpoint_every": 1000})
 	calmOut, out := t.TempDir(), t.TempDir()
-	f := newTrainFleetWith(t, 2, gradbus.NewMemory(64<<20), 0,
-		trainer.Config{Heartbeat: 500 * time.Millisecond, Silence: 5 * time.Second})
+	f := &trainFleet{bus: gradbus.NewMemory(64 << 20), kernels: &deviceSet{ref.New[float32](), time.Millisecond}}
+	f.start(t, 2, trainer.Config{Heartbeat: 500 * time.Millisecond, Silence: 5 * time.Second})
 	calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
-	check, frozen := forward(t), time.Time{}
+	check, frozen := forward(t), false
 	got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Replicas: 2, Out: out}, func(r *trainerv1.Run) {
 		check(r)
-		if frozen.IsZero() && r.GetStep() >= 5 {
-			frozen = time.Now()
+		if !frozen && r.GetStep() >= 5 {
+			frozen = true
 			f.network.Silence("shard-1", true)
 		}
 	})
+	f.network.Silence("shard-1", false) // its connections close with those of the others
 	same(t, "a frozen replica", out, calmOut, got, calm)
 	if got.GetLost() != 1 || got.GetMembers() != 1 {
 		t.Errorf("%d replicas lost, %d left", got.GetLost(), got.GetMembers())

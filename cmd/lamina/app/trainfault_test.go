@@ -42,6 +42,8 @@ type trainFleet struct {
 	host     func(shard string) string      // the machine of a shard; nil if it is not known
 	peers    func(*rpc.Dialer) shard.Dialer // what shards dial with; nil for the dialer itself
 	client   trainerv1.TrainerServiceClient
+	service  trainerv1.TrainerServiceServer // of the client
+	lockstep *lockstep                      // of runs whose states a test sees
 	kill     map[string]func()
 	leave    map[string]func() // stops a shard gracefully
 	ended    []<-chan error
@@ -69,7 +71,7 @@ func (f *trainFleet) start(t *testing.T, shards int, c trainer.Config) *trainFle
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	f.t, f.ctx, f.network, f.registry, f.kill = t, ctx, memnet.New(), discovery.NewMemory(), map[string]func(){}
-	f.leave = map[string]func(){}
+	f.leave, f.lockstep = map[string]func(){}, newLockstep()
 	f.dialer = rpc.NewDialer(rpc.DialOptions{Net: f.network})
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
@@ -79,6 +81,7 @@ func (f *trainFleet) start(t *testing.T, shards int, c trainer.Config) *trainFle
 		c.Dir = t.TempDir()
 	}
 	s := trainer.New(c)
+	f.service = s
 	running := make(chan error, 1)
 	go func() { running <- s.Run(ctx) }()
 	f.ended = append(f.ended, running, f.serve(ctx, "trainer", s))
@@ -120,10 +123,11 @@ func (f *trainFleet) serve(ctx context.Context, name string, s interface {
 // registry.
 func (f *trainFleet) shard(name string) {
 	ctx, cancel := context.WithCancel(f.ctx)
-	c := shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus, Outbox: f.outbox}
+	var kernels kernel.Set[float32] = ref.New[float32]()
 	if f.kernels != nil {
-		c.Kernels = f.kernels
+		kernels = f.kernels
 	}
+	c := shard.Config{Dialer: f.dialer, Kernels: &lockstepSet{kernels, f.ctx, f.lockstep}, Bus: f.bus, Outbox: f.outbox}
 	if f.host != nil {
 		c.Host = f.host(name)
 	}
@@ -155,7 +159,8 @@ func (f *trainFleet) shard(name string) {
 	}
 }
 
-// watch starts a run, calls seen with each state and returns the last state.
+// watch starts a run, calls seen with each state and returns the last state. The run takes no step before seen has seen
+// the last one.
 func (f *trainFleet) watch(r *trainerv1.StartRunRequest, seen func(*trainerv1.Run)) *trainerv1.Run {
 	f.t.Helper()
 	resp, err := f.client.StartRun(f.ctx, r)
@@ -165,6 +170,10 @@ func (f *trainFleet) watch(r *trainerv1.StartRunRequest, seen func(*trainerv1.Ru
 	watch, err := f.client.WatchRun(f.ctx, &trainerv1.WatchRunRequest{Run: resp.GetRun()})
 	if err != nil {
 		f.t.Fatal(err)
+	}
+	if seen != nil {
+		f.lockstep.begin(func() uint64 { return stepOf(f.ctx, f.service, resp.GetRun()) })
+		defer f.lockstep.end()
 	}
 	var last *trainerv1.Run
 	for {
@@ -178,6 +187,7 @@ func (f *trainFleet) watch(r *trainerv1.StartRunRequest, seen func(*trainerv1.Ru
 		last = e.GetRun()
 		if seen != nil {
 			seen(last)
+			f.lockstep.saw(last.GetStep())
 		}
 	}
 }
