@@ -14,6 +14,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
@@ -78,8 +79,10 @@ func TestTrain_TwoTrainersNeverBothCommit(t *testing.T) {
 	}
 	for _, layout := range layouts {
 		t.Run(fmt.Sprint(layout), func(t *testing.T) {
-			f := newTrainFleetWith(t, 4, gradbus.NewMemory(64<<20), 0, trainer.Config{})
-			raw := manifest(t, "led", map[string]any{"steps": 40, "checkpoint_every": 3, "keep_last": 4})
+			// A trainer that takes the run up finds it running: steps take ten milliseconds at least.
+			f := (&trainFleet{bus: gradbus.NewMemory(64 << 20),
+				kernels: &deviceSet{ref.New[float32](), 5 * time.Millisecond}}).start(t, 4, trainer.Config{})
+			raw := manifest(t, "led", map[string]any{"steps": 120, "checkpoint_every": 3, "keep_last": 4})
 			calmOut := t.TempDir()
 			calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
 			registry := &leaky{Memory: f.registry, held: map[string]discovery.Lease{}}

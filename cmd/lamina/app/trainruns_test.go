@@ -91,7 +91,7 @@ func never(*trainerv1.Run) bool { return false }
 func code[T any](_ T, err error) fault.Code { return fault.CodeOf(rpc.FromStatus(err)) }
 
 func TestRuns_PausedRunGoesOnWithTheSameWeights(t *testing.T) {
-	raw := manifest(t, "paused", map[string]any{"steps": 40})
+	raw := manifest(t, "paused", map[string]any{"steps": 250}) // it is paused while it makes the first ones
 	calm := train(t, raw, 1, 1, t.TempDir(), false)
 	m := startRuns(t, app.TrainerConfig{Dir: t.TempDir(), AllowPaths: []string{os.TempDir()}})
 	name := m.begin(raw, 2, 2)
@@ -133,7 +133,7 @@ func TestRuns_PausedRunGoesOnWithTheSameWeights(t *testing.T) {
 }
 
 func TestRuns_OutliveTheirTrainer(t *testing.T) {
-	raw := manifest(t, "outlives", map[string]any{"steps": 40})
+	raw := manifest(t, "outlives", map[string]any{"steps": 250}) // its trainer ends while it makes the first ones
 	calm := train(t, raw, 1, 1, t.TempDir(), false)
 	c := app.TrainerConfig{Dir: t.TempDir(), AllowPaths: []string{os.TempDir()}}
 	m := startRuns(t, c)
