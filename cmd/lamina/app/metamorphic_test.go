@@ -170,7 +170,7 @@ type layout struct {
 	positions, speculate, inFlight  int
 	draft                           bool
 	chained                         bool   // draft tokens are sent behind those in flight
-	lost                            string // the shard that is lost for good after a quarter of the requests
+	lost                            string // the shard that is lost for good after a quarter of the requests, under one
 	replaced                        string // the stage that is lost after two thirds, while a shard is free for it
 	broken                          string // the shard whose links break again and again
 }
@@ -245,10 +245,13 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 		Scheduling:  app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},
 	})
 	start := time.Now()
+	cut := false
 	got, cached := answerAll(t, ctx, router, list, c.atOnce, func(i int) {
 		switch {
-		case c.lost != "" && i == len(list)/4:
-			m.Cut(c.lost)
+		case c.lost != "" && !cut && i >= len(list)/4:
+			if cut = serves(t, ctx, router, c.lost); cut {
+				m.Cut(c.lost)
+			}
 		case c.replaced != "" && i == len(list)*3/4: // a request that sees both without a token between is set aside
 			stages := awaitPipelines(t, ctx, router, func(list []*routerv1.Pipeline) bool {
 				return len(list) == 1 && list[0].GetSpareShard()
@@ -286,6 +289,20 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 		t.Error("the draft model was not asked")
 	}
 	return got
+}
+
+// serves reports whether requests run on the pipeline of a shard.
+func serves(t *testing.T, ctx context.Context, router routerv1.RouterServiceClient, shard string) bool {
+	t.Helper()
+	resp, err := router.Topology(ctx, &routerv1.TopologyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(resp.GetMesh().GetPipelines(), func(p *routerv1.Pipeline) bool {
+		return runs(p) && slices.ContainsFunc(p.GetStages(), func(h *shardv1.Hop) bool {
+			return h.GetAddress() == "mem:"+shard
+		})
+	})
 }
 
 // awaitPipelines waits until a condition holds for the pipelines of a router.

@@ -15,6 +15,7 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 )
 
 // lostStage is a request whose pipeline loses a stage of two while it is answered.
@@ -24,16 +25,21 @@ type lostStage struct {
 	vocab  uint32
 	stage  int
 	whole  bool // another pipeline takes over, instead of a shard
+	delay  time.Duration
 }
 
 // run returns the ids of the answer and the longest time between two of them.
 func (l lostStage) run(t *testing.T, set kernel.Set[float32]) (ids []uint32, stall time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
+	network := memnet.New()
+	for _, name := range []string{"shard-0-0", "shard-0-1", "shard-1-0", "shard-1-1"} {
+		network.Delay(name, l.delay)
+	}
 	m, router := startMesh(t, ctx, app.MeshConfig{
 		HTTP: "127.0.0.1:0", Model: l.file, Stages: 2, Replicas: 2, KVPositions: l.prompt + 264,
 		Kernels: app.Kernels{Set: set, Threads: 2},
-	})
+	}.WithNetwork(network))
 	pipelines := awaitPipelines(t, ctx, router, func(list []*routerv1.Pipeline) bool { return len(list) == 2 })
 	cut := func(p *routerv1.Pipeline, stage int) {
 		m.Cut(strings.TrimPrefix(p.GetStages()[stage].GetAddress(), "mem:"))
@@ -95,11 +101,12 @@ func runs(p *routerv1.Pipeline) bool { return p.GetRunning() > 0 }
 func TestMesh_StallOfALostStage(t *testing.T) {
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	c := lostStage{file: shared(t, "models/stories260K/stories260K-f32.gguf"), vocab: 512}
+	// The rest of an answer takes a second at least, in which its stage is lost.
+	c := lostStage{file: shared(t, "models/stories260K/stories260K-f32.gguf"), vocab: 512, delay: 2 * time.Millisecond}
 	lengths := []int{100}
 	if os.Getenv("LAMINA_SLOW") != "" {
 		c.file, c.vocab = shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), 49152
-		lengths = []int{1024, 4096}
+		lengths, c.delay = []int{1024, 4096}, 0
 	}
 	for _, c.prompt = range lengths {
 		for c.stage = range 2 {
