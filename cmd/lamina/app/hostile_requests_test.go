@@ -57,6 +57,7 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 	t.Cleanup(cancel)
 	m, router := startMesh(t, ctx, app.MeshConfig{
 		Model: randomCaller(t), Stages: 2, Replicas: 2, Kernels: app.Kernels{Set: set, Threads: 2}, HTTP: "127.0.0.1:0",
+		Scheduling: app.Scheduling{StepFloor: 2 * time.Minute}, // a busy machine moves no stream
 	})
 	b := &sharedMesh{
 		t: t, router: router, base: "http://" + m.HTTPAddr(), client: &http.Client{},
