@@ -25,8 +25,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestChaos_StreamsOutliveKilledAndFrozenShards runs a fleet of processes. It is about texts and not
-// about time, since the machine of a test may be busy: the limit for stalls is wide.
+// TestChaos_StreamsOutliveKilledAndFrozenShards runs a fleet of processes. It is about texts and not about time, since
+// the machine of a test may be busy: the limit for stalls is wide, and the load lasts until a fleet that is whole again
+// late has had its second fault.
 func TestChaos_StreamsOutliveKilledAndFrozenShards(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a fleet of processes")
@@ -34,7 +35,7 @@ func TestChaos_StreamsOutliveKilledAndFrozenShards(t *testing.T) {
 	t.Setenv(asMember, "1")
 	manifest := filepath.Join(t.TempDir(), "manifest.json")
 	text := `{
-		"name": "test", "calm": "1s", "duration": "8s", "least_tokens_per_second": 10, "stall_limit": "8s",
+		"name": "test", "calm": "1s", "duration": "20s", "least_tokens_per_second": 10, "stall_limit": "45s",
 		"load": {"streams": 4, "max_tokens": 32},
 		"faults": [
 			{"kind": "kill", "target": "shard-0-1", "at": "1s", "restart_after": "200ms"},
