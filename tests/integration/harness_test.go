@@ -75,7 +75,7 @@ func need(t *testing.T, name string) string {
 // start deploys a layout and waits until the router serves the model over it.
 func start(t *testing.T, l Layout) *Mesh {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	mesh := newRunner(t).Start(ctx, t, l, writeTexts(t))
 	waitTopology(ctx, t, mesh, l)

@@ -155,6 +155,7 @@ func TestPromise_S6_StopFreesEverything(t *testing.T) {
 	const width = 16
 	l := startLocal(t, app.MeshConfig{Stages: 2, Scheduling: app.Scheduling{CacheIdle: 200 * time.Millisecond}})
 	random := rand.New(rand.NewPCG(6, 0))
+	cancelled, ended := 0, 0
 	wave := func() (int, time.Duration) {
 		tokens, errs := l.wave(width, func(int) (context.Context, context.CancelFunc) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -162,7 +163,12 @@ func TestPromise_S6_StopFreesEverything(t *testing.T) {
 			return ctx, cancel
 		})
 		for _, err := range errs {
-			if code := status.Code(err); code != codes.Canceled {
+			switch {
+			case err == nil: // a fast machine may give a whole answer before its cancel
+				ended++
+			case status.Code(err) == codes.Canceled:
+				cancelled++
+			default:
 				t.Errorf("a cancelled request ended with %v", err)
 			}
 		}
@@ -181,14 +187,15 @@ func TestPromise_S6_StopFreesEverything(t *testing.T) {
 	slices.Sort(freed)
 	rate := float64(total) / time.Since(begin).Seconds()
 	t.Logf(
-		"%d cancels, %.0f tokens/s beside them, everything freed after %v at p50 and %v at p99",
-		len(freed)*width,
+		"%d cancels, %d answers before theirs, %.0f tokens/s, everything freed after %v at p50 and %v at p99",
+		cancelled, ended,
 		rate,
 		quantile(freed, 0.5),
 		quantile(freed, 0.99),
 	)
-	if rate < leastFlow() {
-		t.Errorf("the run is invalid: %.0f tokens/s, want at least %.0f", rate, leastFlow())
+	if rate < leastFlow() || cancelled < ended {
+		t.Errorf("the run is invalid: %.0f tokens/s, want at least %.0f; %d requests were cancelled, %d ended before",
+			rate, leastFlow(), cancelled, ended)
 	}
 	if p99 := quantile(freed, 0.99); p99 > within(500*time.Millisecond) {
 		t.Errorf("sessions are freed after %v at p99", p99)

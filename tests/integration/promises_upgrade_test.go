@@ -235,7 +235,9 @@ func TestPromise_AutoFleet_Upgrade(t *testing.T) {
 	t.Logf("%.0f tokens/s before the new version", flow.prove())
 
 	share, observe := float32(0.3), uint64(pickInt(5_000, 20_000))
-	upgrade := func(what, digest string, share *float32) (states []string, err error) {
+	// As long as the damaged version may need for the failures that roll it back, however slow the machine is.
+	patiently := uint64(pickInt(600_000, 20_000))
+	upgrade := func(what, digest string, share *float32, observe uint64) (states []string, err error) {
 		begin, was := time.Now(), answers.counts()
 		states, err = f.deploy(&routerv1.DeployRequest{Model: digest, Name: "chat", Canary: share, ObserveMs: &observe})
 		t.Logf("%s: %v after %v, error %v; answers by version before %v, now %v", what, states,
@@ -250,7 +252,7 @@ func TestPromise_AutoFleet_Upgrade(t *testing.T) {
 	path := v.add("second", "Q4_0", nil)
 	f.add("tokenizer", "second", "--model="+path).start()
 	second := f.offered(path)
-	states, err := upgrade("the new version", second, &share)
+	states, err := upgrade("the new version", second, &share, observe)
 	if err != nil || states[len(states)-1] != "live" {
 		t.Fatalf("deploy the new version: %v, %v", states, err)
 	}
@@ -259,7 +261,7 @@ func TestPromise_AutoFleet_Upgrade(t *testing.T) {
 	path = v.add("damaged", "Q8_0", func(path string) { spoil(t, path) })
 	f.add("tokenizer", "damaged", "--model="+path).start()
 	damaged := f.offered(path)
-	states, err = upgrade("the damaged version", damaged, &share)
+	states, err = upgrade("the damaged version", damaged, &share, patiently)
 	if status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "rolled back") {
 		t.Errorf("deploy the damaged version: %v, %v, want ABORTED and that it was rolled back", states, err)
 	}
@@ -269,7 +271,7 @@ func TestPromise_AutoFleet_Upgrade(t *testing.T) {
 		t.Errorf("the damaged version gave %d answers", n)
 	}
 
-	if states, err = upgrade("back to the first version", old, nil); err != nil {
+	if states, err = upgrade("back to the first version", old, nil, observe); err != nil {
 		t.Fatalf("deploy the first version again: %v, %v", states, err)
 	}
 	answersOf(old)

@@ -13,7 +13,7 @@ import (
 
 func TestTrain_TwoStagesByTwoReplicasEqualsOneByOne(t *testing.T) {
 	mesh := start(t, Layout{2, 2})
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	seen := map[string]string{}
 	for _, precision := range []string{"F32", "BF16"} {
