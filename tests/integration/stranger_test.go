@@ -175,7 +175,12 @@ func docker(t *testing.T, ctx context.Context, args ...string) []byte {
 // listening returns the addresses that a container's programs listen on, as seen from within.
 func (f *secureFleet) listening(t *testing.T, ctx context.Context, h host) (out []netip.AddrPort) {
 	t.Helper()
-	beside := "container:" + f.project + "_" + h.name + "_1"
+	found, err := f.try(ctx, t, f.env, "ps", "-q", h.name) // versions of docker-compose name containers differently
+	words := strings.Fields(found)
+	if err != nil || len(words) == 0 {
+		t.Fatalf("find the container of %s: %v\n%s", h.name, err, found)
+	}
+	beside := "container:" + words[len(words)-1]
 	text := docker(t, ctx, "run", "--rm", "--network", beside, strangerImage, "listeners")
 	if err := json.Unmarshal(text, &out); err != nil {
 		t.Fatalf("%s: %v: %s", h.name, err, text)
