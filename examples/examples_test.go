@@ -47,7 +47,7 @@ func TestExamples_RunAgainstAMesh(t *testing.T) {
 		{"logprobs", []string{"-router", grpc, "-tokens", "4", "-top", "2"},
 			`^(".*" +-\d+\.\d{4}( +".*" \d+\.\d %){2}\n){4}perplexity of the answer: \d+\.\d\d\n$`},
 		{"watch", []string{"-router", grpc, "-changes", "1"},
-			`^[0-9:]{8}  \d services, 1 pipelines\n(.|\n)+pipeline .{8}  lamina-tolstoy over 2 stages, 0 running, 0 waiting\n$`},
+			`^[0-9:]{8}  \d services, 1 pipelines\n(.|\n)+pipeline .{8}  lamina-tolstoy over 2 stages, \d running, 0 waiting\n$`},
 		{"train", []string{"-trainer", grpc, "-text", text, "-steps", "5", "-stages", "2"},
 			`(?s)done: loss \d+\.\d{4}, model in .+, SHA-256 of the weights [0-9a-f]{64}\n$`},
 		{"structured", []string{"-base", "http://" + http + "/v1"},
