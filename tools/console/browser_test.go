@@ -73,7 +73,7 @@ func start(t *testing.T) func(t *testing.T, v view) *tab {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium(t)), chromedp.NoSandbox,
 		chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("force-color-profile", "srgb"),
-		chromedp.WSURLReadTimeout(time.Minute))
+		chromedp.WSURLReadTimeout(patience))
 	alloc, endAlloc := chromedp.NewExecAllocator(context.Background(), options...)
 	// Browsers send events that chromedp does not know yet, which it would log.
 	root, endRoot := chromedp.NewContext(alloc, chromedp.WithErrorf(func(string, ...any) {}))
@@ -208,13 +208,16 @@ func (b *tab) sees(text string) {
 	b.until("see "+text, fmt.Sprintf("document.body.innerText.includes(%q)", text))
 }
 
-// click clicks the first visible element of a selector whose text or label contains text.
+// click clicks the first visible element of a selector whose text or label contains text. It clicks what it finds at
+// once, since the page may draw its elements anew at any time.
 func (b *tab) click(selector, text string) {
 	b.t.Helper()
-	find := fmt.Sprintf(`[...document.querySelectorAll(%q)].find((e) => e.checkVisibility() && !e.disabled &&
-		((e.innerText || "") + " " + (e.getAttribute("aria-label") || "")).includes(%q))`, selector, text)
-	b.until("click "+text, find)
-	b.eval("{ const e = "+find+"; e.scrollIntoView({block: 'center'}); e.click(); true }", nil)
+	b.until("click "+text, fmt.Sprintf(`(() => {
+		const e = [...document.querySelectorAll(%q)].find((e) => e.checkVisibility() && !e.disabled &&
+			((e.innerText || "") + " " + (e.getAttribute("aria-label") || "")).includes(%q));
+		if (e) { e.scrollIntoView({block: "center"}); e.click(); }
+		return e;
+	})()`, selector, text))
 }
 
 // fill sets the value of a field as a user does.

@@ -166,7 +166,7 @@ func TestChat_ExportAndImport(t *testing.T) {
 	b.click("button", "Export all")
 	name := filepath.Join(dir, "lamina-conversations.json")
 	var text []byte
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(patience); ; {
 		var err error
 		if text, err = os.ReadFile(name); err == nil && json.Valid(text) {
 			break
