@@ -38,10 +38,10 @@ up: build ## Build and serve the bundled model on this machine, with the flags i
 .PHONY: test
 test: ## Run every test that needs only Go.
 	$(GO) vet ./...
-	$(GO) test -timeout 20m ./...
+	$(GO) test -timeout 90m ./...
 	$(if $(CUDA),$(GO) test -tags cuda ./pkg/kernel/cuda/driver/libcuda ./cmd/lamina/internal/verb)
-	$(if $(RACE),$(GO) test -race -short -timeout 20m $$($(GO) list ./services/... $(RACY) | grep -v '/services/router$$'),@echo "no C compiler: the tests with the race detector are skipped")
-	$(if $(RACE),$(GO) test -race -short -cpu 1 -timeout 20m ./services/router)
+	$(if $(RACE),$(GO) test -race -short -timeout 60m $$($(GO) list ./services/... $(RACY) | grep -v '/services/router$$'),@echo "no C compiler: the tests with the race detector are skipped")
+	$(if $(RACE),$(GO) test -race -short -cpu 1 -timeout 60m ./services/router)
 
 .PHONY: slowtest
 slowtest: ## Run the long tests: whole training runs, the race detector everywhere, fuzzing.
@@ -83,7 +83,7 @@ dashboards-test: ## Start a fleet, scrape it, and fail if a panel of a dashboard
 
 .PHONY: console-test
 console-test: ## Drive the console in a headless Chromium, at two widths and in two themes, with axe-core.
-	cd tools/console && npm ci --silent --no-audit --no-fund && $(GO) test -count=1 -timeout 60m ./...
+	cd tools/console && npm ci --silent --no-audit --no-fund && $(GO) test -count=1 -timeout 90m ./...
 
 .PHONY: screenshots
 screenshots: ## Take the screenshots of the console in docs/console.
@@ -177,12 +177,12 @@ compose-down: ## Stop the services on docker compose.
 
 .PHONY: deploy-test
 deploy-test: ## Render and parse the files for systemd, Nomad and Kubernetes with the parsers of the tools that read them.
-	cd tools/deploy && $(GO) test -count=1 -timeout 10m ./...
+	cd tools/deploy && $(GO) test -count=1 -timeout 30m ./...
 
 .PHONY: compose-test
 compose-test: image deploy-test ## Run the integration scenarios on docker compose.
-	$(GO) test -count=1 -timeout 60m ./tests/integration -runner=compose
+	$(GO) test -count=1 -timeout 120m ./tests/integration -runner=compose
 
 .PHONY: clients-test
 clients-test: build ## Run clients in Python, TypeScript and Java, and the examples in Python.
-	LAMINA_CLIENTS=1 $(GO) test -count=1 -timeout 20m -v ./tests/integration/clients/...
+	LAMINA_CLIENTS=1 $(GO) test -count=1 -timeout 60m -v ./tests/integration/clients/...
