@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -56,9 +57,9 @@ type fleet struct {
 	stepTime   measure      // nanoseconds
 	usual      atomic.Int64 // its mean
 
-	mu     sync.Mutex
-	class  string                          // kernel class of every stage
-	speeds map[string]*shardv1.TrainOpened // by address
+	mu      sync.Mutex
+	classes []string                        // kernel classes of the stages of a chain; one, unless they may differ
+	speeds  map[string]*shardv1.TrainOpened // by address
 
 	joining joining
 }
@@ -78,6 +79,10 @@ func openFleet(ctx context.Context, c fleetConfig, addrs []string) (*fleet, erro
 		return nil, fault.Wrap(fault.Invalid, err, "model")
 	}
 	stages := f.layout.stages
+	f.classes = make([]string, 1)
+	if f.manifest.MixClasses {
+		f.classes = make([]string, stages)
+	}
 	spans := f.manifest.spans(stages)
 	f.ranges = model.Split(len(f.spec.Layers), stages*spans)
 	if len(f.ranges) != stages*spans {
@@ -220,7 +225,7 @@ func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
 			s.addr)
 	}
 	s.shares, s.host = resp.GetOpened().GetSharesFolder(), resp.GetOpened().GetHost()
-	if err := f.sameClass(s, resp.GetOpened().GetKernelClass()); err != nil {
+	if err := f.sameClass(s, int(open.GetStage()), resp.GetOpened().GetKernelClass()); err != nil {
 		return err
 	}
 	f.addSpeed(s.addr, resp.GetOpened())
@@ -252,19 +257,30 @@ func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
 	return nil
 }
 
-// sameClass checks that all stages have one kernel class, since equal results require it.
-func (f *fleet) sameClass(s *stage, class string) error {
+// sameClass checks that all stages have one kernel class, since equal results require it. If classes may be mixed, those
+// of the same layers have.
+func (f *fleet) sameClass(s *stage, index int, class string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.class == "" {
-		f.class = class
+	want, others := &f.classes[0], "the other shards"
+	if f.manifest.MixClasses {
+		want, others = &f.classes[index], "another replica"
 	}
-	if class != f.class {
-		return fault.New(fault.FailedPrecondition,
-			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.spans, s.addr, class,
-			f.class)
+	if *want == "" {
+		*want = class
+	}
+	if class != *want {
+		return fault.New(fault.FailedPrecondition, "open layers %v at %s: kernel class %s differs from %s of %s", s.spans,
+			s.addr, class, *want, others)
 	}
 	return nil
+}
+
+// class names the kernel classes that the results depend on, in the order of the stages.
+func (f *fleet) class() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(f.classes, "+")
 }
 
 // lost ends a chain and, unless the fleet is elastic, the fleet with it.

@@ -77,6 +77,10 @@ type Manifest struct {
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
 	Precision string `json:"precision"`
 
+	// MixClasses lets stages compute with different kernel classes, such as a GPU and a processor. The weights then
+	// depend on which layers are computed where, and so on the layout. The replicas of a stage still have one class.
+	MixClasses bool `json:"mix_classes,omitempty"`
+
 	Seed uint64 `json:"seed"` // of weights and data order
 
 	Schedule        string `json:"schedule"`         // one of schedule.Names(); "1f1b" when absent

@@ -1,6 +1,8 @@
 package trainer
 
 import (
+	"fmt"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
@@ -75,6 +77,15 @@ func (m *Manifest) checkOptimizer() error {
 	}
 	if s := m.Optimizer.Scale; s != scaleAdamW && s != scaleOriginal {
 		return fault.Field("optimizer.scale", "%q is neither %s nor %s", s, scaleAdamW, scaleOriginal)
+	}
+	if m.MixClasses {
+		// Both copies of a tied weight have to stay equal. AdamW and SGD round alike in all classes; Muon does not.
+		for i, r := range m.Parameters {
+			if r.Optimizer == optim.NameMuon {
+				return fault.Field(fmt.Sprintf("parameters[%d].optimizer", i), "mix_classes excludes rules with %s",
+					optim.NameMuon)
+			}
+		}
 	}
 	config := m.optim()
 	return config.Check()

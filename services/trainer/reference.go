@@ -38,7 +38,7 @@ func (t *training) references(f *fleet) error {
 		return nil
 	}
 	m := t.run.manifest
-	want := reference{Base: "manifest:" + t.run.hash, KernelClass: f.class, Precision: m.Precision, Pairs: p.digest()}
+	want := reference{Base: "manifest:" + t.run.hash, KernelClass: f.class(), Precision: m.Precision, Pairs: p.digest()}
 	if t.initial != nil {
 		want.Base = t.initial.GetDigest()
 	}

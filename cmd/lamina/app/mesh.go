@@ -27,7 +27,7 @@ type MeshConfig struct {
 	Log     *slog.Logger
 	Kernels Kernels
 	// StageKernels are those of the stages of the first pipeline, then of the second one, and so on; an empty Set, and
-	// what is missing, means Kernels.
+	// what is missing, means Kernels. In a mesh that serves no model they are those of Trainers.
 	StageKernels []Kernels
 	Model        string // file or folder; empty for a mesh that serves no model
 	Name         string // empty for the name of the file or folder
@@ -162,8 +162,11 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		p.set.runs.Dir = cmp.Or(c.Runs.Dir, "runs")
 	}
 	for i := range c.Trainers {
-		p.set.shards = append(p.set.shards,
-			shardSetting{name: fmt.Sprintf("shard-train-%d", i), kvPositions: c.KVPositions, train: true})
+		set := shardSetting{name: fmt.Sprintf("shard-train-%d", i), kvPositions: c.KVPositions, train: true}
+		if c.Model == "" && i < len(c.StageKernels) {
+			set.kernels = c.StageKernels[i]
+		}
+		p.set.shards = append(p.set.shards, set)
 	}
 	if c.Model == "" {
 		return nil

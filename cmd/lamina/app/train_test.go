@@ -13,6 +13,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
@@ -46,10 +47,28 @@ func manifest(t *testing.T, name string, change map[string]any) []byte {
 // train runs a manifest to its end on a new mesh.
 func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bool) *trainerv1.Run {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	run := trainOn(t, raw, stages, replicas, out, resume)
+	if run.GetState() == trainerv1.RunState_RUN_STATE_FAILED {
+		t.Fatalf("run failed: %s", run.GetError())
+	}
+	return run
+}
+
+// trainOn is train on shards with kernel sets of their own, in order. The run may fail.
+func trainOn(
+	t *testing.T, raw []byte, stages, replicas int, out string, resume bool, sets ...kernel.Set[float32],
+) *trainerv1.Run {
+	t.Helper()
+	limit := 5 * time.Minute
+	var kernels []app.Kernels
+	for _, set := range sets {
+		kernels, limit = append(kernels, app.Kernels{Set: set}), time.Hour // an interpreter may compute
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	m, err := app.Start(ctx,
 		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas,
+			StageKernels: kernels,
 			Runs: app.TrainerConfig{Dir: filepath.Dir(out), AllowPaths: []string{"/"}, AllowWrite: []string{"/"},
 				Transient: true}})
 	if err != nil {
@@ -80,9 +99,7 @@ func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bo
 		if err != nil {
 			t.Fatal(err)
 		}
-		if last = r.GetRun(); last.GetState() == trainerv1.RunState_RUN_STATE_FAILED {
-			t.Fatalf("run failed: %s", last.GetError())
-		}
+		last = r.GetRun()
 	}
 }
 
