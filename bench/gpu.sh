@@ -7,9 +7,9 @@
 #   GPU=twin bench/gpu.sh run   the same on the simulated device, with small shapes: its times say nothing
 #
 # What runs: the driver's contract, the contract of the kernel set, the tiny models against the CPU set, one result for
-# batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, also of models with experts, and then the
-# products of a model of the shape of Llama 3 8B beside PyTorch's. A step that runs out of time is cut, and the others
-# still run.
+# batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, also of models with experts, a tiny
+# training run against the reference and over layouts, and then the products of a model of the shape of Llama 3 8B beside
+# PyTorch's. A step that runs out of time is cut, and the others still run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 gpu=${GPU:-cuda:0}
@@ -20,7 +20,7 @@ build() {
   set -e
   mkdir -p "$bin/models"
   export CGO_ENABLED=0
-  for p in driver:pkg/kernel/cuda/driver/libcuda set:pkg/kernel/cuda model:pkg/model; do
+  for p in driver:pkg/kernel/cuda/driver/libcuda set:pkg/kernel/cuda model:pkg/model shard:services/shard; do
     ${GO:-go} test -c -tags cuda -trimpath -ldflags "-s -w" -o "$bin/${p%%:*}.test" "./${p#*:}"
   done
   # The tests of models that are not tiny find none of theirs.
@@ -69,6 +69,7 @@ run() {
   step models 90 pkg/model "$bin/model.test" "${v[@]}" "${MODELS:-^TestStage_OnAGPU\$}"
   step one-result 90 pkg/model "$bin/model.test" "${v[@]}" '^TestStage_OneResultOnAGPU$'
   step graphs 60 pkg/model "$bin/model.test" "${v[@]}" '^TestStep_AGraphGivesTheBitsOfItsKernels$'
+  step train 60 services/shard "$bin/shard.test" "${v[@]}" '^TestTrain_(OnADevice|LayoutsOfADevice|MemoryOfADevice)$'
   LAMINA_GPU_TIMES=$OUT/times.json step times 120 pkg/kernel/cuda "$bin/set.test" "${v[@]}" \
     '^TestTimes_OfTheProductsOfAModel$'
   if [ "$gpu" != twin ] && [ -s "$OUT/times.json" ] && python3 -c 'import torch' 2> /dev/null; then
