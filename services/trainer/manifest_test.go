@@ -188,6 +188,18 @@ func TestParseManifest_SlotFitsAMessage(t *testing.T) {
 	}
 }
 
+// The two copies of a tied weight may be on different kernel classes, where Muon rounds differently.
+func TestParseManifest_MixedClassesExcludeRulesWithMuon(t *testing.T) {
+	m := string(with(t, "parameters", []any{map[string]any{"match": "*embed*", "optimizer": "muon"}}))
+	if _, err := trainer.ParseManifest([]byte(m)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := trainer.ParseManifest([]byte(strings.Replace(m, "{", `{"mix_classes": true, `, 1)))
+	if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "parameters[0].optimizer") {
+		t.Errorf("a rule with muon in a run of several classes: %v", err)
+	}
+}
+
 func TestParseManifest_AcceptsExactlyOneValue(t *testing.T) {
 	for _, text := range []string{"", "null x", good + good, good + "}", "[1]"} {
 		if _, err := trainer.ParseManifest([]byte(text)); err == nil {

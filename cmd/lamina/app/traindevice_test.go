@@ -87,7 +87,7 @@ func TestTrain_AdapterOnGPUs(t *testing.T) {
 	rows := []string{`{"ids": [5, 9, 2, 7, 3], "trained_from": 2}`, `{"ids": [8, 1, 6, 4], "trained_from": 1}`}
 	raw := adapterManifest(t, "llama", rows, map[string]any{
 		"adapter": map[string]any{"rank": 2, "dropout": 0.1, "target_modules": []string{"q_proj", "down_proj"}},
-		"slots":   1, "sequence_len": 6, "steps": 2,
+		"slots":   1, "sequence_len": 6, "steps": 1,
 	})
 	want := train(t, raw, 1, 1, t.TempDir(), false)
 	one := trainOn(t, raw, 1, 1, t.TempDir(), false, set)
