@@ -88,5 +88,5 @@ run() {
 case ${1:-} in
   build) build ;;
   run) run ;;
-  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
