@@ -97,7 +97,7 @@ func generate(
 // A pipeline of a GPU and a processor, and one of two GPUs, give the tokens of the reference. The fingerprint says
 // which layers were computed where, and the shard says what its device has.
 func TestMesh_StagesOnGPUs(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	const tokens = 6
@@ -196,7 +196,7 @@ func checkDevice(t *testing.T, ctx context.Context, m *app.Mesh) {
 
 // A stage that does not fit a device is refused with what is wanted and free, before anything is copied there.
 func TestMesh_AModelThatDoesNotFitAGPU(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set := onGPU(t, 200_000, nil)
 	before, limit := set.Use()
 	_, err := app.Start(t.Context(), app.MeshConfig{Model: shared(t, "models/tiny/llama"), KVPositions: 256,
@@ -218,7 +218,7 @@ func TestMesh_AModelThatDoesNotFitAGPU(t *testing.T) {
 
 // When a GPU fails under a request, its shard leaves the mesh, and the request goes on at another one.
 func TestMesh_AGPUThatIsLostLeavesTheMesh(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	const tokens = 12

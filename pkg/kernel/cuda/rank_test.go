@@ -14,7 +14,7 @@ import (
 // The candidates of a row are those of the sampler, in one round and in two, and neither they nor the log-sum-exp
 // depend on other rows or on how many are asked for.
 func TestRank_IsTheSamplersChoice(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestRank_IsTheSamplersChoice(t *testing.T) {
 
 // Rows beyond those that are ranked together get their own candidates, and take no more workspace.
 func TestRank_ManyRows(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 	if err != nil {
 		t.Fatal(err)

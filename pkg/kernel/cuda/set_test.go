@@ -23,7 +23,7 @@ import (
 // open returns a set on a twin with so much memory; 0 means the twin's. See package testdevice for GPUs.
 func open(t *testing.T, memory int64) *cuda.Set {
 	t.Helper()
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	d, number := testdevice.Open(t, twin.Config{Devices: 1, Memory: memory, Machine: twin.Simulated})
 	s, err := cuda.Open(d, cuda.Config{Number: number, KV: kernel.KVAuto})
 	if err != nil {

@@ -30,7 +30,7 @@ func newStepRig(t *testing.T) *stepRig {
 
 func newStepRigOn(t *testing.T, d driver.Driver) *stepRig {
 	t.Helper()
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set, err := Open(d, Config{})
 	if err != nil {
 		t.Fatal(err)

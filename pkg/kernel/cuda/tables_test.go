@@ -24,7 +24,7 @@ func TestTables_AreUploadedOncePerStep(t *testing.T) {
 
 // uploadsOfSteps runs steps on one kind of pages, for which the device has so many lists.
 func uploadsOfSteps(t *testing.T, kind kernel.KVType, lists int) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 	if err != nil {
 		t.Fatal(err)

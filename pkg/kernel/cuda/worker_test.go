@@ -13,7 +13,7 @@ import (
 // Lists go round the ring several times, and whoever reads one on the stream finds its own. The twin copies from pinned
 // memory late, so a half that is written again too early shows.
 func TestWorker_ListsGoRoundTheRing(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	d, err := openDevice(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 	if err != nil {
 		t.Fatal(err)

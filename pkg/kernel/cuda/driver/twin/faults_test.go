@@ -87,7 +87,7 @@ func lost[E error](t *testing.T, f *faulty, err error) (reason E) {
 func TestContext_AFailureOfAKernelIsTheLast(t *testing.T) {
 	for name, code := range map[string]int{"CUDA_ERROR_ILLEGAL_ADDRESS": 700, "CUDA_ERROR_LAUNCH_FAILED": 719,
 		"CUDA_ERROR_ECC_UNCORRECTABLE": 214} {
-		leak.Check(t)
+		t.Cleanup(func() { leak.Check(t) })
 		f := openFaulty(t, 0)
 		f.faults.FailNext(name)
 		f.Send(f.launch)
@@ -106,7 +106,7 @@ func TestContext_AFailureOfAKernelIsTheLast(t *testing.T) {
 
 // An error of Do that leaves the context whole is nothing but that; one of Send has no other place to go.
 func TestContext_AnErrorThatLeavesTheDeviceWhole(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	f := openFaulty(t, 0)
 	err := f.Do(func(d driver.Device) error { return d.Free(f.memory + 4) })
 	if call := (*driver.CallError)(nil); !errors.As(err, &call) || call.Code != 1 || f.Err() != nil {
