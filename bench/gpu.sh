@@ -6,10 +6,11 @@
 #   bench/gpu.sh run         there: GPU=cuda:0 (the default) names the device, OUT the folder of the results
 #   GPU=twin bench/gpu.sh run   the same on the simulated device, with small shapes: its times say nothing
 #
-# What runs: the driver's contract, the contract of the kernel set, the tiny models against the CPU set, one result for
-# batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, also of models with experts, a tiny
-# training run against the reference and over layouts, and then the products of a model of the shape of Llama 3 8B beside
-# PyTorch's. A step that runs out of time is cut, and the others still run.
+# What runs: the driver's contract, the contract of the kernel set, products of adapters, the tiny models against the
+# CPU set, one result for batches of 1 to 16, chunks and 1 to 4 stages on one device, graphs on and off, also of models
+# with experts and of rows with adapters, a tiny training run against the reference and over layouts, and then the
+# products of a model of the shape of Llama 3 8B beside PyTorch's. A step that runs out of time is cut, and the others
+# still run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 gpu=${GPU:-cuda:0}
@@ -66,9 +67,10 @@ run() {
   fi
   local v=(-test.v -test.timeout 0 -test.run)
   step contract 90 pkg/kernel/cuda "$bin/set.test" "${v[@]}" "${CONTRACT:-^TestSet_KeepsTheContract\$}"
+  step adapters 30 pkg/kernel/cuda "$bin/set.test" "${v[@]}" '^TestLowRanks_'
   step models 90 pkg/model "$bin/model.test" "${v[@]}" "${MODELS:-^TestStage_OnAGPU\$}"
   step one-result 90 pkg/model "$bin/model.test" "${v[@]}" '^TestStage_OneResultOnAGPU$'
-  step graphs 60 pkg/model "$bin/model.test" "${v[@]}" '^TestStep_AGraphGivesTheBitsOfItsKernels$'
+  step graphs 60 pkg/model "$bin/model.test" "${v[@]}" '^TestStep_(AGraphGives|AdaptersInAGraphGive)'
   step train 60 services/shard "$bin/shard.test" "${v[@]}" '^TestTrain_(OnADevice|LayoutsOfADevice|MemoryOfADevice)$'
   LAMINA_GPU_TIMES=$OUT/times.json step times 120 pkg/kernel/cuda "$bin/set.test" "${v[@]}" \
     '^TestTimes_OfTheProductsOfAModel$'
@@ -88,5 +90,5 @@ run() {
 case ${1:-} in
   build) build ;;
   run) run ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

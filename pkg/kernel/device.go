@@ -16,8 +16,12 @@ type Accelerator[F tensor.Float] interface {
 	// free. Allocations do not need it. Unreserve gives bytes back: those of one Reserve, of several or of a part.
 	Reserve(bytes int64) error
 	Unreserve(bytes int64)
-	// PackedBytes returns the bytes that Pack of a matrix allocates.
+	// PackedBytes returns the bytes that Pack of a matrix allocates, and PackingBytes those that it takes in addition
+	// until it is done.
 	PackedBytes(w *Matrix[F]) int64
+	PackingBytes(w *Matrix[F]) int64
+	// PassBytes bounds the bytes that the set allocates for passes beside their buffers.
+	PassBytes(p Passes[F]) int64
 }
 
 // Device is what a set says of its device. Bytes are of the device's memory.
@@ -52,15 +56,19 @@ type Stepper[F tensor.Float] interface {
 type Steps[F tensor.Float] interface {
 	// Run runs a step. It calls body with a set that the step's operations have to be given to, all of them and no
 	// others, or plays what body has done in a step of the same kind; played says so. Body must not change anything but
-	// buffers: it may be called twice, the first time without effect.
+	// buffers: it may be called more than once, all but the last time without effect, and also if the step is played.
 	Run(step Step[F], body func(set Set[F])) (played bool)
 }
 
-// Step is a pass over a batch. Two steps of one kind differ in nothing but the content of buffers, spans and positions.
+// Step is a pass over a batch. Two steps of one kind differ in nothing but the content of buffers, spans and positions,
+// and in the products of LowRanks if Adapters differs: all but the number of calls of LowRanks.
 type Step[F tensor.Float] struct {
 	Kind  any // comparable; says which buffers the operations use, too
 	Spans []Span[F]
 	Pos   []int32 // of the rows
+	// Adapters is comparable and says which adapters the rows have. Equal ones are for the same factors in the same
+	// memory.
+	Adapters any
 }
 
 // Ranker is implemented by sets that look for the best of logits where they are, so that whole rows need not be copied

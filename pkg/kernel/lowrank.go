@@ -6,7 +6,7 @@ import "github.com/lamina-mesh/lamina/pkg/tensor"
 // A step over many adapters has one for every run of rows and every matrix.
 type LowRank[F tensor.Float] struct {
 	Y, X  Buffer[F]  // [T,N], [T,I]
-	U, V  Buffer[F]  // scratch [T,r], [T,N], not shared with other products of a call
+	U, V  Buffer[F]  // scratch [T,r], [T,N], not shared with other products of a call; see LowScratch
 	A, B  *Matrix[F] // [r,I], [N,r]; dense
 	Scale float64    // s
 	Rows  int        // T
@@ -23,6 +23,9 @@ type LowRanks[F tensor.Float] interface {
 	// parts of a fused matrix have the same A, in the same memory. LowRanks is fastest if the products of a group
 	// follow one another in its list, in the same order.
 	PackLowRank(groups [][]Factors[F])
+
+	// LowScratch reports whether LowRanks uses U and V, which may be nil otherwise.
+	LowScratch() bool
 }
 
 // Factors are the two factors of an adapter of a matrix: A[r,I] and B[N,r].
@@ -34,6 +37,11 @@ func AddLowRanks[F tensor.Float](set Set[F], products []LowRank[F]) {
 		together.LowRanks(products)
 		return
 	}
+	AddEachLowRank(set, products)
+}
+
+// AddEachLowRank computes low-rank products one after another.
+func AddEachLowRank[F tensor.Float](set Set[F], products []LowRank[F]) {
 	for i := range products {
 		p := &products[i]
 		set.MatMul(p.U, p.X, p.A, nil, p.Rows)
@@ -41,4 +49,10 @@ func AddLowRanks[F tensor.Float](set Set[F], products []LowRank[F]) {
 		set.MatMul(p.V, p.U, p.B, nil, p.Rows)
 		set.Add(p.Y, p.V)
 	}
+}
+
+// NeedsLowScratch reports whether AddLowRanks uses U and V.
+func NeedsLowScratch[F tensor.Float](set Set[F]) bool {
+	together, ok := set.(LowRanks[F])
+	return !ok || together.LowScratch()
 }

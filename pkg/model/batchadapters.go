@@ -1,6 +1,7 @@
 package model
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 	"unsafe"
@@ -48,6 +49,18 @@ func (s *Stage[F]) adaptRows(entries []Entry[F], rows func(*Entry[F]) int) {
 	s.batching, s.rows = true, row
 }
 
+// adapters returns a name of the adapters of the batch and of their rows. It is never that of others, even if those lie
+// where these have lain.
+func (s *Stage[F]) adapters() string {
+	var name []byte
+	for _, r := range s.adapted {
+		name = binary.AppendUvarint(name, r.adapter.number)
+		name = binary.AppendUvarint(name, uint64(r.lo))
+		name = binary.AppendUvarint(name, uint64(r.hi))
+	}
+	return string(name)
+}
+
 // endBatch forgets the adapters of the batch: one that is unloaded must not stay in memory until the next batch.
 func (s *Stage[F]) endBatch() {
 	s.batching, s.replacing = false, false
@@ -72,6 +85,7 @@ func (s *Stage[F]) adaptedRows(t int) []adapted[F] {
 func (s *Stage[F]) adaptBatch(x kernel.Buffer[F], products []output[F]) {
 	s.low.reset()
 	s.lows = s.lows[:0]
+	scratch := kernel.NeedsLowScratch(s.set)
 	for _, r := range s.adapted {
 		for _, o := range products {
 			p := r.adapter.at(o.l)
@@ -79,8 +93,11 @@ func (s *Stage[F]) adaptBatch(x kernel.Buffer[F], products []output[F]) {
 				continue
 			}
 			t, in, out := r.hi-r.lo, p.a.Cols, p.b.Rows
-			part := kernel.LowRank[F]{Y: o.y[r.lo*out : r.hi*out], X: x[r.lo*in : r.hi*in], U: s.low.take(t * p.a.Rows),
-				V: s.low.take(t * out), A: &p.a, B: &p.b, Scale: p.scale, Rows: t}
+			part := kernel.LowRank[F]{Y: o.y[r.lo*out : r.hi*out], X: x[r.lo*in : r.hi*in], A: &p.a, B: &p.b,
+				Scale: p.scale, Rows: t}
+			if scratch || p.magnitude != nil {
+				part.U, part.V = s.low.take(t*p.a.Rows), s.low.take(t*out)
+			}
 			if p.magnitude == nil {
 				s.lows = append(s.lows, part)
 				continue

@@ -3,6 +3,7 @@ package model
 import (
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -23,6 +24,7 @@ import (
 // Adapter is an adapter on a stage: the parts that belong to the stage's matrices.
 type Adapter[F tensor.Float] struct {
 	stage  *Stage[F]
+	number uint64           // no other adapter of the process has it
 	memory kernel.Memory[F] // of its tensors
 	sites  []*lora[F]       // by linear.site; nil where a matrix has none
 	embed  *lora[F]         // of the embedding; A is [V,r]
@@ -30,7 +32,11 @@ type Adapter[F tensor.Float] struct {
 	whole  modules[F] // that it replaces for entries of batches
 	params []Param[F] // its tensors, by module
 	scales map[string]float64
+	dora   bool // it has magnitudes
 }
+
+// adapterNumbers is the number of the adapter that was made last.
+var adapterNumbers atomic.Uint64
 
 // lora is the adapter of a matrix, or of some rows of it.
 type lora[F tensor.Float] struct {
@@ -79,8 +85,8 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 		return nil, err
 	}
 	linears := s.linears()
-	ad := &Adapter[F]{stage: s, memory: s.set.Scope(), sites: make([]*lora[F], len(linears)),
-		scales: map[string]float64{}}
+	ad := &Adapter[F]{stage: s, number: adapterNumbers.Add(1), memory: s.set.Scope(),
+		sites: make([]*lora[F], len(linears)), scales: map[string]float64{}}
 	if s.First() {
 		name := s.Spec.Embedding.Tokens.Param
 		if m, ok := a.Module(name); ok {
@@ -126,7 +132,7 @@ func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
 		p.a = kernel.Matrix[F]{Rows: m.Rank, Cols: m.In, Dense: h.a}
 		p.b = kernel.Matrix[F]{Rows: l.Rows, Cols: m.Rank, Dense: h.b[lo*m.Rank : (lo+l.Rows)*m.Rank]}
 		if h.m != nil {
-			p.magnitude = h.m[lo : lo+l.Rows]
+			p.magnitude, ad.dora = h.m[lo:lo+l.Rows], true
 		}
 		ad.sites[i] = p
 		if !ok {

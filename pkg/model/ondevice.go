@@ -7,14 +7,14 @@ import (
 // DeviceSize is what a stage takes of the memory of a device, in bytes.
 type DeviceSize struct {
 	Weights   int64
-	Workspace int64 // of batches of so many rows
+	Workspace int64 // of batches of so many rows, and what the set itself takes for them and for the load
 }
 
 // SizeOn returns what a span takes on a device, before anything is loaded: types that the device has no kernels for are
 // decoded there, and take more than in the file. Stages that LoadBeside would share matrices with are held. Workspace
-// is for batches of up to rows rows, logits of which need logits.
+// is for batches of up to rows rows, logits of which need logits, over a cache of some pages.
 func SizeOn(
-	f *Files, span Range, set kernel.Set[float32], held []*Stage[float32], rows, logits int,
+	f *Files, span Range, set kernel.Set[float32], held []*Stage[float32], rows, logits, pages int,
 ) (DeviceSize, error) {
 	device, ok := set.(kernel.Accelerator[float32])
 	if !ok {
@@ -26,7 +26,9 @@ func SizeOn(
 	if err != nil {
 		return DeviceSize{}, err
 	}
-	return DeviceSize{Weights: count.bytes, Workspace: 4 * s.scratchElements(int64(rows), int64(logits))}, nil
+	scratch := s.scratchElements(int64(rows), int64(logits)) + s.lowElements(int64(rows), int64(logits))
+	return DeviceSize{Weights: count.bytes,
+		Workspace: 4*scratch + s.packingBytes(device) + device.PassBytes(s.passes(rows, logits, pages))}, nil
 }
 
 // DevicePart is memory of a device that several stages may keep. It is freed when none of them is left.

@@ -1,12 +1,16 @@
 package model
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
 // A decode step has one row of each sequence. Step for step it runs the same operations over the same scratch memory,
-// so a kernel set may keep them and launch them together; see kernel.Stepper.
+// so a kernel set may keep them and launch them together; see kernel.Stepper. The set is told which adapters the rows
+// have, since steps of one kind may differ in them. Those whose adapters replace modules are of a kind of their own, as
+// their products have other matrices; and those with DoRA, whose magnitudes the host applies, are not kept.
 
 // stepKind says what the operations of a step depend on beside its spans and positions.
 type stepKind struct {
@@ -14,6 +18,8 @@ type stepKind struct {
 	features     bool
 	// Which of the stage's scratch memories, and of those of experts; one may lie where another has lain.
 	scratch, routed int
+	adapted         bool   // rows have adapters
+	replaced        string // those adapters, if they replace modules
 }
 
 // stepper keeps the steps of a stage.
@@ -36,11 +42,17 @@ func newStepper[F tensor.Float](set kernel.Set[F]) stepper[F] {
 // stepOf returns the kind of a batch that is a step, and whether it is one that may be kept. Passes whose scratch
 // memory is still growing are none.
 func (s *Stage[F]) stepOf(b *Batch[F], rows, logits int) (stepKind, bool) {
-	if s.steps.steps == nil || b.Observe != nil || len(s.adapted) > 0 || len(b.Entries) != rows ||
-		logits != 0 && logits != rows || len(s.scratch.store) == 0 || s.scratch.spill > 0 {
+	if s.steps.steps == nil || b.Observe != nil || len(b.Entries) != rows ||
+		logits != 0 && logits != rows || len(s.scratch.store) == 0 || s.scratch.spill > 0 ||
+		slices.ContainsFunc(s.adapted, func(r adapted[F]) bool { return r.adapter.dora }) {
 		return stepKind{}, false
 	}
-	return stepKind{rows, logits, b.Features, s.scratch.made, s.routed.made}, true
+	kind := stepKind{rows: rows, logits: logits, features: b.Features, scratch: s.scratch.made,
+		routed: s.routed.made, adapted: len(s.adapted) > 0}
+	if s.replacing {
+		kind.replaced = s.adapters()
+	}
+	return kind, true
 }
 
 // runBlocks runs all blocks, and on the last stage the head, over x[ΣRows,C]. It returns the hidden state, or what
@@ -60,7 +72,8 @@ func (s *Stage[F]) runBlocks(b *Batch[F], x kernel.Buffer[F], pos []int32, logit
 	}
 	var out kernel.Buffer[F]
 	var pass Stage[F]
-	played := s.steps.steps.Run(kernel.Step[F]{Kind: kind, Spans: spans, Pos: pos}, func(set kernel.Set[F]) {
+	step := kernel.Step[F]{Kind: kind, Spans: spans, Pos: pos, Adapters: s.adapters()}
+	played := s.steps.steps.Run(step, func(set kernel.Set[F]) {
 		pass = *s // a copy, since others read the set of the stage meanwhile
 		pass.set = set
 		out = pass.blocksForward(b, x, pos, logits)

@@ -132,6 +132,9 @@ func (l *adapterLoad) run() error {
 	for i := range l.outline.Modules {
 		if m := &l.outline.Modules[i]; h.stage.Needs(m.Name) {
 			modules, bytes = append(modules, i), bytes+m.Bytes()
+			if m.Magnitude != nil && l.service.device != nil { // each has a factor beside it there
+				bytes += 4 * int64(m.Out)
+			}
 		}
 	}
 	for i := range l.outline.Saved {

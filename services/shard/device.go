@@ -138,7 +138,7 @@ func (s *Service) reserveRoom(
 	if s.device == nil {
 		return nil, nil
 	}
-	size, err := model.SizeOn(files, span, s.cfg.Kernels, beside, workRows, workLogits)
+	size, err := model.SizeOn(files, span, s.cfg.Kernels, beside, workRows, workLogits, pages)
 	if err != nil {
 		return nil, fault.Wrap(fault.FailedPrecondition, err, "measure layers %v", span)
 	}

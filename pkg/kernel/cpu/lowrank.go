@@ -99,6 +99,9 @@ func (s *Set) PackLowRank(groups [][]kernel.Factors[float32]) {
 	}
 }
 
+// LowScratch reports that LowRanks uses U and V.
+func (*Set) LowScratch() bool { return true }
+
 // lowMemory returns memory for n numbers of an adapter, and its owner. A small adapter is not worth a huge page.
 func (s *Set) lowMemory(n int) ([]float32, *chunk) {
 	if 4*n < hugePage/2 {

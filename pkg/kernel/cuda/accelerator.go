@@ -25,7 +25,7 @@ func (d *core) Device() kernel.Device {
 	out := d.seen
 	out.Name, out.Model, out.Architecture = d.name, d.properties.Name, d.properties.SM()
 	out.Limit, out.Reserved = d.limit, d.reserved
-	out.Weights, out.KV, out.Workspace = d.used[weightsUse], d.used[kvUse], d.used[workspaceUse]
+	out.Weights, out.KV, out.Workspace = d.used[weightsUse], d.used[kvUse], d.used[workspaceUse]+d.used[setUse]
 	return out
 }
 

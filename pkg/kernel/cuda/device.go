@@ -58,6 +58,7 @@ type core struct {
 	workMu    sync.Mutex
 	workBytes int64  // of the workspace
 	workScope *scope // that it is in
+	workMade  int    // how often it has grown
 
 	noGraphs bool
 	captures atomic.Int64 // graphs that were made

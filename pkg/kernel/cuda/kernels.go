@@ -679,6 +679,14 @@ var kernels = []Kernel{
 		{"k", Uint32},
 		{"n", Uint32},
 	}},
+	{Name: "low_up", Module: "lowrank", Threads: 256, Shared: 8704, Params: []Param{
+		{"table", Pointer},
+		{"u", Pointer},
+	}},
+	{Name: "low_down", Module: "lowrank", Threads: 256, Shared: 6400, Params: []Param{
+		{"table", Pointer},
+		{"u", Pointer},
+	}},
 	{Name: "act_q8", Module: "dense", Threads: 256, Shared: 0, Params: []Param{
 		{"xq", Pointer},
 		{"xs", Pointer},

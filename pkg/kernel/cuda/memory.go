@@ -21,7 +21,8 @@ const (
 	workspaceUse use = iota
 	weightsUse
 	kvUse
-	uses // their number
+	setUse // what the set itself needs: workspace of kernels, tables
+	uses   // their number
 )
 
 // extent is an allocation.
@@ -191,11 +192,13 @@ func (d *core) tryAlloc(bytes int64, of use) (a driver.Address, err error) {
 	return a, nil
 }
 
-// Reserve sets memory aside. The error is a *driver.OutOfMemoryError.
+// Reserve sets memory aside. What the set has allocated for itself counts in addition, since it stays when the stages
+// that it was for, and the reservations of which included it, are gone. The error is a *driver.OutOfMemoryError.
 func (d *core) Reserve(bytes int64) error {
 	for tries := 0; ; {
 		d.mu.Lock()
-		free := max(0, d.limit-max(d.reserved, d.usedLocked()))
+		own := d.used[setUse]
+		free := max(0, d.limit-own-max(d.reserved, d.usedLocked()-own))
 		possible := bytes <= d.limit-d.reserved // once what nobody refers to is freed
 		if bytes <= free {
 			d.reserved += bytes
@@ -228,12 +231,13 @@ func (d *core) workspace(bytes int64) {
 		return
 	}
 	s := d.newScope()
-	a := s.alloc(bytes, workspaceUse)
+	a := s.alloc(bytes, setUse)
 	d.do(func(w *worker) error {
 		w.work = a
 		return nil
 	})
 	d.workBytes, d.workScope = bytes, s // the one before is freed when nothing in the queue uses it
+	d.workMade++
 }
 
 // Use returns the bytes that are allocated and those that may be.

@@ -18,6 +18,15 @@ const (
 // rankRows bounds the rows that are ranked together, and so the workspace that they take.
 const rankRows = 64
 
+// rankSizes returns the bytes of the results of a ranking, of the parts of its log-sum-exps, and of a round of
+// candidates.
+func rankSizes(t, v, k int) (result, parts, round int) {
+	result = (8*t + 8*t*k + 15) &^ 15
+	parts = (8*t*int(blocks(v, lseChunk)) + 15) &^ 15
+	round = (8*t*int(blocks(v, candidateChunk))*k + 15) &^ 15
+	return result, parts, round
+}
+
 // Rank finds the candidates and the log-sum-exp of each row. What is copied to the host is as long as they are.
 func (s *Set) Rank(logits kernel.Buffer[float32], t, v, k int) kernel.Ranking[float32] {
 	const op = "rank"
@@ -43,11 +52,8 @@ func (s *Set) Rank(logits kernel.Buffer[float32], t, v, k int) kernel.Ranking[fl
 	}
 	// The workspace has the results, which are copied together, then the parts of the log-sum-exps, then the values and
 	// indices of two rounds of candidates, which take turns.
-	chunks, most := int(blocks(v, lseChunk)), int(blocks(v, candidateChunk))*k
-	stats, list := 8*t, 4*t*k
-	result := (stats + 2*list + 15) &^ 15
-	parts := (8*t*chunks + 15) &^ 15
-	round := (8*t*most + 15) &^ 15
+	chunks, stats, list := int(blocks(v, lseChunk)), 8*t, 4*t*k
+	result, parts, round := rankSizes(t, v, k)
 	s.workspace(int64(result + parts + 2*round))
 	host := make([]byte, stats+2*list)
 	s.do(func(w *worker) error {

@@ -53,6 +53,33 @@ func TestRank_IsTheSamplersChoice(t *testing.T) {
 	}
 }
 
+// Zeros of either sign are equal, so the one with the lower index comes first, in one round and in two. Both are 0.
+func TestRank_ZerosAreEqual(t *testing.T) {
+	leak.Check(t)
+	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const v = 2100 // three blocks of candidates
+	x := make([]float32, v)
+	for i := range x {
+		x[i] = -1
+	}
+	negative := float32(math.Copysign(0, -1))
+	x[3], x[5], x[7], x[1500], x[1600], x[2099] = negative, 0, negative, negative, 0, 1e-45
+	for _, n := range []int{20, v} {
+		got, want := set.Rank(set.FromHost(x[:n]), 1, n, 8), sample.Best(x[:n], 8)
+		for i, w := range want {
+			if got.IDs[i] != w.ID || got.Logits[i] != w.Logit {
+				t.Errorf("candidate %d of %d is %d with %v, want %v", i, n, got.IDs[i], got.Logits[i], w)
+			}
+		}
+	}
+	if err := set.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Rows beyond those that are ranked together get their own candidates, and take no more workspace.
 func TestRank_ManyRows(t *testing.T) {
 	t.Cleanup(func() { leak.Check(t) })

@@ -13,7 +13,11 @@ import (
 // A decode step is launched as one graph. The first step of a kind records its operations: they are not put into the
 // queue but into a list, which then runs once while the stream is captured. A later step of the kind brings the tables
 // up to date, which lie where the graph reads them, and launches the graph. What differs between steps of a kind is in
-// those tables alone: pages, positions, sines and cosines. A graph is not used if anything that it reads has moved.
+// those tables alone: pages, positions, sines and cosines, products of adapters. A graph is not used if anything that
+// it reads has moved.
+//
+// Only the operations of a step know the products of its adapters. So if the rows have other adapters than those that
+// the graph's table is of, the operations are recorded again, for the table alone (kernel.Step.Adapters).
 //
 // A graph holds launches and copies within the device. An operation that allocates, or that copies between host and
 // device, is refused; a step that has one is launched kernel by kernel, as is every step of its kind after it. So is a
@@ -35,6 +39,7 @@ type recording struct {
 	used   map[any]bool // tables that operations of the list read
 	rotary []*kernel.Rotary
 	perKV  []int // of the strips
+	lows   []*lowSite
 	keep   []any // memory that has to stay
 }
 
@@ -93,9 +98,13 @@ type stepGraph struct {
 	graph   driver.Graph
 	rotary  []*kernel.Rotary
 	perKV   []int
+	lows    []*lowSite
 	keep    []any
 	places  []driver.Address
-	work    *scope
+	work    int // as workMade
+
+	adapters any     // of the step that low is of
+	low      []int32 // the tables of lows
 }
 
 // graphs are those of a stage. They are freed when its steps are unreachable.
@@ -170,21 +179,26 @@ func (s *steps) run(t *batchTable, step *kernel.Step[float32], body func(set ker
 	if e != nil && e.refused {
 		return false, false
 	}
-	if e != nil && slices.Equal(d.refresh(e, t, step.Pos), e.places) && e.work == d.workspaceScope() {
+	if e != nil && s.adapt(e, step, body) && slices.Equal(d.refresh(e, t, step.Pos), e.places) &&
+		e.work == d.workspaceMade() {
 		d.plays.Add(1)
 		d.core.send(func(w *worker) error { return w.LaunchGraph(e.graph, w.stream) })
 		return true, true
 	}
-	rec := &recording{used: map[any]bool{}}
-	err := recorded(func() {
-		body(&Set{scope: &scope{&device{d.core, rec}, &holding{}}, kv: s.set.kv, bf16: s.set.bf16})
-	})
-	fresh := &stepGraph{kind: kind, refused: err != nil, rotary: rec.rotary, perKV: rec.perKV, keep: rec.keep}
+	rec, err := s.record(body)
+	fresh := &stepGraph{kind: kind, refused: err != nil, rotary: rec.rotary, perKV: rec.perKV, lows: rec.lows,
+		keep: rec.keep, adapters: step.Adapters}
 	s.graphs.put(d.core, fresh)
 	if err != nil {
 		return false, false
 	}
-	fresh.places, fresh.work = d.refresh(fresh, t, step.Pos), d.workspaceScope()
+	var before []*lowSite
+	if e != nil {
+		before = e.lows
+	}
+	growLows(fresh.lows, before)
+	fresh.low = lowList(fresh.lows, fresh.lows)
+	fresh.places, fresh.work = d.refresh(fresh, t, step.Pos), d.workspaceMade()
 	d.core.do(func(w *worker) error {
 		if fresh.graph, err = w.capture(rec.list); err != nil && !driver.Sticky(err) {
 			fresh.refused = true // also if the driver makes no graph of it
@@ -204,6 +218,29 @@ func (s *steps) run(t *batchTable, step *kernel.Step[float32], body func(set ker
 	return true, false
 }
 
+// record returns the operations of a step, and what was refused.
+func (s *steps) record(body func(set kernel.Set[float32])) (*recording, error) {
+	rec := &recording{used: map[any]bool{}}
+	err := recorded(func() {
+		body(&Set{scope: &scope{&device{s.set.core, rec}, &holding{}}, kv: s.set.kv, bf16: s.set.bf16})
+	})
+	return rec, err
+}
+
+// adapt makes the tables of a graph's low-rank products those of a step, and reports whether the graph has room for
+// them. The caller holds tables.mu.
+func (s *steps) adapt(e *stepGraph, step *kernel.Step[float32], body func(set kernel.Set[float32])) bool {
+	if e.adapters == step.Adapters {
+		return true
+	}
+	rec, err := s.record(body)
+	if err != nil || !lowsFit(e.lows, rec.lows) {
+		return false
+	}
+	e.adapters, e.low = step.Adapters, lowList(e.lows, rec.lows)
+	return true
+}
+
 // refresh brings the tables of a graph up to date and returns where they are. The caller holds tables.mu.
 func (d *device) refresh(e *stepGraph, t *batchTable, pos []int32) (places []driver.Address) {
 	places = append(places, d.holdPages(t), d.holdList(&d.tables.rows, t.list()))
@@ -215,14 +252,22 @@ func (d *device) refresh(e *stepGraph, t *batchTable, pos []int32) (places []dri
 		sin, cos := d.holdRotation(r, pos)
 		places = append(places, sin, cos)
 	}
+	if len(e.low) > 0 {
+		at := d.holdList(&d.tables.lows, e.low)
+		places = append(places, at)
+		for _, site := range e.lows {
+			site.at = at
+			at += driver.Address(4 * lowInts * site.room)
+		}
+	}
 	return places
 }
 
-// workspaceScope returns the memory that the workspace is in.
-func (c *core) workspaceScope() *scope {
+// workspaceMade returns how often the workspace has moved.
+func (c *core) workspaceMade() int {
 	c.workMu.Lock()
 	defer c.workMu.Unlock()
-	return c.workScope
+	return c.workMade
 }
 
 // recorded runs f, which records operations, and returns what was refused.

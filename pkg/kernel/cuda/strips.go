@@ -45,6 +45,11 @@ func (t *batchTable) strips(perKV int) (out stripList) {
 // list returns all strips, the split ones first.
 func (l *stripList) list() []int32 { return append(l.split, l.whole...) }
 
+// stripSizes returns the bytes of the queries of a strip, and those of its partial results for a chunk.
+func stripSizes(a kernel.Heads) (perQuery, perPart int) {
+	return a.K * ((a.D+15)/16*1024 + 4*stripPairs), 4 * a.K * stripPairs * (2 + a.D)
+}
+
 // attendStrips computes the rows of a table.
 func (s *Set) attendStrips(to, from driver.Address, t *batchTable, a kernel.Heads) {
 	const op = "attend"
@@ -59,8 +64,7 @@ func (s *Set) attendStrips(to, from driver.Address, t *batchTable, a kernel.Head
 		at, strips, chunks int // chunks is 0 for whole strips
 	}
 	var pieces []piece
-	perQuery := a.K * ((a.D+15)/16*1024 + 4*stripPairs) // bytes; of a strip
-	perPart := 4 * a.K * stripPairs * (2 + a.D)         // of a strip and chunk
+	perQuery, perPart := stripSizes(a)
 	work := 0
 	cut := func(from, strips, chunks, group int) {
 		size := perQuery + chunks*perPart

@@ -46,7 +46,12 @@ func batchTables(op string, spans []kernel.Span[float32]) []*batchTable {
 			t, last = &batchTable{kind: kv.Type, length: kv.PageLen, layer: kv.Layer}, nil
 			out = append(out, t)
 		}
-		if last != &kv.Pages[0] || of != len(kv.Pages) {
+		same := last == &kv.Pages[0] && of == len(kv.Pages)
+		if !same && len(t.pages) > 0 && (len(t.pages)+len(kv.Pages))*len(kv.Pages[0]) > tableEntries {
+			t = &batchTable{kind: kv.Type, length: kv.PageLen, layer: kv.Layer}
+			out = append(out, t)
+		}
+		if !same {
 			last, first, of = &kv.Pages[0], len(t.pages), len(kv.Pages)
 			t.pages = append(t.pages, kv.Pages...)
 		}
@@ -127,6 +132,9 @@ func entryOf(p *kernel.KVPage[float32]) entry {
 
 const entryBytes = 8 * len(entry{})
 
+// regionLeast is the size of the smallest region, in bytes.
+const regionLeast = 4 << 10
+
 // region is memory that grows when more is needed. Nothing is kept then.
 type region struct {
 	scope *scope
@@ -140,8 +148,8 @@ func (r *region) grow(d *core, bytes int) bool {
 		return false
 	}
 	s := d.newScope()
-	n := max(bytes+bytes/2, 4<<10)
-	r.at, r.bytes, r.scope = s.alloc(int64(n), workspaceUse), n, s // the one before is freed behind what uses it
+	n := max(bytes+bytes/2, regionLeast)
+	r.at, r.bytes, r.scope = s.alloc(int64(n), setUse), n, s // the one before is freed behind what uses it
 	return true
 }
 
@@ -156,6 +164,7 @@ type heldList struct {
 type tables struct {
 	mu           sync.Mutex
 	rows, strips heldList
+	lows         heldList // of low-rank products of a graph
 	place        region
 	entries      []uint64 // [L,P,4]
 	layers       int

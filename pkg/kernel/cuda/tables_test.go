@@ -101,3 +101,47 @@ func uploadsOfSteps(t *testing.T, kind kernel.KVType, lists int) {
 		t.Error(err)
 	}
 }
+
+// Spans with more pages than a table may have go in several tables, which changes no bit. A step over them is no graph.
+func TestTables_ManyPagesGoInSeveral(t *testing.T) {
+	leak.Check(t)
+	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const layers, heads, d, pageLen, rows = 2, 2, 8, 4, 3
+	var spans []kernel.Span[float32]
+	for range rows {
+		kv := kernel.KV[float32]{Type: kernel.KVFull, PageLen: pageLen}
+		for range 2 {
+			kv.Pages = append(kv.Pages, set.NewKVPages(layers, kernel.KVFull, pageLen*heads*d, d))
+		}
+		spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: 0, KV: kv})
+	}
+	x := make([]float32, rows*heads*d)
+	for i := range x {
+		x[i] = float32(i%7) - 3
+	}
+	on, h := set.FromHost(x), kernel.Heads{H: heads, K: heads, D: d, Scale: 1}
+	run := func(tables int) []float32 {
+		t.Helper()
+		if got := len(batchTables("test", spans)); got != tables {
+			t.Errorf("%d tables, want %d", got, tables)
+		}
+		y := set.Alloc(len(x))
+		set.StoreSpans(spans, on, on, heads, d)
+		set.Attend(y, on, spans, h)
+		return set.Host(y)
+	}
+	want := run(1)
+	before := tableEntries
+	tableEntries = 3 * 2 * layers / 2 // the pages of one span, and half of those of another
+	defer func() { tableEntries = before }()
+	if got := run(rows); !slices.Equal(got, want) || slices.Equal(got, make([]float32, len(x))) {
+		t.Errorf("in several tables %v, in one %v", got, want)
+	}
+	runtime.KeepAlive(spans)
+	if err := set.Close(); err != nil {
+		t.Error(err)
+	}
+}

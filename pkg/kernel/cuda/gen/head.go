@@ -74,7 +74,8 @@ func topCandidates(m *Module) {
 	k := m.Kernel("candidates", "writes the count largest of 1024 values from 1024*ctaid.x on of row ctaid.y of x[T,n], the "+
 		"largest first and of equal ones the lowest index first, and their indices, to values[T,blocks,count] and "+
 		"indices[T,blocks,count]. ids has the indices of x, or is null if they are 0 to n-1. Run it on its own results until "+
-		"one block is left. If there are fewer values, the others are -inf and have the index 2^32-1. NaN is not supported.",
+		"one block is left. -0 counts as 0, and is written as that. If there are fewer values, the others are -inf and have "+
+		"the index 2^32-1. NaN is not supported.",
 		rowThreads, Ptr("values"), Ptr("indices"), Ptr("x"), Ptr("ids"), Int("n"), Int("count"))
 	tid, n := k.Special("tid.x"), k.IntParam("n")
 	row, block := k.Special("ctaid.y"), k.Special("ctaid.x")
@@ -90,6 +91,7 @@ func topCandidates(m *Module) {
 			id := k.NewU(i)
 			k.If(given, func() { k.Op("ld.global.u32", id, place(k.At(k.far(ids, row, n), i, 4), 0)) })
 			bits := k.LdU(k.At(x, i, 4), 0)
+			bits = k.Select(k.Cmp("eq", bits, X(0x80000000)), N(0), bits)
 			negative := k.pred("setp.lt.s32", bits, 0)
 			order := k.Xor(bits, k.Select(negative, X(0xffffffff), X(0x80000000)))
 			k.Op("mov.b64", keys[j], group(k.Xor(id, X(0xffffffff)), order))

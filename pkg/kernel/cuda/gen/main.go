@@ -28,7 +28,7 @@ func main() {
 // generate returns the files by name.
 func generate() (map[string][]byte, error) {
 	modules := []*Module{elementwise(), norms(), embeds(), attention(), strips(), heads(), training(),
-		documents(), experts()}
+		documents(), experts(), lowRanks()}
 	modules = append(modules, matmuls()...)
 	files := map[string][]byte{}
 	for _, m := range modules {
