@@ -26,7 +26,7 @@ func TestPassBytes_BoundWhatOperationsAllocate(t *testing.T) {
 		"adapters":             {kernel.KVFull, kernel.Heads{H: 1, K: 1, D: 8, Scale: 1}, 40, 64, 100, 2000},
 	} {
 		t.Run(name, func(t *testing.T) {
-			leak.Check(t)
+			t.Cleanup(func() { leak.Check(t) })
 			set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 			if err != nil {
 				t.Fatal(err)

@@ -55,7 +55,7 @@ func TestRank_IsTheSamplersChoice(t *testing.T) {
 
 // Zeros of either sign are equal, so the one with the lower index comes first, in one round and in two. Both are 0.
 func TestRank_ZerosAreEqual(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 	if err != nil {
 		t.Fatal(err)

@@ -104,7 +104,7 @@ func uploadsOfSteps(t *testing.T, kind kernel.KVType, lists int) {
 
 // Spans with more pages than a table may have go in several tables, which changes no bit. A step over them is no graph.
 func TestTables_ManyPagesGoInSeveral(t *testing.T) {
-	leak.Check(t)
+	t.Cleanup(func() { leak.Check(t) })
 	set, err := Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), Config{})
 	if err != nil {
 		t.Fatal(err)
