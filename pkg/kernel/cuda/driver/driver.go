@@ -27,6 +27,13 @@ type (
 	Graph    uintptr
 )
 
+// MemoryHandle names an allocation for other processes on the same host.
+type MemoryHandle [64]byte
+
+// ShareUnit is what the size of an allocation that is exported must be a multiple of. The driver cuts smaller ones from
+// blocks of this size and shares the whole block, with whatever else is in it.
+const ShareUnit = 2 << 20
+
 // Driver opens devices.
 type Driver interface {
 	// Version is the newest version of CUDA that the driver supports, as 1000·major + 10·minor.
@@ -96,6 +103,17 @@ type Device interface {
 	Copy(dst, src Address, bytes int64, s Stream) error
 	// Fill sets every byte to a value.
 	Fill(dst Address, value byte, bytes int64, s Stream) error
+
+	// Export returns a handle by which other processes on this host can open an allocation of Alloc. It must not be
+	// freed while one of them has it open. The error is a *ShareError if the driver does not share it.
+	Export(a Address) (MemoryHandle, error)
+	// Import opens an allocation that another process has exported, and returns its place and size. Copy and Download
+	// may read it, and nothing else may use it. The error is a *ShareError if the driver does not open it: the handle
+	// is of this process, of another host or container, or of memory that is gone, or the device that the memory is
+	// on cannot be reached from this one.
+	Import(h MemoryHandle) (Address, int64, error)
+	// FreeImport closes what Import has opened. The work that reads it must be done.
+	FreeImport(a Address) error
 
 	NewStream() (Stream, error)
 	FreeStream(s Stream) error

@@ -72,6 +72,13 @@ func (e *CallError) Error() string {
 	return fmt.Sprintf("%s: %s (%d): %s", e.Call, e.Name, e.Code, e.Text)
 }
 
+// ShareError says why the driver does not share memory between processes. It does not unwrap to the error of the call:
+// the driver answers here with codes that mean a dead context elsewhere, and this context is none. If it is dead, the
+// next call says so.
+type ShareError struct{ Err error }
+
+func (e *ShareError) Error() string { return fmt.Sprintf("share memory between processes: %v", e.Err) }
+
 // HungError says that a device has not finished its work in time.
 type HungError struct{ Limit time.Duration }
 

@@ -53,6 +53,7 @@ func Run(t *testing.T, d driver.Driver) {
 	t.Run("OutOfMemory", func(t *testing.T) { outOfMemory(t, d) })
 	t.Run("Kernels", func(t *testing.T) { kernels(t, d) })
 	t.Run("Streams", func(t *testing.T) { streams(t, d) })
+	t.Run("Sharing", func(t *testing.T) { sharing(t, d) })
 	t.Run("Graphs", func(t *testing.T) { graphs(t, d) })
 	t.Run("NoDevice", func(t *testing.T) {
 		_, err := driver.Start(d, d.Count(), 0)
@@ -194,6 +195,31 @@ func outOfMemory(t *testing.T, d driver.Driver) {
 			t.Errorf("twice the memory of the device: %v", err)
 		}
 		return k.Free(k.alloc(256)) // the device is as it was
+	})
+}
+
+// sharing exports memory. Only another process can open it: this one is refused, and its device works on.
+func sharing(t *testing.T, d driver.Driver) {
+	on(t, d, func(k *kit) error {
+		a := k.alloc(driver.ShareUnit)
+		if err := k.put(a, numbers(100)); err != nil {
+			return err
+		}
+		own, err := k.Export(a)
+		if err != nil {
+			return err
+		}
+		for what, h := range map[string]driver.MemoryHandle{"this process": own, "nobody": {1, 2, 3}} {
+			_, _, err := k.Import(h)
+			if shared := (*driver.ShareError)(nil); !errors.As(err, &shared) || driver.Sticky(err) {
+				t.Errorf("memory of %s opens with %v", what, err)
+			}
+		}
+		got, err := k.get(a, 100)
+		if !bytes.Equal(raw(got), raw(numbers(100))) {
+			t.Error("memory that was exported has changed")
+		}
+		return errors.Join(err, k.Free(a))
 	})
 }
 

@@ -3,6 +3,8 @@
 package libcuda
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"os"
 	"os/exec"
@@ -42,6 +44,95 @@ func TestDriver_KeepsTheContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	drivertest.Run(t, d)
+	t.Run("TwoProcesses", func(t *testing.T) { sharesWithAChild(t, d) })
+}
+
+// handleVariable is the environment variable with the handle of memory that another process has exported.
+const handleVariable = "LAMINA_TEST_MEMORY_HANDLE"
+
+// shared is what the last bytes of that memory are.
+var shared = []byte{1, 2, 3, 4}
+
+// sharesWithAChild has a second process of this program read memory that this one exports.
+func sharesWithAChild(t *testing.T, d driver.Driver) {
+	c, err := driver.Start(d, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handle driver.MemoryHandle
+	err = c.Do(func(d driver.Device) error {
+		s, err1 := d.NewStream()
+		e, err2 := d.NewEvent()
+		a, err3 := d.Alloc(driver.ShareUnit)
+		p, err4 := d.AllocPinned(len(shared))
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
+			return err
+		}
+		copy(p, shared)
+		if err := d.Upload(a+driver.ShareUnit-driver.Address(len(p)), p, s); err != nil {
+			return err
+		}
+		if err := driver.Wait(d, s, e, driver.DefaultLimit); err != nil {
+			return err
+		}
+		handle, err = d.Export(a)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(os.Args[0], "-test.run=^TestDriver_ReadsMemoryOfAnotherProcess$")
+	child.Env = append(os.Environ(), handleVariable+"="+hex.EncodeToString(handle[:]))
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Errorf("the second process ends with %v\n%s", err, out)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// It is the second process of sharesWithAChild.
+func TestDriver_ReadsMemoryOfAnotherProcess(t *testing.T) {
+	if os.Getenv(handleVariable) == "" {
+		t.Skip("no other process has exported memory")
+	}
+	raw, err := hex.DecodeString(os.Getenv(handleVariable))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := driver.Start(d, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Do(func(d driver.Device) error {
+		s, err1 := d.NewStream()
+		e, err2 := d.NewEvent()
+		p, err3 := d.AllocPinned(len(shared))
+		at, size, err4 := d.Import(driver.MemoryHandle(raw))
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
+			return err
+		}
+		if size != driver.ShareUnit {
+			t.Errorf("the memory has %d bytes, want %d", size, driver.ShareUnit)
+		}
+		if err := d.Download(p, at+driver.ShareUnit-driver.Address(len(p)), s); err != nil {
+			return err
+		}
+		if err := driver.Wait(d, s, e, driver.DefaultLimit); err != nil {
+			return err
+		}
+		if !bytes.Equal(p, shared) {
+			t.Errorf("the memory ends with %v, want %v", p, shared)
+		}
+		return d.FreeImport(at)
+	})
+	if err := errors.Join(err, c.Close()); err != nil {
+		t.Error(err)
+	}
 }
 
 // A library with the functions of the driver's shows what calls pass to it.
@@ -51,6 +142,7 @@ func TestDriver_OverALibraryInC(t *testing.T) {
 	t.Run("DriversThatDoNotFit", func(t *testing.T) { driversThatDoNotFit(t, lib) })
 	t.Run("PutsSignalHandlersBack", func(t *testing.T) { putsSignalHandlersBack(t, lib) })
 	t.Run("SaysWhatTheCompilerSays", func(t *testing.T) { saysWhatTheCompilerSays(t, lib) })
+	t.Run("OpensMemoryOfAnotherProcess", func(t *testing.T) { opensMemoryOfAnotherProcess(t, lib) })
 }
 
 func keepsTheContract(t *testing.T, lib string) {
@@ -130,6 +222,49 @@ func saysWhatTheCompilerSays(t *testing.T, lib string) {
 		t.Errorf("nonsense loads with %v", err)
 	}
 	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The last bytes of a handle name the process that made it, which the test changes to play another one.
+func opensMemoryOfAnotherProcess(t *testing.T, lib string) {
+	d, err := openNamed([]string{lib}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := driver.Start(d, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Do(func(d driver.Device) error {
+		a, err := d.Alloc(driver.ShareUnit)
+		if err != nil {
+			return err
+		}
+		h, err := d.Export(a)
+		if err != nil {
+			return err
+		}
+		_, _, err = d.Import(h)
+		const want = "share memory between processes: cuIpcOpenMemHandle_v2: CUDA_ERROR_201 (201): as the fake says"
+		if err == nil || err.Error() != want || driver.Sticky(err) {
+			t.Errorf("memory of this process opens with %v", err)
+		}
+		h[len(h)-1] ^= 1
+		at, size, err := d.Import(h)
+		if at != a || size != driver.ShareUnit || err != nil {
+			t.Errorf("memory of another process is %d bytes at %#x, want %d at %#x: %v", size, at, driver.ShareUnit, a,
+				err)
+		}
+		if err := d.FreeImport(at); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if shared := (*driver.ShareError)(nil); !errors.As(d.FreeImport(at), &shared) {
+			t.Error("what is closed is closed again")
+		}
+		return d.Free(a)
+	})
+	if err := errors.Join(err, c.Close()); err != nil {
 		t.Error(err)
 	}
 }

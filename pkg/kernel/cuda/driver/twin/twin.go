@@ -41,6 +41,7 @@ type Config struct {
 	Machine    func() Machine      // makes the machine of a device
 	Usage      func() driver.Usage // nil means that it is unknown
 	Faults     *Faults             // nil for none
+	Container  string              // drivers of different containers share no memory
 }
 
 // Driver is the twin.
@@ -85,6 +86,7 @@ func (d *Driver) Open(number int) (driver.Device, error) {
 	p := d.cfg.Properties
 	p.UUID[0] = byte(number)
 	return &Device{
+		driver: d, exports: map[driver.Address]*export{}, imports: map[driver.Address]*imported{},
 		properties: p, usage: d.cfg.Usage, machine: d.cfg.Machine(), faults: d.cfg.Faults,
 		memory: map[driver.Address]int64{}, pinned: map[*byte][]byte{}, streams: map[driver.Stream]*stream{},
 		events: map[driver.Event]*event{}, modules: map[driver.Module]Program{},
@@ -94,6 +96,9 @@ func (d *Driver) Open(number int) (driver.Device, error) {
 
 // Device is a device of the twin.
 type Device struct {
+	driver     *Driver
+	exports    map[driver.Address]*export   // of this device
+	imports    map[driver.Address]*imported // of others
 	properties driver.Properties
 	usage      func() driver.Usage
 	machine    Machine
@@ -130,7 +135,7 @@ func (d *Device) handle() uintptr {
 func fail(call, name, format string, args ...any) error {
 	codes := map[string]int{"CUDA_ERROR_INVALID_VALUE": 1, "CUDA_ERROR_INVALID_HANDLE": 400,
 		"CUDA_ERROR_NOT_FOUND": 500, "CUDA_ERROR_INVALID_PTX": 218, "CUDA_ERROR_LAUNCH_FAILED": 719,
-		"CUDA_ERROR_ILLEGAL_ADDRESS": 700, "CUDA_ERROR_ECC_UNCORRECTABLE": 214,
+		"CUDA_ERROR_ILLEGAL_ADDRESS": 700, "CUDA_ERROR_ECC_UNCORRECTABLE": 214, "CUDA_ERROR_INVALID_CONTEXT": 201,
 		"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": 900}
 	return &driver.CallError{Call: call, Code: codes[name], Name: name, Text: fmt.Sprintf(format, args...)}
 }
@@ -189,6 +194,7 @@ func (d *Device) Free(a driver.Address) error {
 	if err := d.finish("cuMemFree"); err != nil {
 		return err
 	}
+	d.unexport(a)
 	delete(d.memory, a)
 	d.used -= n
 	return d.machine.Free(uint64(a))
@@ -203,6 +209,11 @@ func (d *Device) AllocPinned(n int) ([]byte, error) {
 	b := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), n)
 	d.pinned[&b[0]] = b
 	return b, d.failed
+}
+
+// addressOf is the address of memory.
+func addressOf(b []byte) driver.Address {
+	return driver.Address(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
 }
 
 // FreePinned finishes all work and gives host memory back.
@@ -241,7 +252,11 @@ func (d *Device) Download(dst []byte, src driver.Address, s driver.Stream) error
 	if err := d.checkPinned("cuMemcpyDtoHAsync", dst); err != nil {
 		return err
 	}
-	return d.put("cuMemcpyDtoHAsync", s, d.onBytes(src, int64(len(dst)), func(b []byte) { copy(dst, b) }))
+	return d.put("cuMemcpyDtoHAsync", s, func() error {
+		b, err := d.readable(src, int64(len(dst)))
+		copy(dst, b)
+		return err
+	})
 }
 
 // Copy puts a copy within the device on a stream.
@@ -250,7 +265,7 @@ func (d *Device) Copy(dst, src driver.Address, n int64, s driver.Stream) error {
 		return fail("cuMemcpyDtoDAsync", "CUDA_ERROR_INVALID_VALUE", "the two places overlap")
 	}
 	return d.put("cuMemcpyDtoDAsync", s, func() error {
-		from, err := d.machine.Bytes(uint64(src), n)
+		from, err := d.readable(src, n)
 		if err != nil {
 			return err
 		}
@@ -366,7 +381,9 @@ func (d *Device) Launch(f driver.Function, l driver.Launch, s driver.Stream, arg
 // Close finishes all work and gives everything back.
 func (d *Device) Close() error {
 	err := d.finish("cuCtxDestroy")
+	clear(d.imports)
 	for a := range d.memory {
+		d.unexport(a)
 		if e := d.machine.Free(uint64(a)); err == nil {
 			err = e
 		}

@@ -172,3 +172,152 @@ func run(t *testing.T, f func(d driver.Device, s driver.Stream, e driver.Event) 
 		t.Error(err)
 	}
 }
+
+// start opens a device of a driver that stands for a process, with a stream and an event.
+func start(t *testing.T, c twin.Config) *faulty {
+	t.Helper()
+	c.Devices, c.Machine = 1, newMemory
+	f := &faulty{}
+	var err error
+	if f.Context, err = driver.Start(twin.New(c), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	err = f.Do(func(d driver.Device) error {
+		var e error
+		f.stream, err = d.NewStream()
+		f.event, e = d.NewEvent()
+		return errors.Join(err, e)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// Memory that one process has exported is read by another one of its container until either has done with it.
+func TestDevice_SharesMemoryBetweenProcesses(t *testing.T) {
+	leak.Check(t)
+	owner, reader, stranger := start(t, twin.Config{}), start(t, twin.Config{}), start(t, twin.Config{Container: "b"})
+	var memory, at driver.Address
+	var handle driver.MemoryHandle
+	err := owner.Do(func(d driver.Device) (err error) {
+		if memory, err = d.Alloc(driver.ShareUnit); err != nil {
+			return err
+		}
+		if _, err := d.Export(memory + 256); err == nil {
+			t.Error("a part of an allocation is exported")
+		}
+		if err := d.Fill(memory, 7, driver.ShareUnit, owner.stream); err != nil {
+			return err
+		}
+		handle, err = d.Export(memory)
+		return errors.Join(err, owner.wait(d))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = stranger.Do(func(d driver.Device) error {
+		_, _, err := d.Import(handle)
+		return err
+	})
+	if shared := (*driver.ShareError)(nil); !errors.As(err, &shared) || stranger.Err() != nil {
+		t.Errorf("another container opens it with %v", err)
+	}
+	read := func(f *faulty, d driver.Device) (byte, error) {
+		p, err := d.AllocPinned(1)
+		if err != nil {
+			return 0, err
+		}
+		own, err := d.Alloc(1)
+		if err != nil {
+			return 0, err
+		}
+		err = errors.Join(d.Copy(own, at+driver.ShareUnit-1, 1, f.stream), d.Download(p, own, f.stream), f.wait(d))
+		return p[0], err
+	}
+	err = reader.Do(func(d driver.Device) (err error) {
+		var size int64
+		if at, size, err = d.Import(handle); err != nil || size != driver.ShareUnit {
+			return fmt.Errorf("%d bytes: %w", size, err)
+		}
+		if v, err := read(reader, d); v != 7 || err != nil {
+			return fmt.Errorf("the last byte is %d: %w", v, err)
+		}
+		if again, _, err := d.Import(handle); again != at || err != nil {
+			return fmt.Errorf("opened again it is at %#x: %w", again, err)
+		}
+		if err := d.FreeImport(at); err != nil {
+			return err
+		}
+		_, err = read(reader, d) // it is open once more
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := owner.Do(func(d driver.Device) error { return d.Free(memory) }); err != nil {
+		t.Error(err)
+	}
+	err = reader.Do(func(d driver.Device) error {
+		_, err := read(reader, d)
+		return err
+	})
+	if lost[*driver.CallError](t, reader, err).Name != "CUDA_ERROR_ILLEGAL_ADDRESS" {
+		t.Errorf("memory that is gone is read with %v", err)
+	}
+	late := start(t, twin.Config{})
+	err = late.Do(func(d driver.Device) error {
+		_, _, err := d.Import(handle)
+		return err
+	})
+	if shared := (*driver.ShareError)(nil); !errors.As(err, &shared) {
+		t.Errorf("memory that is gone is opened with %v", err)
+	}
+	_ = reader.Close() // it is lost
+	if err := errors.Join(owner.Close(), stranger.Close(), late.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is closed, and a write to what is open, are faults.
+func TestDevice_ImportsAreForReadingWhileTheyAreOpen(t *testing.T) {
+	for what, use := range map[string]func(d driver.Device, at driver.Address, s driver.Stream) error{
+		"a write":            write,
+		"a read when closed": readClosed,
+	} {
+		leak.Check(t)
+		owner, reader := start(t, twin.Config{}), start(t, twin.Config{})
+		var handle driver.MemoryHandle
+		err := owner.Do(func(d driver.Device) error {
+			a, err := d.Alloc(driver.ShareUnit)
+			if err == nil {
+				handle, err = d.Export(a)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = reader.Do(func(d driver.Device) error {
+			at, _, err := d.Import(handle)
+			if err != nil {
+				return err
+			}
+			return errors.Join(use(d, at, reader.stream), reader.wait(d))
+		})
+		if lost[*driver.CallError](t, reader, err).Name != "CUDA_ERROR_ILLEGAL_ADDRESS" {
+			t.Errorf("%s: %v", what, err)
+		}
+		_ = reader.Close() // it is lost
+		if err := owner.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func write(d driver.Device, at driver.Address, s driver.Stream) error { return d.Fill(at, 0, 1, s) }
+
+func readClosed(d driver.Device, at driver.Address, s driver.Stream) error {
+	p, err := d.AllocPinned(1)
+	return errors.Join(err, d.Download(p, at, s), d.FreeImport(at))
+}
