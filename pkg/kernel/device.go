@@ -40,6 +40,37 @@ type Device struct {
 	Utilisation, Celsius, Watts float64
 }
 
+// Sharer is implemented by sets of devices whose memory other processes on the same host can read.
+type Sharer[F tensor.Float] interface {
+	// Export returns n zeros that other processes can read. It reserves their memory.
+	Export(n int) (Exported[F], error)
+	// Import opens memory that another process has exported, of at least n elements. An error leaves the set as it
+	// was: the handle may be of another host or container, or of this process.
+	Import(handle []byte, n int) (Imported[F], error)
+}
+
+// Exported is memory that other processes can read.
+type Exported[F tensor.Float] interface {
+	// Handle is what another process opens the memory with. Whoever has it can read it.
+	Handle() []byte
+	// Bytes is what is reserved.
+	Bytes() int64
+	// Put copies x to the elements from at on. It returns when they are there.
+	Put(at int, x Buffer[F])
+	// Close gives the memory back. No other process may have it open.
+	Close()
+}
+
+// Imported is memory of another process.
+type Imported[F tensor.Float] interface {
+	// Get copies the elements from at on to x, behind the operations that were called before. Wait returns when all
+	// copies that were called before it are done, so that their elements may change.
+	Get(x Buffer[F], at int)
+	Wait()
+	// Close waits for the copies, and closes the memory for this process.
+	Close() error
+}
+
 // SpanStorer is implemented by sets for which one call for the rows of a batch is faster than one for each span.
 type SpanStorer[F tensor.Float] interface {
 	// StoreSpans writes the rows k, v[ΣRows,K*D] of spans to their caches, as Store does for each of them.

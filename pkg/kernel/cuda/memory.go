@@ -116,26 +116,33 @@ func (s *scope) alloc(bytes int64, of use) driver.Address {
 
 // allocRaw is alloc of memory that is not zeroed.
 func (s *scope) allocRaw(bytes int64, of use) driver.Address {
-	// A scope that is collected while it waits for others to be would never free what it gets then.
-	defer runtime.KeepAlive(s)
 	s.rec.refuse("an allocation")
-	d, h := s.device, s.held
 	if bytes == 0 {
 		return 0
 	}
+	a, err := s.get(bytes, of)
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+// get is allocRaw with an error in place of a panic.
+func (s *scope) get(bytes int64, of use) (driver.Address, error) {
+	// A scope that is collected while it waits for others to be would never free what it gets then.
+	defer runtime.KeepAlive(s)
+	d, h := s.device, s.held
 	for collected := 0; ; {
 		a, err := d.tryAlloc(bytes, of)
 		if err == nil {
 			h.mu.Lock()
 			h.list = append(h.list, a)
 			h.mu.Unlock()
-			return a
+			return a, nil
 		}
-		if short := (*driver.OutOfMemoryError)(nil); !errors.As(err, &short) {
-			panic(fmt.Errorf("%s: %w", d.name, err))
-		}
-		if !d.collect(&collected) {
-			panic(fmt.Errorf("%s: %w", d.name, err))
+		short := (*driver.OutOfMemoryError)(nil)
+		if !errors.As(err, &short) || !d.collect(&collected) {
+			return 0, fmt.Errorf("%s: %w", d.name, err)
 		}
 	}
 }

@@ -31,6 +31,8 @@ type worker struct {
 	copied   [2]driver.Event
 	pending  [2]bool // the event of a half has been recorded
 
+	idle driver.Event // for waits until the stream is done
+
 	work      driver.Address // memory of the operation that runs; see core.workspace
 	capturing bool           // launches become part of a graph
 }
@@ -42,7 +44,8 @@ func newWorker(d driver.Device, kernels []Kernel, limit time.Duration, fromText 
 	if w.stream, err = d.NewStream(); err != nil {
 		return nil, err
 	}
-	for _, e := range []*driver.Event{&w.filled[0], &w.filled[1], &w.copied[0], &w.copied[1]} {
+	for _, e := range []*driver.Event{&w.filled[0], &w.filled[1], &w.copied[0], &w.copied[1],
+		&w.idle} {
 		if *e, err = d.NewEvent(); err != nil {
 			return nil, err
 		}
@@ -183,6 +186,9 @@ func (w *worker) download(dst []byte, src driver.Address) error {
 	}
 	return nil
 }
+
+// wait waits until the stream is done.
+func (w *worker) wait() error { return driver.Wait(w.Device, w.stream, w.idle, w.limit) }
 
 // bytesOf returns the memory of a list.
 func bytesOf[E uint16 | int32 | uint32 | uint64 | float32](x []E) []byte {
