@@ -34,6 +34,9 @@ type Batch[F tensor.Float] struct {
 	Entries []Entry[F]
 	IDs     []int32 // [ΣRows], for the first stage
 	Hidden  []F     // [ΣRows,C], for the other stages; it is not changed
+	// In, if set, writes the hidden state to x[ΣRows,C] in place of Hidden. Out, if set, is given the hidden state of a
+	// stage other than the last, which Forward does not return then. Both are called once, in Forward.
+	In, Out func(x kernel.Buffer[F])
 	// Features asks the last stage for the hidden state after the final norm instead of logits.
 	// An encoder returns nothing else.
 	Features bool
@@ -87,6 +90,8 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	}
 	if s.First() {
 		s.embedRows(x, b.IDs, pos)
+	} else if b.In != nil {
+		b.In(x)
 	} else {
 		s.set.Upload(x, b.Hidden)
 	}
@@ -98,6 +103,10 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 		e.Seq.Extend(e.Pos + e.Rows)
 	}
 	if s.rank(b, out, logits) {
+		return nil, nil
+	}
+	if b.Out != nil && !s.Last() {
+		b.Out(out)
 		return nil, nil
 	}
 	return s.set.Host(out), nil
@@ -129,7 +138,7 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 					s.Spec.Vocab)
 			}
 		}
-	} else if len(b.Hidden) != rows*s.Spec.Width {
+	} else if b.In == nil && len(b.Hidden) != rows*s.Spec.Width {
 		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden),
 			rows,
 			s.Spec.Width)
