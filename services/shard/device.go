@@ -127,7 +127,7 @@ func (s *Service) usedOnDevice() (all int64) {
 	for _, l := range s.loads {
 		all += l.room.bytes()
 	}
-	return all + s.trained.Load()
+	return all + s.trained.Load() + s.ringBytes
 }
 
 // reserveRoom reserves the memory of a span with a KV cache of some pages beside what is held of its model, but for

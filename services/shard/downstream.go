@@ -32,13 +32,16 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	if err != nil {
 		return nil, nil, err
 	}
-	stream, err := shardv1.NewShardServiceClient(conn).Infer(ctx)
+	client := shardv1.NewShardServiceClient(conn)
+	var reason string
+	p.ring, reason = p.export(ctx, client)
+	stream, err := client.Infer(ctx)
 	if err != nil {
 		return nil, nil, rpc.FromStatus(err)
 	}
 	rest := &shardv1.InferOpen{
 		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(),
-		HiddenType: open.GetHiddenType(), Epoch: open.GetEpoch(),
+		HiddenType: open.GetHiddenType(), Epoch: open.GetEpoch(), Memory: p.ring.offer(p.service.cfg.Host),
 	}
 	if err := stream.Send(
 		&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: rest}},
@@ -53,15 +56,26 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	if resp.GetOpened() == nil {
 		return nil, nil, fault.New(fault.Internal, "open next stage at %s: it answered %T", addr, resp.GetFrame())
 	}
+	p.agree(resp.GetOpened(), reason)
 	return &nextStage{p, stream}, resp.GetOpened(), nil
 }
 
 func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, of stageResult) error {
-	width, result := n.pipeline.held.stage.Spec.Width, of.values
-	head, chunks := wire.Encode(n.pipeline.hidden, []int{len(result) / width, width}, result)
+	s, width, result := n.pipeline.service, n.pipeline.held.stage.Spec.Width, of.values
 	out := &shardv1.Batch{
-		Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, Hidden: head,
-		ReplayUntil: b.GetReplayUntil(),
+		Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, ReplayUntil: b.GetReplayUntil(),
+	}
+	var chunks []*tensorv1.Chunk
+	if of.slot > 0 {
+		out.Slot = slotOf(of.slot)
+		rows := 0
+		for _, e := range accepted {
+			rows += int(e.GetRows())
+		}
+		s.sent("device", rows, width)
+	} else {
+		out.Hidden, chunks = wire.Encode(n.pipeline.hidden, []int{len(result) / width, width}, result)
+		s.sent("wire", len(result)/width, width)
 	}
 	if err := n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: out}}); err != nil {
 		return err
@@ -95,10 +109,17 @@ func (n *nextStage) receive() error {
 	for {
 		resp, err := n.stream.Recv()
 		if errors.Is(err, io.EOF) {
+			n.pipeline.ringClosed = true
 			return nil
 		}
 		if err != nil {
 			return rpc.FromStatus(err)
+		}
+		if taken := resp.GetTaken(); taken != nil {
+			if err := n.pipeline.ring.taken(taken); err != nil {
+				return err
+			}
+			continue
 		}
 		if resp.GetRefused() == nil && resp.GetComputed() == nil && resp.GetLease() == nil {
 			return fault.New(fault.Internal, "read from next stage: %T was not expected", resp.GetFrame())

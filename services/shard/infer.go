@@ -39,6 +39,10 @@ type pipeline struct {
 	ids        []int32
 	infoOpened *shardv1.InferOpened
 
+	ring       *ring    // that the next stage reads; nil if all goes over the wire
+	ringClosed bool     // the next stage has ended its side, and closed the ring
+	mapping    *mapping // of the ring of the stage before; nil if all comes over the wire
+
 	lease    *kvcache.Lease[float32] // of the compute goroutine, except where its methods say otherwise
 	granted  int                     // pages of the lease when the stream was attached
 	resumed  bool                    // the lease is that of the pipeline's former stream
@@ -118,12 +122,14 @@ func (s *Service) Infer(up inferServer) (err error) {
 		return err
 	}
 	defer func() { p.leave(err) }()
+	defer p.unshare()
 	if p.infoOpened, err = p.connect(ctx, open); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		return err
 	}
+	p.readMemory(open.GetMemory())
 	limit.Stop()
 	if err := p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Opened{Opened: p.infoOpened}}); err != nil {
 		return err
@@ -242,7 +248,7 @@ func (p *pipeline) receive(ctx context.Context) error {
 				return err
 			}
 			w.batch = frame.Batch
-			if !p.held.stage.First() {
+			if !p.held.stage.First() && frame.Batch.Slot == nil {
 				done, err := tensors.Start(frame.Batch.GetHidden())
 				if err != nil {
 					return err
@@ -300,6 +306,9 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 	if until := b.GetReplayUntil(); until > 0 && !slices.Contains(p.ends, until) {
 		return fault.Field("batch.replay_until", "no stage from layers %v on ends at layer %d", p.held.stage.Range,
 			until)
+	}
+	if b.Slot != nil {
+		return p.mapping.check(b, rows)
 	}
 	if p.held.stage.First() {
 		if len(b.GetIds()) != rows {
@@ -388,6 +397,7 @@ func (p *pipeline) compute(ctx context.Context) (err error) {
 			err = p.batch(w)
 		default:
 			p.forget(w.batch.GetEntries())
+			err = p.taken(w.batch)
 		}
 		if err != nil {
 			return err

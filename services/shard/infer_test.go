@@ -12,12 +12,14 @@ import (
 
 	"github.com/lamina-mesh/lamina/internal/fixtures"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -41,6 +43,7 @@ type inferRig struct {
 	shards  []shardv1.ShardServiceClient
 	route   []*shardv1.Hop
 	sampler *rowSink
+	metrics *prometheus.Registry                    // of stages that have kernel sets of their own
 	hold    func(i int, name string, lo, hi uint32) // starts a shard that becomes stage i of the route
 }
 
@@ -100,7 +103,8 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	return newInferRigWith(t, stages, shard.Config{LeaseLimit: leaseLimit})
 }
 
-func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
+// newInferRigWith starts the shards with a configuration. Stages have kernel sets of their own as far as there are any.
+func newInferRigWith(t *testing.T, stages int, cfg shard.Config, sets ...kernel.Set[float32]) *inferRig {
 	t.Helper()
 	files, err := model.Open(fixtures.Path(t, "models/stories260K/stories260K-f32.gguf"))
 	if err != nil {
@@ -115,7 +119,8 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	r := &inferRig{t: t, network: network, ctx: ctx, sampler: &rowSink{rows: map[string]chan *samplerv1.Row{}}}
+	r := &inferRig{t: t, network: network, ctx: ctx, sampler: &rowSink{rows: map[string]chan *samplerv1.Row{}},
+		metrics: prometheus.NewRegistry()}
 	var servers sync.WaitGroup
 	serve := func(name string, register func(grpc.ServiceRegistrar)) {
 		server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
@@ -133,6 +138,11 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	serve("mem:sampler", func(s grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(s, r.sampler) })
 	cfg.Dialer, cfg.Kernels, cfg.KVPositions = dialer, set, cachePages*pageLen
 	r.hold = func(i int, name string, lo, hi uint32) {
+		cfg := cfg
+		if i < len(sets) {
+			cfg.Kernels = sets[i]
+			cfg.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"shard": name}, r.metrics)
+		}
 		s := shard.New(cfg)
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil {
@@ -204,17 +214,22 @@ func (r *inferRig) open(name []byte) (*testPipeline, error) {
 // openFrom opens a pipeline through the stages from the given one on, under an epoch.
 func (r *inferRig) openFrom(stage int, name []byte, epoch uint64) (*testPipeline, error) {
 	r.t.Helper()
+	return r.openWith(stage, &shardv1.InferOpen{Pipeline: name, Epoch: epoch})
+}
+
+// openWith opens a pipeline with what is set, and through the stages from the given one on.
+func (r *inferRig) openWith(stage int, open *shardv1.InferOpen) (*testPipeline, error) {
+	r.t.Helper()
 	stream, err := r.shards[stage].Infer(r.ctx)
 	if err != nil {
 		return nil, rpc.FromStatus(err)
 	}
 	p := &testPipeline{
-		inferRig: r, stream: stream, rows: r.sampler.of(name), frames: make(chan *shardv1.InferResponse, 1024),
-		leases: make(chan *shardv1.Lease, 1024), ended: make(chan error, 1),
+		inferRig: r, stream: stream, rows: r.sampler.of(open.GetPipeline()),
+		frames: make(chan *shardv1.InferResponse, 1024), leases: make(chan *shardv1.Lease, 1024), ended: make(chan error, 1),
 	}
-	p.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
-		Pipeline: name, Digest: modelDigest, Route: r.route[stage:], Sampler: "mem:sampler", Epoch: epoch,
-	}}})
+	open.Digest, open.Route, open.Sampler = modelDigest, r.route[stage:], "mem:sampler"
+	p.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: open}})
 	first, err := stream.Recv()
 	if err != nil {
 		return nil, rpc.FromStatus(err)

@@ -28,7 +28,9 @@ func (s *Service) Ping(ctx context.Context, r *shardv1.PingRequest) (*shardv1.Pi
 	if n := len(r.GetAddresses()); n > maxAddresses {
 		return nil, fault.Field("addresses", "ping: want at most %d, got %d", maxAddresses, n)
 	}
-	out := &shardv1.PingResponse{Times: make([]*shardv1.PingTime, len(r.GetAddresses()))}
+	out := &shardv1.PingResponse{
+		Times: make([]*shardv1.PingTime, len(r.GetAddresses())), DeviceHost: s.deviceHost(),
+	}
 	ctx, cancel := context.WithTimeout(ctx, pingLimit)
 	defer cancel()
 	var wg sync.WaitGroup

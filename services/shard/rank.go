@@ -12,11 +12,12 @@ import (
 // A GPU looks for the candidates of a row itself, so that the host gets those and not the row. How a row is treated
 // depends on its entry alone: log-sum-exps of the device and of the host are not the same to the bit.
 
-// stageResult is what a stage has computed of a batch: hidden states or logits, or ranked logits that are on the
-// device.
+// stageResult is what a stage has computed of a batch: hidden states or logits, or ranked logits or hidden states that
+// are on the device.
 type stageResult struct {
 	values []float32
 	ranked *model.Ranked[float32]
+	slot   int // of the ring, from 1 on, with hidden states
 }
 
 // row returns the logits of a row.

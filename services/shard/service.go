@@ -43,6 +43,9 @@ type Config struct {
 	LeaseLimit time.Duration
 	// Grace is how long the pages of a pipeline are kept whose connection has broken; 0 means 5 s.
 	Grace time.Duration
+	// RingGrace is how long the memory for hidden states of a stream that has broken is kept, because the next stage
+	// may still read it; 0 means 3 minutes.
+	RingGrace time.Duration
 	// AdapterBytes bounds the memory of adapters, as float32; 0 means 1 GiB.
 	AdapterBytes int64
 	// AdapterIdle bounds the time between two frames of an adapter that is being loaded; 0 means 15 s.
@@ -54,7 +57,8 @@ type Config struct {
 	// Runs is the folder of training runs. A stage whose run is in it reads and writes the files of
 	// checkpoints itself. nil for a shard that leaves this to the trainer.
 	Runs checkpoint.FS
-	// Host names the machine, for the trainer. Empty if its name is not known.
+	// Host names the machine, for the trainer and for neighbours that may share its devices' memory. Empty if its name
+	// is not known.
 	Host string
 	// ID is the id of the instance in discovery; empty if it is not known.
 	ID string
@@ -89,14 +93,18 @@ type Service struct {
 	training *training
 	host     arithmetic          // in the host's memory
 	device   accelerator         // nil for processors
+	sharer   sharer              // the device, if other processes can read its memory; else nil
 	failed   chan struct{}       // closed when the device is lost; nil for processors
 	parts    map[any]*devicePart // of the device; guarded by mu
 
 	rows    prometheus.Counter
 	batches prometheus.Counter
 	compute prometheus.Counter
-	embeds  chan struct{} // one for each call of Embed that runs
-	lows    chan struct{} // one for each of them without priority
+
+	hiddenFrames, hiddenBytes *prometheus.CounterVec // that were sent to the next stage, by path
+
+	embeds chan struct{} // one for each call of Embed that runs
+	lows   chan struct{} // one for each of them without priority
 
 	reserved atomic.Int64 // bytes of adapters, also of those that are being loaded
 	trained  atomic.Int64 // bytes of the device that train stages have reserved
@@ -115,6 +123,9 @@ type Service struct {
 	loadedBytes uint64            // by assignments
 	changed     chan struct{}     // closed and replaced when what is held or offered changes
 	lost        error             // why the device does not compute any more
+	ringBytes   int64             // of all rings
+	leftRings   int               // of streams that broke
+	onWire      string            // why hidden states go over the wire
 	closed      bool
 }
 
@@ -186,6 +197,11 @@ func New(c Config) *Service {
 		moved: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lamina_shard_assigned_bytes_total", Help: "Bytes of weights that assignments have loaded.",
 		}),
+		hiddenFrames: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_shard_hidden_frames_total",
+			Help: "Hidden states of batches that were sent to the next stage, over the wire or from device to device."},
+			[]string{"path"}),
+		hiddenBytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_shard_hidden_bytes_total",
+			Help: "Bytes of these hidden states, as float32."}, []string{"path"}),
 		offers: map[string]*offer{}, changed: make(chan struct{}), host: c.Kernels,
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -201,6 +217,9 @@ func New(c Config) *Service {
 	if s.cfg.Grace == 0 {
 		s.cfg.Grace = defaultGrace
 	}
+	if s.cfg.RingGrace == 0 {
+		s.cfg.RingGrace = ringGrace
+	}
 	if s.cfg.AdapterIdle == 0 {
 		s.cfg.AdapterIdle = adapterIdle
 	}
@@ -208,8 +227,8 @@ func New(c Config) *Service {
 		s.cfg.AdapterBytes = defaultAdapters
 	}
 	if c.Metrics != nil {
-		c.Metrics.MustRegister(s.rows, s.batches, s.compute, s.moved, prometheus.NewGaugeFunc(
-			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages),
+		c.Metrics.MustRegister(s.rows, s.batches, s.compute, s.moved, s.hiddenFrames, s.hiddenBytes,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}
@@ -217,6 +236,7 @@ func New(c Config) *Service {
 	if device, ok := c.Kernels.(accelerator); ok {
 		s.device, s.failed, s.parts = device, make(chan struct{}), map[any]*devicePart{}
 		s.host = hostMath{}
+		s.sharer, _ = c.Kernels.(sharer)
 		s.work.Go(s.watch)
 		if c.Metrics != nil {
 			c.Metrics.MustRegister(newDeviceMetrics(device))
@@ -376,6 +396,9 @@ func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.
 		Instance: s.cfg.ID, Inventory: s.inventory(),
 	}
 	out.Inventory.Accelerators = devices
+	for _, d := range devices {
+		d.OnWire = s.onWire
+	}
 	for _, h := range s.held {
 		out.Held = append(out.Held, h.describe())
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -14,7 +15,8 @@ func (p *pipeline) batch(w work) error {
 	h := p.held
 	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
 	var accepted []*shardv1.Entry
-	rows, width, until := 0, h.stage.Spec.Width, w.batch.GetReplayUntil()
+	var runs []rowRun // of the rows of its slot
+	rows, passed, width, until := 0, 0, h.stage.Spec.Width, w.batch.GetReplayUntil()
 	seen := make(map[string]bool, len(w.batch.GetEntries()))
 	var lost []*shardv1.Entry // refused
 	defer func() { p.forget(lost) }()
@@ -45,23 +47,39 @@ func (p *pipeline) batch(w work) error {
 			}
 			continue
 		}
-		accepted = append(accepted, e)
+		accepted, passed = append(accepted, e), passed+n
 		b.Entries = append(b.Entries, model.Entry[float32]{
 			Seq: seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits()), Adapter: ad.forward(),
 		})
-		if h.stage.First() {
+		switch {
+		case h.stage.First():
 			for _, id := range ids {
 				b.IDs = append(b.IDs, int32(id))
 			}
-		} else {
+		case w.batch.Slot != nil:
+			runs = addRun(runs, row, n)
+		default:
 			b.Hidden = append(b.Hidden, w.hidden[row*width:(row+n)*width]...)
 		}
 	}
 	p.scratch, p.ids = b.Hidden, b.IDs
 	if len(accepted) == 0 { // no later stage will answer this batch
+		if err := p.taken(w.batch); err != nil {
+			return err
+		}
 		return p.computed(w.batch.GetStep())
 	}
 	b.Rank = h.rankFor(accepted)
+	if w.batch.Slot != nil {
+		b.In = func(x kernel.Buffer[float32]) { p.mapping.read(w.batch.GetSlot(), runs, x) }
+	}
+	slot := 0
+	if int(until) != h.stage.Range.Hi {
+		slot = p.ring.claim(passed)
+	}
+	if slot > 0 {
+		b.Out = func(x kernel.Buffer[float32]) { p.ring.write(slot, x) }
+	}
 	h.compute.Lock()
 	defer h.compute.Unlock()
 	start := time.Now()
@@ -70,6 +88,9 @@ func (p *pipeline) batch(w work) error {
 		return fault.Wrap(fault.Internal, err, "run step %d", w.batch.GetStep())
 	}
 	took := time.Since(start)
+	if err := p.taken(w.batch); err != nil {
+		return err
+	}
 	h.mu.Lock()
 	h.rows += uint64(rows)
 	h.computeUS += uint64(took.Microseconds())
@@ -81,7 +102,8 @@ func (p *pipeline) batch(w work) error {
 	if int(until) == h.stage.Range.Hi { // the stages after this one have kept what they had computed
 		return p.computed(w.batch.GetStep())
 	}
-	return p.down.batch(w.batch, accepted, stageResult{result, b.Ranked}) // they point into the stage's scratch buffer
+	// The result points into the stage's scratch buffer.
+	return p.down.batch(w.batch, accepted, stageResult{result, b.Ranked, slot})
 }
 
 // computed tells the router that a step is computed.

@@ -27,9 +27,14 @@ import (
 // onGPU opens a device without a GPU, whose kernels an interpreter runs. It may allocate so many bytes; 0 means all.
 func onGPU(t *testing.T, memory int64, faults *twin.Faults) *cuda.Set {
 	t.Helper()
-	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated, Faults: faults, Usage: func() driver.Usage {
-		return driver.Usage{Utilisation: 0.5, Celsius: 61, Watts: -1}
-	}})
+	return onGPUIn(t, "", memory, faults)
+}
+
+// onGPUIn is onGPU for a process in a container, whose devices read no memory of those in other containers.
+func onGPUIn(t *testing.T, container string, memory int64, faults *twin.Faults) *cuda.Set {
+	t.Helper()
+	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated, Container: container, Faults: faults,
+		Usage: func() driver.Usage { return driver.Usage{Utilisation: 0.5, Celsius: 61, Watts: -1} }})
 	set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto, Memory: memory})
 	if err != nil {
 		t.Fatal(err)
@@ -133,32 +138,52 @@ func TestMesh_StagesOnGPUs(t *testing.T) {
 		}
 		checkDevice(t, ctx, m)
 	})
-	t.Run("two", func(t *testing.T) {
-		if _, got := run(t, "cuda/2/sm_80", onGPU(t, 0, nil), onGPU(t, 0, nil)); !slices.Equal(got, want) {
-			t.Errorf("got %v, want %v", got, want)
-		}
-	})
+	for _, c := range []struct{ name, container, path, other, why string }{
+		{"two of a host", "", "device", "", ""},
+		{"two in containers", "other", "wire", "device", "CUDA_ERROR_INVALID_VALUE"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m, got := run(t, "cuda/2/sm_80", onGPU(t, 0, nil), onGPUIn(t, c.container, 0, nil))
+			if !slices.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+			series := func(path string) string {
+				return `lamina_shard_hidden_frames_total{path="` + path + `",shard="shard-0-0"}`
+			}
+			if now := scraped(t, ctx, m.HTTPAddr()); now[series(c.path)] == 0 || now[series(c.other)] > 0 {
+				t.Errorf("%v hidden states took the path %s, %v the path %s", now[series(c.path)], c.path,
+					now[series(c.other)], c.other)
+			}
+			if d := describe(t, ctx, m, "mem:shard-0-0")[0]; (d.GetOnWire() == "") != (c.why == "") ||
+				!strings.Contains(d.GetOnWire(), c.why) {
+				t.Errorf("hidden states go over the wire because of %q, want %q", d.GetOnWire(), c.why)
+			}
+		})
+	}
+}
+
+// describe returns what a shard says of its devices.
+func describe(t *testing.T, ctx context.Context, m *app.Mesh, addr string) []*shardv1.Device {
+	t.Helper()
+	conn, err := m.Dial(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := shardv1.NewShardServiceClient(conn).Describe(ctx, &shardv1.DescribeRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.GetInventory().GetAccelerators()
 }
 
 // checkDevice checks what the first stage of a mesh says of its device, and that the second one says nothing of its
 // processor.
 func checkDevice(t *testing.T, ctx context.Context, m *app.Mesh) {
 	t.Helper()
-	describe := func(addr string) []*shardv1.Device {
-		conn, err := m.Dial(addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		d, err := shardv1.NewShardServiceClient(conn).Describe(ctx, &shardv1.DescribeRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d.GetInventory().GetAccelerators()
-	}
-	if on := describe("mem:shard-0-1"); len(on) != 0 {
+	if on := describe(t, ctx, m, "mem:shard-0-1"); len(on) != 0 {
 		t.Errorf("a processor is %v", on)
 	}
-	on := describe("mem:shard-0-0")
+	on := describe(t, ctx, m, "mem:shard-0-0")
 	if len(on) != 1 {
 		t.Fatalf("%d devices", len(on))
 	}
@@ -170,7 +195,8 @@ func checkDevice(t *testing.T, ctx context.Context, m *app.Mesh) {
 		d.GetWorkspaceBytes() == 0 || d.GetReservedBytes() < d.GetWeightsBytes()+d.GetKvBytes() {
 		t.Errorf("the device is %v", d)
 	}
-	if d.GetUtilisation() != 0.5 || d.GetCelsius() != 61 || d.Watts != nil {
+	if d.GetUtilisation() != 0.5 || d.GetCelsius() != 61 || d.Watts != nil ||
+		d.GetOnWire() != "the next stage is on another host or on no device" {
 		t.Errorf("the device reports %v", d)
 	}
 	got := scraped(t, ctx, m.HTTPAddr())
@@ -302,5 +328,62 @@ func TestMesh_AGPUThatIsLostLeavesTheMesh(t *testing.T) {
 	}
 	if got := scraped(t, ctx, m.HTTPAddr())[`lamina_device_alive{device="cuda:0",shard="shard-0-0"}`]; got != 0 {
 		t.Errorf("the device is alive: %v", got)
+	}
+}
+
+// When the GPU of either of two stages that pass hidden states from device to device is lost, the other one computes
+// on, and the requests go on at another pipeline with the same tokens.
+func TestMesh_AGPUIsLostBesideItsNeighbour(t *testing.T) {
+	leak.Check(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(cancel)
+	const tokens, requests = 8, 4
+	path := shared(t, "models/tiny/llama")
+	_, alone := startMesh(t, ctx, app.MeshConfig{Model: path, KVPositions: 256,
+		Kernels: app.Kernels{Set: ref.New[float32]()}})
+	var want [requests]outcome
+	for i := range want {
+		if want[i] = greedy(ctx, alone, uint32(i), tokens, nil); want[i].err != nil {
+			t.Fatal(want[i].err)
+		}
+	}
+	for lost, stage := range []string{"the sender", "the receiver"} {
+		t.Run(stage, func(t *testing.T) {
+			faults := []*twin.Faults{{}, {}}
+			sets := []*cuda.Set{onGPU(t, 0, faults[0]), onGPU(t, 0, faults[1])}
+			m, router := startMesh(t, ctx, app.MeshConfig{
+				Model: path, Replicas: 2, Stages: 2, KVPositions: 256, HTTP: "127.0.0.1:0",
+				Kernels:      app.Kernels{Set: ref.New[float32]()},
+				StageKernels: []app.Kernels{{Set: sets[0]}, {Set: sets[1]}}, Scheduling: patient(),
+			})
+			var failed atomic.Bool
+			for !failed.Load() && !t.Failed() { // until a request has begun on the devices
+				var group sync.WaitGroup
+				for i := range want {
+					group.Go(func() {
+						got := greedy(ctx, router, uint32(i), tokens, func(fingerprint string) {
+							if strings.Contains(fingerprint, "/cuda/") && !failed.Swap(true) {
+								faults[lost].FailNext("CUDA_ERROR_ILLEGAL_ADDRESS")
+							}
+						})
+						if got.err != nil || !slices.Equal(got.ids, want[i].ids) {
+							t.Errorf("%s: got %v, want %v: %v", got.fingerprint, got.ids, want[i].ids, got.err)
+						}
+					})
+				}
+				group.Wait()
+			}
+			if t.Failed() {
+				return
+			}
+			now := scraped(t, ctx, m.HTTPAddr())
+			if n := now[`lamina_shard_hidden_frames_total{path="device",shard="shard-0-0"}`]; n == 0 {
+				t.Error("no hidden state went from device to device")
+			}
+			<-sets[lost].Lost()
+			if err := sets[1-lost].LostErr(); err != nil {
+				t.Errorf("the other device is lost too: %v", err)
+			}
+		})
 	}
 }

@@ -211,13 +211,14 @@ func (p *process) buildShards() error {
 		}
 		c := shard.Config{
 			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads,
-			KVPositions: set.kvPositions, ID: id, Tracer: p.tracer, AdapterBytes: set.adapterBytes,
+			KVPositions: set.kvPositions, ID: id, Host: cmp.Or(set.host, machineName()), Tracer: p.tracer,
+			AdapterBytes: set.adapterBytes,
 			// The label distinguishes the shards of one process.
 			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
 		}
 		meta := map[string]string{}
 		if set.train && p.bus != nil {
-			c.Bus, c.Host = p.bus, cmp.Or(set.host, machineName())
+			c.Bus = p.bus
 			if p.set.runs.Dir != "" {
 				c.Runs = checkpoint.Dir(p.set.runs.Dir)
 			}

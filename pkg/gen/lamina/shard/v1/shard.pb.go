@@ -926,7 +926,10 @@ type Device struct {
 	// Its power.
 	Watts *float64 `protobuf:"fixed64,13,opt,name=watts,proto3,oneof" json:"watts,omitempty"`
 	// Why the device does not compute any more; empty if it does. Such a shard holds nothing and takes nothing.
-	Lost          string `protobuf:"bytes,14,opt,name=lost,proto3" json:"lost,omitempty"`
+	Lost string `protobuf:"bytes,14,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Why the stage that was opened last sends its hidden states over the wire; empty if the next stage reads them in the
+	// memory of this device, and if no stage that has a next one was opened.
+	OnWire        string `protobuf:"bytes,15,opt,name=on_wire,json=onWire,proto3" json:"on_wire,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,6 +1058,13 @@ func (x *Device) GetWatts() float64 {
 func (x *Device) GetLost() string {
 	if x != nil {
 		return x.Lost
+	}
+	return ""
+}
+
+func (x *Device) GetOnWire() string {
+	if x != nil {
+		return x.OnWire
 	}
 	return ""
 }
@@ -1912,7 +1922,9 @@ func (x *PingRequest) GetAddresses() []string {
 type PingResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One for each address.
-	Times         []*PingTime `protobuf:"bytes,1,rep,name=times,proto3" json:"times,omitempty"`
+	Times []*PingTime `protobuf:"bytes,1,rep,name=times,proto3" json:"times,omitempty"`
+	// Names the host since it was started, if the shard can read memory of other devices on it.
+	DeviceHost    string `protobuf:"bytes,2,opt,name=device_host,json=deviceHost,proto3" json:"device_host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1952,6 +1964,13 @@ func (x *PingResponse) GetTimes() []*PingTime {
 		return x.Times
 	}
 	return nil
+}
+
+func (x *PingResponse) GetDeviceHost() string {
+	if x != nil {
+		return x.DeviceHost
+	}
+	return ""
 }
 
 // PingTime is how long the way to another shard takes.
@@ -3378,7 +3397,9 @@ type InferOpen struct {
 	HiddenType v1.ElementType `protobuf:"varint,5,opt,name=hidden_type,json=hiddenType,proto3,enum=lamina.tensor.v1.ElementType" json:"hidden_type,omitempty"`
 	// Grows each time the router opens the pipeline again. 0 for a pipeline that is never
 	// opened again, of which the stages keep nothing when a stream breaks.
-	Epoch         uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Memory for hidden states, from a stage on a device of the same host; absent for none.
+	Memory        *SharedMemory `protobuf:"bytes,8,opt,name=memory,proto3" json:"memory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3455,6 +3476,86 @@ func (x *InferOpen) GetEpoch() uint64 {
 	return 0
 }
 
+func (x *InferOpen) GetMemory() *SharedMemory {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+// SharedMemory is memory of a device that another process on its host can read.
+type SharedMemory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the memory is opened with. Whoever has it can read it.
+	Handle []byte `protobuf:"bytes,1,opt,name=handle,proto3" json:"handle,omitempty"`
+	// The number of slots, at most 64.
+	Slots uint32 `protobuf:"varint,2,opt,name=slots,proto3" json:"slots,omitempty"`
+	// The rows of a slot, each of as many float32 as the model is wide.
+	Rows uint32 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	// As in PingResponse.
+	DeviceHost    string `protobuf:"bytes,4,opt,name=device_host,json=deviceHost,proto3" json:"device_host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SharedMemory) Reset() {
+	*x = SharedMemory{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SharedMemory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SharedMemory) ProtoMessage() {}
+
+func (x *SharedMemory) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SharedMemory.ProtoReflect.Descriptor instead.
+func (*SharedMemory) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *SharedMemory) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+func (x *SharedMemory) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *SharedMemory) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *SharedMemory) GetDeviceHost() string {
+	if x != nil {
+		return x.DeviceHost
+	}
+	return ""
+}
+
 // Batch is one step's work for a stage: the rows of many sequences.
 type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3467,18 +3568,20 @@ type Batch struct {
 	Entries []*Entry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	// To the first stage: a token id for each row.
 	Ids []uint32 `protobuf:"varint,4,rep,packed,name=ids,proto3" json:"ids,omitempty"`
-	// To later stages: the hidden state [rows, width].
+	// To later stages: the hidden state [rows, width], unless it is in a slot.
 	Hidden *v1.Tensor `protobuf:"bytes,5,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	// The layer at which a replay ends, exclusive; 0 for a batch that is no replay. The stage
 	// whose range ends there answers `computed`.
-	ReplayUntil   uint32 `protobuf:"varint,6,opt,name=replay_until,json=replayUntil,proto3" json:"replay_until,omitempty"`
+	ReplayUntil uint32 `protobuf:"varint,6,opt,name=replay_until,json=replayUntil,proto3" json:"replay_until,omitempty"`
+	// The slot of the shared memory, from 0, whose first rows are the hidden state.
+	Slot          *uint32 `protobuf:"varint,8,opt,name=slot,proto3,oneof" json:"slot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +3593,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3503,7 +3606,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -3544,6 +3647,13 @@ func (x *Batch) GetHidden() *v1.Tensor {
 func (x *Batch) GetReplayUntil() uint32 {
 	if x != nil {
 		return x.ReplayUntil
+	}
+	return 0
+}
+
+func (x *Batch) GetSlot() uint32 {
+	if x != nil && x.Slot != nil {
+		return *x.Slot
 	}
 	return 0
 }
@@ -3593,7 +3703,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3605,7 +3715,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3618,7 +3728,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -3723,7 +3833,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3735,7 +3845,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3748,7 +3858,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Release) GetSessions() [][]byte {
@@ -3783,6 +3893,7 @@ type InferResponse struct {
 	//	*InferResponse_Refused
 	//	*InferResponse_Computed
 	//	*InferResponse_Lease
+	//	*InferResponse_Taken
 	Frame         isInferResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3790,7 +3901,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3802,7 +3913,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3815,7 +3926,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -3861,6 +3972,15 @@ func (x *InferResponse) GetLease() *Lease {
 	return nil
 }
 
+func (x *InferResponse) GetTaken() *Taken {
+	if x != nil {
+		if x, ok := x.Frame.(*InferResponse_Taken); ok {
+			return x.Taken
+		}
+	}
+	return nil
+}
+
 type isInferResponse_Frame interface {
 	isInferResponse_Frame()
 }
@@ -3886,6 +4006,11 @@ type InferResponse_Lease struct {
 	Lease *Lease `protobuf:"bytes,4,opt,name=lease,proto3,oneof"`
 }
 
+type InferResponse_Taken struct {
+	// A slot of the shared memory has been read. It is for the stage before, and not relayed.
+	Taken *Taken `protobuf:"bytes,5,opt,name=taken,proto3,oneof"`
+}
+
 func (*InferResponse_Opened) isInferResponse_Frame() {}
 
 func (*InferResponse_Refused) isInferResponse_Frame() {}
@@ -3893,6 +4018,54 @@ func (*InferResponse_Refused) isInferResponse_Frame() {}
 func (*InferResponse_Computed) isInferResponse_Frame() {}
 
 func (*InferResponse_Lease) isInferResponse_Frame() {}
+
+func (*InferResponse_Taken) isInferResponse_Frame() {}
+
+// Taken says that a slot may be written again.
+type Taken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The slot, from 0.
+	Slot          uint32 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Taken) Reset() {
+	*x = Taken{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Taken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Taken) ProtoMessage() {}
+
+func (x *Taken) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Taken.ProtoReflect.Descriptor instead.
+func (*Taken) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *Taken) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
 
 // Lease is how many KV pages a pipeline may map on a stage.
 type Lease struct {
@@ -3907,7 +4080,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3919,7 +4092,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3932,7 +4105,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Lease) GetPages() uint32 {
@@ -3962,7 +4135,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4147,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4160,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -4004,13 +4177,17 @@ type InferOpened struct {
 	Stages []*Held `protobuf:"bytes,1,rep,name=stages,proto3" json:"stages,omitempty"`
 	// The kernel class of each stage, in the same order.
 	KernelClasses []string `protobuf:"bytes,2,rep,name=kernel_classes,json=kernelClasses,proto3" json:"kernel_classes,omitempty"`
+	// The stage that answers has opened the memory that it was offered.
+	ReadsMemory bool `protobuf:"varint,3,opt,name=reads_memory,json=readsMemory,proto3" json:"reads_memory,omitempty"`
+	// Why it has not; empty if it was offered none.
+	MemoryRefused string `protobuf:"bytes,4,opt,name=memory_refused,json=memoryRefused,proto3" json:"memory_refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4022,7 +4199,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4035,7 +4212,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -4050,6 +4227,20 @@ func (x *InferOpened) GetKernelClasses() []string {
 		return x.KernelClasses
 	}
 	return nil
+}
+
+func (x *InferOpened) GetReadsMemory() bool {
+	if x != nil {
+		return x.ReadsMemory
+	}
+	return false
+}
+
+func (x *InferOpened) GetMemoryRefused() string {
+	if x != nil {
+		return x.MemoryRefused
+	}
+	return ""
 }
 
 // Refused says why an entry left a batch.
@@ -4075,7 +4266,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4087,7 +4278,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4100,7 +4291,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -4161,7 +4352,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4364,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4377,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -4427,7 +4618,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4630,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4643,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -4695,7 +4886,7 @@ type Objective struct {
 
 func (x *Objective) Reset() {
 	*x = Objective{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +4898,7 @@ func (x *Objective) String() string {
 func (*Objective) ProtoMessage() {}
 
 func (x *Objective) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +4911,7 @@ func (x *Objective) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objective.ProtoReflect.Descriptor instead.
 func (*Objective) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Objective) GetKind() isObjective_Kind {
@@ -4779,7 +4970,7 @@ type DPO struct {
 
 func (x *DPO) Reset() {
 	*x = DPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4791,7 +4982,7 @@ func (x *DPO) String() string {
 func (*DPO) ProtoMessage() {}
 
 func (x *DPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4804,7 +4995,7 @@ func (x *DPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DPO.ProtoReflect.Descriptor instead.
 func (*DPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DPO) GetBeta() float64 {
@@ -4840,7 +5031,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5043,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5056,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Member) GetReplica() uint32 {
@@ -4916,7 +5107,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4928,7 +5119,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4941,7 +5132,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Place) GetAddress() string {
@@ -4979,7 +5170,7 @@ type GRPO struct {
 
 func (x *GRPO) Reset() {
 	*x = GRPO{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4991,7 +5182,7 @@ func (x *GRPO) String() string {
 func (*GRPO) ProtoMessage() {}
 
 func (x *GRPO) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5004,7 +5195,7 @@ func (x *GRPO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPO.ProtoReflect.Descriptor instead.
 func (*GRPO) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GRPO) GetClipLow() float64 {
@@ -5045,7 +5236,7 @@ type TrainAdapter struct {
 
 func (x *TrainAdapter) Reset() {
 	*x = TrainAdapter{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5057,7 +5248,7 @@ func (x *TrainAdapter) String() string {
 func (*TrainAdapter) ProtoMessage() {}
 
 func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5070,7 +5261,7 @@ func (x *TrainAdapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainAdapter.ProtoReflect.Descriptor instead.
 func (*TrainAdapter) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TrainAdapter) GetConfigJson() []byte {
@@ -5113,7 +5304,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5125,7 +5316,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5138,7 +5329,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Gradients) GetWire() string {
@@ -5195,7 +5386,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5207,7 +5398,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5220,7 +5411,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -5288,7 +5479,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5491,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5504,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -5351,7 +5542,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5363,7 +5554,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5376,7 +5567,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -5406,7 +5597,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5418,7 +5609,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5431,7 +5622,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -5472,7 +5663,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5484,7 +5675,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5497,7 +5688,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Optimizer) GetName() string {
@@ -5564,7 +5755,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5576,7 +5767,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5589,7 +5780,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -5631,7 +5822,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5643,7 +5834,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5656,7 +5847,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -5700,7 +5891,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5712,7 +5903,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[59]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5725,7 +5916,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{59}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -5762,7 +5953,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5774,7 +5965,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[60]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5787,7 +5978,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{60}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -5842,7 +6033,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5854,7 +6045,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[61]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5867,7 +6058,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{61}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *State) GetName() string {
@@ -5905,7 +6096,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5917,7 +6108,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[62]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5930,7 +6121,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{62}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -5963,7 +6154,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5975,7 +6166,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[63]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5988,7 +6179,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{63}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -6044,7 +6235,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6056,7 +6247,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[64]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6069,7 +6260,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{64}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -6172,7 +6363,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6184,7 +6375,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[65]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6197,7 +6388,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{65}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -6287,7 +6478,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6299,7 +6490,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[66]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6312,7 +6503,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{66}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Rollout) GetDocument() uint32 {
@@ -6360,7 +6551,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6372,7 +6563,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[67]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6385,7 +6576,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{67}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Pair) GetChosen() uint32 {
@@ -6432,7 +6623,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6444,7 +6635,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[68]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6457,7 +6648,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{68}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -6507,7 +6698,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6519,7 +6710,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[69]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6532,7 +6723,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{69}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -6616,7 +6807,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6628,7 +6819,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[70]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6641,7 +6832,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{70}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -6845,7 +7036,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6857,7 +7048,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[71]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6870,7 +7061,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{71}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Abort) GetStep() uint64 {
@@ -6901,7 +7092,7 @@ type Aborted struct {
 
 func (x *Aborted) Reset() {
 	*x = Aborted{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6913,7 +7104,7 @@ func (x *Aborted) String() string {
 func (*Aborted) ProtoMessage() {}
 
 func (x *Aborted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[72]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6926,7 +7117,7 @@ func (x *Aborted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
 func (*Aborted) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{72}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Aborted) GetStep() uint64 {
@@ -6974,7 +7165,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6986,7 +7177,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[73]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6999,7 +7190,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{73}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Rejected) GetStep() uint64 {
@@ -7097,7 +7288,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7109,7 +7300,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[74]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7122,7 +7313,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{74}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Alive) GetStep() uint64 {
@@ -7179,7 +7370,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7191,7 +7382,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[75]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7204,7 +7395,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{75}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -7274,7 +7465,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7286,7 +7477,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[76]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7299,7 +7490,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{76}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -7330,7 +7521,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7342,7 +7533,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[77]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7355,7 +7546,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{77}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -7423,7 +7614,7 @@ type RolloutLoss struct {
 
 func (x *RolloutLoss) Reset() {
 	*x = RolloutLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7435,7 +7626,7 @@ func (x *RolloutLoss) String() string {
 func (*RolloutLoss) ProtoMessage() {}
 
 func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[78]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7448,7 +7639,7 @@ func (x *RolloutLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutLoss.ProtoReflect.Descriptor instead.
 func (*RolloutLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{78}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RolloutLoss) GetLoss() float64 {
@@ -7517,7 +7708,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7529,7 +7720,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[79]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7542,7 +7733,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{79}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *PairLoss) GetChosen() float64 {
@@ -7588,7 +7779,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7600,7 +7791,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[80]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7613,7 +7804,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{80}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -7672,7 +7863,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7684,7 +7875,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[81]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7697,7 +7888,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{81}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -7804,7 +7995,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7816,7 +8007,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[82]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7829,7 +8020,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{82}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Norm) GetName() string {
@@ -7869,7 +8060,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7881,7 +8072,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[83]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7894,7 +8085,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{83}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -7961,7 +8152,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7973,7 +8164,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[84]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7986,7 +8177,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{84}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -8028,7 +8219,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8040,7 +8231,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[85]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8053,7 +8244,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{85}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -8142,7 +8333,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8154,7 +8345,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[86]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8167,7 +8358,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{86}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *StateFile) GetName() string {
@@ -8188,7 +8379,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8200,7 +8391,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[87]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8213,7 +8404,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{87}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -8242,7 +8433,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8254,7 +8445,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[88]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8267,7 +8458,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{88}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *SavedFile) GetName() string {
@@ -8322,7 +8513,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8334,7 +8525,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[89]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8347,7 +8538,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{89}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -8395,7 +8586,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8407,7 +8598,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[90]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8420,7 +8611,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{90}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -8497,7 +8688,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8509,7 +8700,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[91]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8522,7 +8713,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{91}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -8565,7 +8756,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8577,7 +8768,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[92]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8590,7 +8781,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{92}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -8645,7 +8836,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8657,7 +8848,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[93]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8670,7 +8861,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{93}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -8741,7 +8932,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8753,7 +8944,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[94]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8766,7 +8957,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{94}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -8788,7 +8979,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8800,7 +8991,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[95]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8813,7 +9004,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{95}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -8867,7 +9058,7 @@ type ReduceRequest struct {
 
 func (x *ReduceRequest) Reset() {
 	*x = ReduceRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8879,7 +9070,7 @@ func (x *ReduceRequest) String() string {
 func (*ReduceRequest) ProtoMessage() {}
 
 func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[96]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8892,7 +9083,7 @@ func (x *ReduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceRequest.ProtoReflect.Descriptor instead.
 func (*ReduceRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{96}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ReduceRequest) GetFrame() isReduceRequest_Frame {
@@ -8953,7 +9144,7 @@ type ReduceOpen struct {
 
 func (x *ReduceOpen) Reset() {
 	*x = ReduceOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8965,7 +9156,7 @@ func (x *ReduceOpen) String() string {
 func (*ReduceOpen) ProtoMessage() {}
 
 func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[97]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8978,7 +9169,7 @@ func (x *ReduceOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceOpen.ProtoReflect.Descriptor instead.
 func (*ReduceOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{97}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ReduceOpen) GetChain() []byte {
@@ -9011,7 +9202,7 @@ type ReduceResponse struct {
 
 func (x *ReduceResponse) Reset() {
 	*x = ReduceResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9023,7 +9214,7 @@ func (x *ReduceResponse) String() string {
 func (*ReduceResponse) ProtoMessage() {}
 
 func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[98]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9036,7 +9227,7 @@ func (x *ReduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReduceResponse.ProtoReflect.Descriptor instead.
 func (*ReduceResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{98}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{100}
 }
 
 // LinkBroken says that a stage cannot exchange gradients over Reduce with another replica.
@@ -9056,7 +9247,7 @@ type LinkBroken struct {
 
 func (x *LinkBroken) Reset() {
 	*x = LinkBroken{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9068,7 +9259,7 @@ func (x *LinkBroken) String() string {
 func (*LinkBroken) ProtoMessage() {}
 
 func (x *LinkBroken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[99]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9081,7 +9272,7 @@ func (x *LinkBroken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkBroken.ProtoReflect.Descriptor instead.
 func (*LinkBroken) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{99}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *LinkBroken) GetStep() uint64 {
@@ -9121,7 +9312,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[100]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9133,7 +9324,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[100]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9146,7 +9337,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{100}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{102}
 }
 
 var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
@@ -9202,7 +9393,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	" \x03(\v2\x18.lamina.shard.v1.LoadingR\aloading\x12\x14\n" +
 	"\x05fence\x18\v \x01(\x04R\x05fence\x12!\n" +
 	"\floaded_bytes\x18\f \x01(\x04R\vloadedBytes\x12;\n" +
-	"\faccelerators\x18\r \x03(\v2\x17.lamina.shard.v1.DeviceR\faccelerators\"\xe2\x03\n" +
+	"\faccelerators\x18\r \x03(\v2\x17.lamina.shard.v1.DeviceR\faccelerators\"\xfb\x03\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\"\n" +
@@ -9221,7 +9412,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\vutilisation\x18\v \x01(\x01H\x00R\vutilisation\x88\x01\x01\x12\x1d\n" +
 	"\acelsius\x18\f \x01(\x01H\x01R\acelsius\x88\x01\x01\x12\x19\n" +
 	"\x05watts\x18\r \x01(\x01H\x02R\x05watts\x88\x01\x01\x12\x12\n" +
-	"\x04lost\x18\x0e \x01(\tR\x04lostB\x0e\n" +
+	"\x04lost\x18\x0e \x01(\tR\x04lost\x12\x17\n" +
+	"\aon_wire\x18\x0f \x01(\tR\x06onWireB\x0e\n" +
 	"\f_utilisationB\n" +
 	"\n" +
 	"\b_celsiusB\b\n" +
@@ -9294,9 +9486,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aloading\x18\x01 \x01(\v2\x18.lamina.shard.v1.LoadingR\aloading\"E\n" +
 	"\vPingRequest\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\tR\taddresses\"?\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\"`\n" +
 	"\fPingResponse\x12/\n" +
-	"\x05times\x18\x01 \x03(\v2\x19.lamina.shard.v1.PingTimeR\x05times\"\x85\x01\n" +
+	"\x05times\x18\x01 \x03(\v2\x19.lamina.shard.v1.PingTimeR\x05times\x12\x1f\n" +
+	"\vdevice_host\x18\x02 \x01(\tR\n" +
+	"deviceHost\"\x85\x01\n" +
 	"\bPingTime\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\"\n" +
 	"\rround_trip_ms\x18\x02 \x01(\x01R\vroundTripMs\x12%\n" +
@@ -9398,7 +9592,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05batch\x18\x02 \x01(\v2\x16.lamina.shard.v1.BatchH\x00R\x05batch\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunk\x124\n" +
 	"\arelease\x18\x04 \x01(\v2\x18.lamina.shard.v1.ReleaseH\x00R\areleaseB\a\n" +
-	"\x05frame\"\xdb\x01\n" +
+	"\x05frame\"\x92\x02\n" +
 	"\tInferOpen\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12*\n" +
@@ -9406,7 +9600,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\asampler\x18\x04 \x01(\tR\asampler\x12>\n" +
 	"\vhidden_type\x18\x05 \x01(\x0e2\x1d.lamina.tensor.v1.ElementTypeR\n" +
 	"hiddenType\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xd5\x01\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x125\n" +
+	"\x06memory\x18\b \x01(\v2\x1d.lamina.shard.v1.SharedMemoryR\x06memory\"q\n" +
+	"\fSharedMemory\x12\x16\n" +
+	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x14\n" +
+	"\x05slots\x18\x02 \x01(\rR\x05slots\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\rR\x04rows\x12\x1f\n" +
+	"\vdevice_host\x18\x04 \x01(\tR\n" +
+	"deviceHost\"\xf7\x01\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x1f\n" +
 	"\vdeadline_ms\x18\x02 \x01(\rR\n" +
@@ -9414,7 +9615,9 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
 	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\x12!\n" +
-	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\"\xc5\x02\n" +
+	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\x12\x17\n" +
+	"\x04slot\x18\b \x01(\rH\x00R\x04slot\x88\x01\x01B\a\n" +
+	"\x05_slot\"\xc5\x02\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -9434,21 +9637,26 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aRelease\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x14\n" +
 	"\x05pages\x18\x02 \x03(\rR\x05pages\x12.\n" +
-	"\x06leases\x18\x03 \x03(\v2\x16.lamina.shard.v1.LeaseR\x06leases\"\xef\x01\n" +
+	"\x06leases\x18\x03 \x03(\v2\x16.lamina.shard.v1.LeaseR\x06leases\"\x9f\x02\n" +
 	"\rInferResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.InferOpenedH\x00R\x06opened\x124\n" +
 	"\arefused\x18\x02 \x01(\v2\x18.lamina.shard.v1.RefusedH\x00R\arefused\x127\n" +
 	"\bcomputed\x18\x03 \x01(\v2\x19.lamina.shard.v1.ComputedH\x00R\bcomputed\x12.\n" +
-	"\x05lease\x18\x04 \x01(\v2\x16.lamina.shard.v1.LeaseH\x00R\x05leaseB\a\n" +
-	"\x05frame\"-\n" +
+	"\x05lease\x18\x04 \x01(\v2\x16.lamina.shard.v1.LeaseH\x00R\x05lease\x12.\n" +
+	"\x05taken\x18\x05 \x01(\v2\x16.lamina.shard.v1.TakenH\x00R\x05takenB\a\n" +
+	"\x05frame\"\x1b\n" +
+	"\x05Taken\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\"-\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05pages\x18\x01 \x01(\rR\x05pages\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\"\x1e\n" +
 	"\bComputed\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"c\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"\xad\x01\n" +
 	"\vInferOpened\x12-\n" +
 	"\x06stages\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x06stages\x12%\n" +
-	"\x0ekernel_classes\x18\x02 \x03(\tR\rkernelClasses\"u\n" +
+	"\x0ekernel_classes\x18\x02 \x03(\tR\rkernelClasses\x12!\n" +
+	"\freads_memory\x18\x03 \x01(\bR\vreadsMemory\x12%\n" +
+	"\x0ememory_refused\x18\x04 \x01(\tR\rmemoryRefused\"u\n" +
 	"\aRefused\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\x04R\x04step\x12\x12\n" +
@@ -9888,7 +10096,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(PoolKind)(0),                 // 0: lamina.shard.v1.PoolKind
 	(Precision)(0),                // 1: lamina.shard.v1.Precision
@@ -9929,92 +10137,94 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Hop)(nil),                   // 36: lamina.shard.v1.Hop
 	(*InferRequest)(nil),          // 37: lamina.shard.v1.InferRequest
 	(*InferOpen)(nil),             // 38: lamina.shard.v1.InferOpen
-	(*Batch)(nil),                 // 39: lamina.shard.v1.Batch
-	(*Entry)(nil),                 // 40: lamina.shard.v1.Entry
-	(*Release)(nil),               // 41: lamina.shard.v1.Release
-	(*InferResponse)(nil),         // 42: lamina.shard.v1.InferResponse
-	(*Lease)(nil),                 // 43: lamina.shard.v1.Lease
-	(*Computed)(nil),              // 44: lamina.shard.v1.Computed
-	(*InferOpened)(nil),           // 45: lamina.shard.v1.InferOpened
-	(*Refused)(nil),               // 46: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),          // 47: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),             // 48: lamina.shard.v1.TrainOpen
-	(*Objective)(nil),             // 49: lamina.shard.v1.Objective
-	(*DPO)(nil),                   // 50: lamina.shard.v1.DPO
-	(*Member)(nil),                // 51: lamina.shard.v1.Member
-	(*Place)(nil),                 // 52: lamina.shard.v1.Place
-	(*GRPO)(nil),                  // 53: lamina.shard.v1.GRPO
-	(*TrainAdapter)(nil),          // 54: lamina.shard.v1.TrainAdapter
-	(*Gradients)(nil),             // 55: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),                // 56: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),               // 57: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),        // 58: lamina.shard.v1.InitialWeights
-	(*Span)(nil),                  // 59: lamina.shard.v1.Span
-	(*Optimizer)(nil),             // 60: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),                 // 61: lamina.shard.v1.AdamW
-	(*Muon)(nil),                  // 62: lamina.shard.v1.Muon
-	(*SGD)(nil),                   // 63: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),         // 64: lamina.shard.v1.ParameterRule
-	(*State)(nil),                 // 65: lamina.shard.v1.State
-	(*Load)(nil),                  // 66: lamina.shard.v1.Load
-	(*Save)(nil),                  // 67: lamina.shard.v1.Save
-	(*Step)(nil),                  // 68: lamina.shard.v1.Step
-	(*Microbatch)(nil),            // 69: lamina.shard.v1.Microbatch
-	(*Rollout)(nil),               // 70: lamina.shard.v1.Rollout
-	(*Pair)(nil),                  // 71: lamina.shard.v1.Pair
-	(*Pick)(nil),                  // 72: lamina.shard.v1.Pick
-	(*Apply)(nil),                 // 73: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),         // 74: lamina.shard.v1.TrainResponse
-	(*Abort)(nil),                 // 75: lamina.shard.v1.Abort
-	(*Aborted)(nil),               // 76: lamina.shard.v1.Aborted
-	(*Rejected)(nil),              // 77: lamina.shard.v1.Rejected
-	(*Alive)(nil),                 // 78: lamina.shard.v1.Alive
-	(*TrainOpened)(nil),           // 79: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),                // 80: lamina.shard.v1.Loaded
-	(*Loss)(nil),                  // 81: lamina.shard.v1.Loss
-	(*RolloutLoss)(nil),           // 82: lamina.shard.v1.RolloutLoss
-	(*PairLoss)(nil),              // 83: lamina.shard.v1.PairLoss
-	(*Picked)(nil),                // 84: lamina.shard.v1.Picked
-	(*Folded)(nil),                // 85: lamina.shard.v1.Folded
-	(*Norm)(nil),                  // 86: lamina.shard.v1.Norm
-	(*Applied)(nil),               // 87: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),      // 88: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),     // 89: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),             // 90: lamina.shard.v1.StateFile
-	(*Saved)(nil),                 // 91: lamina.shard.v1.Saved
-	(*SavedFile)(nil),             // 92: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),           // 93: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),       // 94: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),          // 95: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),            // 96: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),      // 97: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),        // 98: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil),    // 99: lamina.shard.v1.ActivationGradient
-	(*ReduceRequest)(nil),         // 100: lamina.shard.v1.ReduceRequest
-	(*ReduceOpen)(nil),            // 101: lamina.shard.v1.ReduceOpen
-	(*ReduceResponse)(nil),        // 102: lamina.shard.v1.ReduceResponse
-	(*LinkBroken)(nil),            // 103: lamina.shard.v1.LinkBroken
-	(*Leaving)(nil),               // 104: lamina.shard.v1.Leaving
-	(*v1.Chunk)(nil),              // 105: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),             // 106: lamina.tensor.v1.Tensor
-	(v1.ElementType)(0),           // 107: lamina.tensor.v1.ElementType
-	(*v11.Gradient)(nil),          // 108: lamina.event.v1.Gradient
+	(*SharedMemory)(nil),          // 39: lamina.shard.v1.SharedMemory
+	(*Batch)(nil),                 // 40: lamina.shard.v1.Batch
+	(*Entry)(nil),                 // 41: lamina.shard.v1.Entry
+	(*Release)(nil),               // 42: lamina.shard.v1.Release
+	(*InferResponse)(nil),         // 43: lamina.shard.v1.InferResponse
+	(*Taken)(nil),                 // 44: lamina.shard.v1.Taken
+	(*Lease)(nil),                 // 45: lamina.shard.v1.Lease
+	(*Computed)(nil),              // 46: lamina.shard.v1.Computed
+	(*InferOpened)(nil),           // 47: lamina.shard.v1.InferOpened
+	(*Refused)(nil),               // 48: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),          // 49: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),             // 50: lamina.shard.v1.TrainOpen
+	(*Objective)(nil),             // 51: lamina.shard.v1.Objective
+	(*DPO)(nil),                   // 52: lamina.shard.v1.DPO
+	(*Member)(nil),                // 53: lamina.shard.v1.Member
+	(*Place)(nil),                 // 54: lamina.shard.v1.Place
+	(*GRPO)(nil),                  // 55: lamina.shard.v1.GRPO
+	(*TrainAdapter)(nil),          // 56: lamina.shard.v1.TrainAdapter
+	(*Gradients)(nil),             // 57: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),                // 58: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),               // 59: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),        // 60: lamina.shard.v1.InitialWeights
+	(*Span)(nil),                  // 61: lamina.shard.v1.Span
+	(*Optimizer)(nil),             // 62: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),                 // 63: lamina.shard.v1.AdamW
+	(*Muon)(nil),                  // 64: lamina.shard.v1.Muon
+	(*SGD)(nil),                   // 65: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),         // 66: lamina.shard.v1.ParameterRule
+	(*State)(nil),                 // 67: lamina.shard.v1.State
+	(*Load)(nil),                  // 68: lamina.shard.v1.Load
+	(*Save)(nil),                  // 69: lamina.shard.v1.Save
+	(*Step)(nil),                  // 70: lamina.shard.v1.Step
+	(*Microbatch)(nil),            // 71: lamina.shard.v1.Microbatch
+	(*Rollout)(nil),               // 72: lamina.shard.v1.Rollout
+	(*Pair)(nil),                  // 73: lamina.shard.v1.Pair
+	(*Pick)(nil),                  // 74: lamina.shard.v1.Pick
+	(*Apply)(nil),                 // 75: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),         // 76: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),                 // 77: lamina.shard.v1.Abort
+	(*Aborted)(nil),               // 78: lamina.shard.v1.Aborted
+	(*Rejected)(nil),              // 79: lamina.shard.v1.Rejected
+	(*Alive)(nil),                 // 80: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),           // 81: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),                // 82: lamina.shard.v1.Loaded
+	(*Loss)(nil),                  // 83: lamina.shard.v1.Loss
+	(*RolloutLoss)(nil),           // 84: lamina.shard.v1.RolloutLoss
+	(*PairLoss)(nil),              // 85: lamina.shard.v1.PairLoss
+	(*Picked)(nil),                // 86: lamina.shard.v1.Picked
+	(*Folded)(nil),                // 87: lamina.shard.v1.Folded
+	(*Norm)(nil),                  // 88: lamina.shard.v1.Norm
+	(*Applied)(nil),               // 89: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),      // 90: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),     // 91: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),             // 92: lamina.shard.v1.StateFile
+	(*Saved)(nil),                 // 93: lamina.shard.v1.Saved
+	(*SavedFile)(nil),             // 94: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),           // 95: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),       // 96: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),          // 97: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),            // 98: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),      // 99: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),        // 100: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil),    // 101: lamina.shard.v1.ActivationGradient
+	(*ReduceRequest)(nil),         // 102: lamina.shard.v1.ReduceRequest
+	(*ReduceOpen)(nil),            // 103: lamina.shard.v1.ReduceOpen
+	(*ReduceResponse)(nil),        // 104: lamina.shard.v1.ReduceResponse
+	(*LinkBroken)(nil),            // 105: lamina.shard.v1.LinkBroken
+	(*Leaving)(nil),               // 106: lamina.shard.v1.Leaving
+	(*v1.Chunk)(nil),              // 107: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),             // 108: lamina.tensor.v1.Tensor
+	(v1.ElementType)(0),           // 109: lamina.tensor.v1.ElementType
+	(*v11.Gradient)(nil),          // 110: lamina.event.v1.Gradient
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	0,   // 0: lamina.shard.v1.Pooling.kind:type_name -> lamina.shard.v1.PoolKind
 	6,   // 1: lamina.shard.v1.EmbedRequest.open:type_name -> lamina.shard.v1.EmbedOpen
-	105, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	106, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
+	107, // 2: lamina.shard.v1.EmbedRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	108, // 3: lamina.shard.v1.EmbedOpen.hidden:type_name -> lamina.tensor.v1.Tensor
 	4,   // 4: lamina.shard.v1.EmbedOpen.pooling:type_name -> lamina.shard.v1.Pooling
-	106, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
-	105, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	108, // 5: lamina.shard.v1.EmbedResponse.result:type_name -> lamina.tensor.v1.Tensor
+	107, // 6: lamina.shard.v1.EmbedResponse.chunk:type_name -> lamina.tensor.v1.Chunk
 	24,  // 7: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	10,  // 8: lamina.shard.v1.DescribeResponse.inventory:type_name -> lamina.shard.v1.Inventory
 	12,  // 9: lamina.shard.v1.Inventory.times:type_name -> lamina.shard.v1.LayerTime
 	13,  // 10: lamina.shard.v1.Inventory.offers:type_name -> lamina.shard.v1.Offer
 	14,  // 11: lamina.shard.v1.Inventory.loading:type_name -> lamina.shard.v1.Loading
 	11,  // 12: lamina.shard.v1.Inventory.accelerators:type_name -> lamina.shard.v1.Device
-	59,  // 13: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
+	61,  // 13: lamina.shard.v1.AssignRequest.replaces:type_name -> lamina.shard.v1.Span
 	14,  // 14: lamina.shard.v1.AssignResponse.loading:type_name -> lamina.shard.v1.Loading
 	24,  // 15: lamina.shard.v1.AssignResponse.held:type_name -> lamina.shard.v1.Held
 	14,  // 16: lamina.shard.v1.PrefetchResponse.loading:type_name -> lamina.shard.v1.Loading
@@ -10022,120 +10232,122 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	35,  // 18: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	25,  // 19: lamina.shard.v1.Held.adapters:type_name -> lamina.shard.v1.HeldAdapter
 	27,  // 20: lamina.shard.v1.LoadAdapterRequest.open:type_name -> lamina.shard.v1.LoadAdapterOpen
-	106, // 21: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
-	105, // 22: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	108, // 21: lamina.shard.v1.LoadAdapterRequest.tensor:type_name -> lamina.tensor.v1.Tensor
+	107, // 22: lamina.shard.v1.LoadAdapterRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	28,  // 23: lamina.shard.v1.LoadAdapterOpen.modules:type_name -> lamina.shard.v1.AdapterModule
 	29,  // 24: lamina.shard.v1.LoadAdapterOpen.saved:type_name -> lamina.shard.v1.AdapterSaved
 	31,  // 25: lamina.shard.v1.LoadAdapterResponse.wanted:type_name -> lamina.shard.v1.AdapterWanted
 	32,  // 26: lamina.shard.v1.LoadAdapterResponse.loaded:type_name -> lamina.shard.v1.AdapterLoaded
 	38,  // 27: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	39,  // 28: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	105, // 29: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	41,  // 30: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	40,  // 28: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	107, // 29: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	42,  // 30: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	36,  // 31: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	107, // 32: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	40,  // 33: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	106, // 34: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	43,  // 35: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	45,  // 36: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	46,  // 37: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	44,  // 38: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	43,  // 39: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	24,  // 40: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	48,  // 41: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	65,  // 42: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	105, // 43: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	66,  // 44: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	68,  // 45: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	69,  // 46: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	73,  // 47: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	67,  // 48: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	75,  // 49: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
-	59,  // 50: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	60,  // 51: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	1,   // 52: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	58,  // 53: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	57,  // 54: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	55,  // 55: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	56,  // 56: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	54,  // 57: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
-	1,   // 58: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
-	49,  // 59: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
-	50,  // 60: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
-	53,  // 61: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
-	52,  // 62: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
-	58,  // 63: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
-	61,  // 64: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	62,  // 65: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	63,  // 66: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	64,  // 67: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	2,   // 68: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	106, // 69: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	51,  // 70: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
-	72,  // 71: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	71,  // 72: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
-	70,  // 73: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
-	79,  // 74: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	80,  // 75: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	81,  // 76: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	85,  // 77: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	87,  // 78: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	84,  // 79: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	76,  // 80: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
-	77,  // 81: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
-	78,  // 82: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
-	103, // 83: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
-	104, // 84: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
-	3,   // 85: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
-	83,  // 86: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
-	82,  // 87: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
-	86,  // 88: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	90,  // 89: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	92,  // 90: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	91,  // 91: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	92,  // 92: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	93,  // 93: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	95,  // 94: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	96,  // 95: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	105, // 96: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	106, // 97: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	98,  // 98: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	99,  // 99: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	105, // 100: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	106, // 101: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	101, // 102: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
-	108, // 103: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
-	8,   // 104: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	37,  // 105: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	47,  // 106: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	94,  // 107: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	100, // 108: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
-	88,  // 109: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	5,   // 110: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
-	26,  // 111: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
-	33,  // 112: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
-	15,  // 113: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
-	17,  // 114: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
-	19,  // 115: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
-	21,  // 116: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
-	9,   // 117: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	42,  // 118: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	74,  // 119: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	97,  // 120: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	102, // 121: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
-	89,  // 122: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	7,   // 123: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
-	30,  // 124: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
-	34,  // 125: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
-	16,  // 126: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
-	18,  // 127: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
-	20,  // 128: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
-	22,  // 129: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
-	117, // [117:130] is the sub-list for method output_type
-	104, // [104:117] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	109, // 32: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	39,  // 33: lamina.shard.v1.InferOpen.memory:type_name -> lamina.shard.v1.SharedMemory
+	41,  // 34: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	108, // 35: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	45,  // 36: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	47,  // 37: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	48,  // 38: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	46,  // 39: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	45,  // 40: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	44,  // 41: lamina.shard.v1.InferResponse.taken:type_name -> lamina.shard.v1.Taken
+	24,  // 42: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	50,  // 43: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	67,  // 44: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	107, // 45: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	68,  // 46: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	70,  // 47: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	71,  // 48: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	75,  // 49: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	69,  // 50: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	77,  // 51: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	61,  // 52: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	62,  // 53: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	1,   // 54: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	60,  // 55: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	59,  // 56: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	57,  // 57: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	58,  // 58: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	56,  // 59: lamina.shard.v1.TrainOpen.adapter:type_name -> lamina.shard.v1.TrainAdapter
+	1,   // 60: lamina.shard.v1.TrainOpen.storage:type_name -> lamina.shard.v1.Precision
+	51,  // 61: lamina.shard.v1.TrainOpen.objective:type_name -> lamina.shard.v1.Objective
+	52,  // 62: lamina.shard.v1.Objective.dpo:type_name -> lamina.shard.v1.DPO
+	55,  // 63: lamina.shard.v1.Objective.grpo:type_name -> lamina.shard.v1.GRPO
+	54,  // 64: lamina.shard.v1.Member.places:type_name -> lamina.shard.v1.Place
+	60,  // 65: lamina.shard.v1.TrainAdapter.initial:type_name -> lamina.shard.v1.InitialWeights
+	63,  // 66: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	64,  // 67: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	65,  // 68: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	66,  // 69: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	2,   // 70: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	108, // 71: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	53,  // 72: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	74,  // 73: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	73,  // 74: lamina.shard.v1.Microbatch.pairs:type_name -> lamina.shard.v1.Pair
+	72,  // 75: lamina.shard.v1.Microbatch.rollouts:type_name -> lamina.shard.v1.Rollout
+	81,  // 76: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	82,  // 77: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	83,  // 78: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	87,  // 79: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	89,  // 80: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	86,  // 81: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	78,  // 82: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	79,  // 83: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	80,  // 84: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	105, // 85: lamina.shard.v1.TrainResponse.link_broken:type_name -> lamina.shard.v1.LinkBroken
+	106, // 86: lamina.shard.v1.TrainResponse.leaving:type_name -> lamina.shard.v1.Leaving
+	3,   // 87: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	85,  // 88: lamina.shard.v1.Loss.pairs:type_name -> lamina.shard.v1.PairLoss
+	84,  // 89: lamina.shard.v1.Loss.rollouts:type_name -> lamina.shard.v1.RolloutLoss
+	88,  // 90: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	92,  // 91: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	94,  // 92: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	93,  // 93: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	94,  // 94: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	95,  // 95: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	97,  // 96: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	98,  // 97: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	107, // 98: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	108, // 99: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	100, // 100: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	101, // 101: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	107, // 102: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	108, // 103: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	103, // 104: lamina.shard.v1.ReduceRequest.open:type_name -> lamina.shard.v1.ReduceOpen
+	110, // 105: lamina.shard.v1.ReduceRequest.gradient:type_name -> lamina.event.v1.Gradient
+	8,   // 106: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	37,  // 107: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	49,  // 108: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	96,  // 109: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	102, // 110: lamina.shard.v1.ShardService.Reduce:input_type -> lamina.shard.v1.ReduceRequest
+	90,  // 111: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	5,   // 112: lamina.shard.v1.ShardService.Embed:input_type -> lamina.shard.v1.EmbedRequest
+	26,  // 113: lamina.shard.v1.ShardService.LoadAdapter:input_type -> lamina.shard.v1.LoadAdapterRequest
+	33,  // 114: lamina.shard.v1.ShardService.UnloadAdapter:input_type -> lamina.shard.v1.UnloadAdapterRequest
+	15,  // 115: lamina.shard.v1.ShardService.Assign:input_type -> lamina.shard.v1.AssignRequest
+	17,  // 116: lamina.shard.v1.ShardService.Unload:input_type -> lamina.shard.v1.UnloadRequest
+	19,  // 117: lamina.shard.v1.ShardService.Prefetch:input_type -> lamina.shard.v1.PrefetchRequest
+	21,  // 118: lamina.shard.v1.ShardService.Ping:input_type -> lamina.shard.v1.PingRequest
+	9,   // 119: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	43,  // 120: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	76,  // 121: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	99,  // 122: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	104, // 123: lamina.shard.v1.ShardService.Reduce:output_type -> lamina.shard.v1.ReduceResponse
+	91,  // 124: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	7,   // 125: lamina.shard.v1.ShardService.Embed:output_type -> lamina.shard.v1.EmbedResponse
+	30,  // 126: lamina.shard.v1.ShardService.LoadAdapter:output_type -> lamina.shard.v1.LoadAdapterResponse
+	34,  // 127: lamina.shard.v1.ShardService.UnloadAdapter:output_type -> lamina.shard.v1.UnloadAdapterResponse
+	16,  // 128: lamina.shard.v1.ShardService.Assign:output_type -> lamina.shard.v1.AssignResponse
+	18,  // 129: lamina.shard.v1.ShardService.Unload:output_type -> lamina.shard.v1.UnloadResponse
+	20,  // 130: lamina.shard.v1.ShardService.Prefetch:output_type -> lamina.shard.v1.PrefetchResponse
+	22,  // 131: lamina.shard.v1.ShardService.Ping:output_type -> lamina.shard.v1.PingResponse
+	119, // [119:132] is the sub-list for method output_type
+	106, // [106:119] is the sub-list for method input_type
+	106, // [106:106] is the sub-list for extension type_name
+	106, // [106:106] is the sub-list for extension extendee
+	0,   // [0:106] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -10173,13 +10385,15 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[38].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[36].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[39].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
 		(*InferResponse_Lease)(nil),
+		(*InferResponse_Taken)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[45].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -10190,13 +10404,13 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Save)(nil),
 		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[45].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[47].OneofWrappers = []any{
 		(*Objective_Dpo)(nil),
 		(*Objective_Grpo)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[60].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[63].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[70].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[62].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[65].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[72].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -10209,23 +10423,23 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_LinkBroken)(nil),
 		(*TrainResponse_Leaving)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[85].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[87].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[90].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[92].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[93].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[95].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[96].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[98].OneofWrappers = []any{
 		(*ReduceRequest_Open)(nil),
 		(*ReduceRequest_Gradient)(nil),
 	}
@@ -10235,7 +10449,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   101,
+			NumMessages:   103,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -201,6 +201,25 @@ const (
 // The keys and values in a page depend on the adapter, so a router never names a page in
 // the tables of sessions with different adapters.
 //
+// # Shared memory
+//
+// Hidden states between two stages on devices of one host need not go over the wire.
+//
+//  1. A stage pings the next one before it opens Infer to it. If both answer to the same
+//     `PingResponse.device_host`, then `open` offers memory of its device (`InferOpen.memory`)
+//     with slots for the rows of a batch.
+//  2. The next stage opens the memory and says in `opened` whether it can read it. If it
+//     cannot, everything goes over the wire. It closes the memory before it ends the stream.
+//  3. The hidden state of a batch is in a slot (`Batch.slot`) or in its tensor, and has the
+//     same bits there. A stage has written a slot before it sends the batch, and writes it
+//     again only after `taken`. A batch that finds no slot free, or has more rows than one,
+//     goes over the wire.
+//  4. The next stage sends `taken` for each batch with a slot when it has read it, also if it
+//     drops the batch. A slot that is not one of the offer, or is taken twice, breaks the
+//     stream.
+//
+// The memory is that of one stream: it holds zeros and hidden states of the pipeline alone.
+//
 // # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
@@ -690,6 +709,25 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //
 // The keys and values in a page depend on the adapter, so a router never names a page in
 // the tables of sessions with different adapters.
+//
+// # Shared memory
+//
+// Hidden states between two stages on devices of one host need not go over the wire.
+//
+//  1. A stage pings the next one before it opens Infer to it. If both answer to the same
+//     `PingResponse.device_host`, then `open` offers memory of its device (`InferOpen.memory`)
+//     with slots for the rows of a batch.
+//  2. The next stage opens the memory and says in `opened` whether it can read it. If it
+//     cannot, everything goes over the wire. It closes the memory before it ends the stream.
+//  3. The hidden state of a batch is in a slot (`Batch.slot`) or in its tensor, and has the
+//     same bits there. A stage has written a slot before it sends the batch, and writes it
+//     again only after `taken`. A batch that finds no slot free, or has more rows than one,
+//     goes over the wire.
+//  4. The next stage sends `taken` for each batch with a slot when it has read it, also if it
+//     drops the batch. A slot that is not one of the offer, or is taken twice, breaks the
+//     stream.
+//
+// The memory is that of one stream: it holds zeros and hidden states of the pipeline alone.
 //
 // # Draft tokens
 //
