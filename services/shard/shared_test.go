@@ -42,8 +42,17 @@ func onTwin(t *testing.T, container string, memory int64) *cuda.Set {
 	return set
 }
 
-// pair is a chain of two stages on twins.
-func pair(t *testing.T, cfg shard.Config, containers ...string) *inferRig {
+// skipRace skips a test with the race detector, under which many steps of an interpreter take minutes. Others put the
+// same memory and goroutines to use.
+func skipRace(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("stages that an interpreter computes")
+	}
+}
+
+// twins is a chain of two stages on twins.
+func twins(t *testing.T, cfg shard.Config, containers ...string) *inferRig {
 	t.Helper()
 	cfg.Host = "here"
 	var sets []kernel.Set[float32]
@@ -87,15 +96,17 @@ func (r *inferRig) device() *shardv1.Device {
 
 // Hidden states have the same bits from device to device as over the wire.
 func TestInfer_HiddenStatesFromDeviceToDevice(t *testing.T) {
-	const prompt = pageLen + 5
-	log := someIDs(2 * pageLen)
+	skipRace(t)
+	const prompt = 3
+	log := someIDs(pageLen)
 	run := func(t *testing.T, path, why string, containers ...string) (all [][]float32) {
-		r := pair(t, shard.Config{}, containers...)
+		r := twins(t, shard.Config{}, containers...)
 		p := r.mustOpen(pipelineName(1))
 		if got := r.device().GetOnWire(); (got == "") != (why == "") || !strings.Contains(got, why) {
 			t.Errorf("hidden states go over the wire because of %q, want %q", got, why)
 		}
-		all = append(all, p.compute(&shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: pageIDs(1, 3)}, log[:prompt]))
+		first := &shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: pageIDs(1, 2)}
+		all = append(all, p.compute(first, log[:prompt]))
 		// Chunks without logits: the last stage returns nothing of them that it would have to wait for.
 		const chunks = 7
 		for at := range chunks {
@@ -105,20 +116,21 @@ func TestInfer_HiddenStatesFromDeviceToDevice(t *testing.T) {
 			}
 			p.batch(log[at:at+1], e)
 		}
-		p.batch(log[chunks:chunks+1], &shardv1.Entry{Session: sessionName(4), Epoch: 1, Position: chunks, Rows: 1, Logits: 1})
+		last := &shardv1.Entry{Session: sessionName(4), Epoch: 1, Position: chunks, Rows: 1, Logits: 1}
+		p.batch(log[chunks:chunks+1], last)
 		all = append(all, p.logits())
 		for range chunks {
 			if f := await(p, p.frames, "the end of a chunk"); f.GetComputed() == nil {
 				t.Errorf("a chunk is answered by %v", f)
 			}
 		}
-		p.batch(log[:6], &shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 2, Logits: 1, Pages: pageIDs(4, 5)},
-			&shardv1.Entry{Session: sessionName(3), Epoch: 1, Rows: 4, Logits: 1, Pages: pageIDs(6, 7)})
+		p.batch(log[:3], &shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1, Pages: pageIDs(4, 5)},
+			&shardv1.Entry{Session: sessionName(3), Epoch: 1, Rows: 2, Logits: 1, Pages: pageIDs(6, 7)})
 		for range 2 {
 			all = append(all, p.logits())
 		}
 		// A step that is repeated gives the same. The slots have to be used again and again.
-		for steps := 0; steps < 2 || r.sent(path) < chunks+4; steps++ {
+		for steps := 0; steps < 2 || r.sent(path) < chunks+3; steps++ {
 			x := p.compute(&shardv1.Entry{Session: sessionName(1), Epoch: 1, Position: prompt}, log[prompt:prompt+1])
 			if steps < 2 {
 				all = append(all, x)
@@ -141,13 +153,15 @@ func TestInfer_HiddenStatesFromDeviceToDevice(t *testing.T) {
 
 // Why hidden states go over the wire is said, and they do.
 func TestInfer_WhatCannotBeSharedGoesOverTheWire(t *testing.T) {
+	skipRace(t)
 	alone := newInferRigWith(t, 2, shard.Config{}, onTwin(t, "", 0)).device().GetReservedBytes()
 	for why, start := range map[string]func(t *testing.T) *inferRig{
 		"the next stage is on another host or on no device": func(t *testing.T) *inferRig {
 			return newInferRigWith(t, 2, shard.Config{Host: "here"}, onTwin(t, "", 0))
 		},
 		"cuda:0: out of device memory: want 2097152 bytes": func(t *testing.T) *inferRig {
-			return newInferRigWith(t, 2, shard.Config{Host: "here"}, onTwin(t, "", int64(alone)+1<<20), onTwin(t, "", 0))
+			tight := onTwin(t, "", int64(alone)+1<<20)
+			return newInferRigWith(t, 2, shard.Config{Host: "here"}, tight, onTwin(t, "", 0))
 		},
 		"CUDA_ERROR_INVALID_CONTEXT": func(t *testing.T) *inferRig { // two shards of one process
 			set := onTwin(t, "", 0)
@@ -237,7 +251,7 @@ func (s *slotted) sendBatch(b *shardv1.Batch) {
 // A stage reads the slots that its upstream names, says when it has read them, also if it drops a batch, and gives what
 // it gives for the same rows on the wire.
 func TestInfer_AStageReadsSlots(t *testing.T) {
-	r := pair(t, shard.Config{}, "a", "a")
+	r := twins(t, shard.Config{}, "a", "a")
 	s := offered(t, r, onTwin(t, "a", 0), nil)
 	if !s.opened.GetReadsMemory() || s.opened.GetMemoryRefused() != "" {
 		t.Fatalf("the stage refuses the memory: %s", s.opened.GetMemoryRefused())
@@ -306,7 +320,7 @@ func TestInfer_AStageReadsSlots(t *testing.T) {
 
 // A batch that does not fit the memory breaks the stream, and nothing else.
 func TestInfer_SlotsAreChecked(t *testing.T) {
-	r, set := pair(t, shard.Config{}, "a", "a"), onTwin(t, "a", 0)
+	r, set := twins(t, shard.Config{}, "a", "a"), onTwin(t, "a", 0)
 	for what, send := range map[string]func(s *slotted){
 		"batch.slot: slot 2 is not open":       func(s *slotted) { s.sendBatch(s.frame(2, 1)) },
 		"4 rows are more than the 3 of a slot": func(s *slotted) { s.sendBatch(s.frame(0, 4)) },
@@ -340,7 +354,8 @@ func TestInfer_SlotsAreChecked(t *testing.T) {
 
 // An offer that a stage cannot use is refused with a reason, and the pipeline opens.
 func TestInfer_OffersAreChecked(t *testing.T) {
-	r, set := pair(t, shard.Config{}, "a", "a"), onTwin(t, "a", 0)
+	skipRace(t)
+	r, set := twins(t, shard.Config{}, "a", "a"), onTwin(t, "a", 0)
 	for want, change := range map[string]func(*shardv1.SharedMemory){
 		"open.memory.slots: 0 are not":      func(m *shardv1.SharedMemory) { m.Slots = 0 },
 		"open.memory.slots: 65 are not":     func(m *shardv1.SharedMemory) { m.Slots = 65 },
@@ -433,7 +448,8 @@ func TestInfer_ANextStageThatKeepsSlots(t *testing.T) {
 			}
 		}
 		for range 2 {
-			next.answers <- &shardv1.InferResponse{Frame: &shardv1.InferResponse_Taken{Taken: &shardv1.Taken{Slot: slot}}}
+			taken := &shardv1.InferResponse_Taken{Taken: &shardv1.Taken{Slot: slot}}
+			next.answers <- &shardv1.InferResponse{Frame: taken}
 		}
 		if err := p.over(); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "taken.slot") {
 			t.Errorf("slot %d: the stream ends with %v", slot, err)
@@ -472,7 +488,7 @@ func TestInfer_TheMemoryOfABrokenStreamIsKeptForAWhile(t *testing.T) {
 		r.breakLink("shard-1")
 		_ = p.over()
 	}
-	r := pair(t, shard.Config{RingGrace: time.Hour}, "a", "a")
+	r := twins(t, shard.Config{RingGrace: time.Hour}, "a", "a")
 	before := r.device().GetReservedBytes()
 	p := r.mustOpen(pipelineName(1))
 	if got := r.device().GetReservedBytes(); got != before+ring {
@@ -495,7 +511,7 @@ func TestInfer_TheMemoryOfABrokenStreamIsKeptForAWhile(t *testing.T) {
 	}
 	p.end()
 
-	r = pair(t, shard.Config{RingGrace: time.Nanosecond}, "a", "a")
+	r = twins(t, shard.Config{RingGrace: time.Nanosecond}, "a", "a")
 	broken(r, 1)
 	for r.device().GetReservedBytes() != before { // until it is free
 		runtime.Gosched()
