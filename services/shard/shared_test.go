@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/fixtures"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
@@ -520,6 +521,7 @@ func TestInfer_TheMemoryOfABrokenStreamIsKeptForAWhile(t *testing.T) {
 
 // When the device of either stage is lost, the pipeline ends, and the other device is as it was.
 func TestInfer_TheDeviceOfANeighbourIsLost(t *testing.T) {
+	fixtures.Path(t, "models/stories260K/stories260K-f32.gguf") // without it no device is lost
 	for lost := range 2 {
 		var sets []kernel.Set[float32]
 		faults := []*twin.Faults{{}, {}}
