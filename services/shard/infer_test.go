@@ -226,7 +226,8 @@ func (r *inferRig) openWith(stage int, open *shardv1.InferOpen) (*testPipeline, 
 	}
 	p := &testPipeline{
 		inferRig: r, stream: stream, rows: r.sampler.of(open.GetPipeline()),
-		frames: make(chan *shardv1.InferResponse, 1024), leases: make(chan *shardv1.Lease, 1024), ended: make(chan error, 1),
+		frames: make(chan *shardv1.InferResponse, 1024), leases: make(chan *shardv1.Lease, 1024),
+		ended: make(chan error, 1),
 	}
 	open.Digest, open.Route, open.Sampler = modelDigest, r.route[stage:], "mem:sampler"
 	p.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: open}})

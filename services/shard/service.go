@@ -228,7 +228,9 @@ func New(c Config) *Service {
 	}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(s.rows, s.batches, s.compute, s.moved, s.hiddenFrames, s.hiddenBytes,
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "lamina_shard_kv_pages", Help: "KV pages in use.",
+			}, s.pages),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lamina_shard_adapter_bytes",
 				Help: "Bytes of adapters."}, func() float64 { return float64(s.reserved.Load()) }))
 	}

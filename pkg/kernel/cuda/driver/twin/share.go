@@ -97,8 +97,8 @@ func (d *Device) readable(a driver.Address, n int64) ([]byte, error) {
 			freed := i.freed
 			host.mu.Unlock()
 			if freed {
-				return nil, fail("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", "the process that exported %#x has freed "+
-					"it", uint64(a))
+				return nil, fail("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS",
+					"the process that exported %#x has freed it", uint64(a))
 			}
 			return i.memory[at:][:n], nil
 		}
