@@ -4,11 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -157,9 +155,11 @@ func TestTrain_OnADevice(t *testing.T) {
 		change func(*shardv1.TrainOpen)
 		share  float64 // by which losses and norms may differ, and weights by a share of the largest one
 	}{
-		"float32":            {func(*shardv1.TrainOpen) {}, 1e-4},
-		"layers run again":   {func(o *shardv1.TrainOpen) { o.RecomputeLayers = true }, 1e-4},
-		"dropout and z-loss": {func(o *shardv1.TrainOpen) { o.Dropout, o.ZLoss = &shardv1.Dropout{Residual: 0.2}, 0.01 }, 1e-4},
+		"float32":          {func(*shardv1.TrainOpen) {}, 1e-4},
+		"layers run again": {func(o *shardv1.TrainOpen) { o.RecomputeLayers = true }, 1e-4},
+		"dropout and z-loss": {func(o *shardv1.TrainOpen) {
+			o.Dropout, o.ZLoss = &shardv1.Dropout{Residual: 0.2}, 0.01
+		}, 1e-4},
 		"muon, gradients in bytes": {func(o *shardv1.TrainOpen) {
 			o.Optimizer.Name, o.Optimizer.Muon = "muon", &shardv1.Muon{Momentum: 0.9, Nesterov: true, Iterations: 3}
 			o.Gradients = &shardv1.Gradients{Wire: "int8", Nodes: 1}
@@ -184,7 +184,8 @@ func TestTrain_OnADevice(t *testing.T) {
 				}
 			}
 			for i, want := range wantNorms {
-				if got := norms[i]; got.GetName() != want.GetName() || !near(got.GetSumSquares(), want.GetSumSquares(), 2*c.share) {
+				got := norms[i]
+				if got.GetName() != want.GetName() || !near(got.GetSumSquares(), want.GetSumSquares(), 2*c.share) {
 					t.Errorf("the norm is %v, want %v", got, want)
 				}
 			}
@@ -345,60 +346,6 @@ func (r *trainRig) refused(open *shardv1.TrainOpen) error {
 	return c.fails()
 }
 
-// A run reserves what it takes of a GPU before anything is copied there, takes no more, and gives all of it back.
-func TestTrain_MemoryOfADevice(t *testing.T) {
-	set := deviceSet(t, 0)
-	r := newTrainRigOn(t, gradbus.NewMemory(busLimit), set)
-	open := tinyOpening(0, 2)
-	open.Schedule = "gpipe"
-	c := r.train(open)
-	for step := uint64(1); step <= 3; step++ {
-		chain{c}.step(step)
-	}
-	d := set.Device()
-	// Room for the products that a peak is measured with is much more than what so small a model takes, and is not used
-	// here. The set has tables of its own.
-	const peak, tables = 3 << 20, 64 << 10
-	most := d.Reserved - peak + tables
-	for limit := time.Now().Add(time.Minute); d.Weights+d.Workspace > most && time.Now().Before(limit); {
-		runtime.GC()
-		d = set.Device()
-	}
-	if used := d.Weights + d.Workspace; used > most || used < most/2-tables || d.Weights == 0 {
-		t.Errorf("a run takes %d bytes of the device and has reserved %d", used, d.Reserved)
-	}
-	needed := d.Reserved
-	inventory := r.describe().GetInventory()
-	if got := inventory.GetAccelerators()[0].GetReservedBytes(); got != uint64(needed) {
-		t.Errorf("the shard says that %d bytes are reserved, the device %d", got, needed)
-	}
-	c.end()
-	if left := set.Device().Reserved; left != 0 {
-		t.Errorf("%d bytes stay reserved", left)
-	}
-	small := deviceSet(t, needed-1)
-	used, _ := small.Use()
-	err := newTrainRigOn(t, gradbus.NewMemory(busLimit), small).refused(open)
-	if want := fmt.Sprintf("reserve %d bytes for a train stage of 2 slots", needed); fault.CodeOf(err) != fault.Exhausted ||
-		!strings.Contains(err.Error(), want) {
-		t.Errorf("a stage that does not fit: %v", err)
-	}
-	if now, _ := small.Use(); now != used || small.Device().Reserved != 0 {
-		t.Errorf("%d bytes are allocated and %d reserved after a refusal, %d were allocated before", now,
-			small.Device().Reserved, used)
-	}
-}
-
-// describe returns what the shard says of itself.
-func (r *trainRig) describe() *shardv1.DescribeResponse {
-	r.t.Helper()
-	d, err := r.client.Describe(r.ctx, &shardv1.DescribeRequest{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return d
-}
-
 // A stage whose GPU is lost ends with an error for which its work is done elsewhere, and the shard opens no other one.
 func TestTrain_ADeviceIsLost(t *testing.T) {
 	faults := &twin.Faults{}
@@ -425,8 +372,8 @@ func TestTrain_ADeviceIsLost(t *testing.T) {
 	}
 }
 
-// The preference losses of pairs and the gradients of an adapter on a GPU are those of the reference, also over the base
-// without the adapter.
+// The preference losses of pairs and the gradients of an adapter on a GPU are those of the reference, also over the
+// base without the adapter.
 func TestTrain_PairsOnADevice(t *testing.T) {
 	const rows = 8 // of two documents with 3, and 2 that fill the sequence
 	m := &shardv1.Microbatch{Step: 1, Sequences: 1, Length: rows, Ids: []uint32{5, 9, 2, 5, 9, 7, 0, 0},
