@@ -134,8 +134,8 @@ func TestStep_AdaptersInAGraphGiveTheBitsOfEachAlone(t *testing.T) {
 	all := map[string]*adapter.Adapter{"a": randomAdapter(t, spec, 8, everyMatrix, false, 1),
 		"b": randomAdapter(t, spec, 3, queries, false, 2), "c": randomAdapter(t, spec, 8, everyMatrix, false, 3),
 		"dora": randomAdapter(t, spec, 4, queries, true, 4), "saved": saved}
-	// The scratch memory grows in the first step of a batch. The next one is launched kernel by kernel, and the one after
-	// it makes the graph. So it is whenever rows with adapters come after steps that have none.
+	// The scratch memory grows in the first step of a batch. The next one is launched kernel by kernel, and the one
+	// after it makes the graph. So it is whenever rows with adapters come after steps that have none.
 	ab := []string{"a", "b", ""}
 	for _, c := range []struct {
 		name         string

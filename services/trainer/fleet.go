@@ -257,8 +257,8 @@ func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
 	return nil
 }
 
-// sameClass checks that all stages have one kernel class, since equal results require it. If classes may be mixed, those
-// of the same layers have.
+// sameClass checks that all stages have one kernel class, since equal results require it. If classes may be mixed,
+// those of the same layers have.
 func (f *fleet) sameClass(s *stage, index int, class string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

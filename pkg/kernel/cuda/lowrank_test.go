@@ -33,7 +33,8 @@ func lowCase(rows, ranks []int, in int, outs []int) (all []lowFactors) {
 func putLows(s kernel.Set[float32], all []lowFactors, scratch bool) (out []kernel.LowRank[float32]) {
 	for i := range all {
 		f := &all[i]
-		p := kernel.LowRank[float32]{X: s.FromHost(f.x), Y: s.FromHost(slices.Clone(f.y)), Rows: f.rows, Scale: 0.75 + float64(i)/7,
+		p := kernel.LowRank[float32]{X: s.FromHost(f.x), Y: s.FromHost(slices.Clone(f.y)), Rows: f.rows,
+			Scale: 0.75 + float64(i)/7,
 			A: &kernel.Matrix[float32]{Rows: f.rank, Cols: f.in, Dense: s.FromHost(f.a)},
 			B: &kernel.Matrix[float32]{Rows: f.out, Cols: f.rank, Dense: s.FromHost(f.b)}}
 		if scratch {

@@ -88,9 +88,8 @@ func TestSteps_AdaptersChangeUnderOneGraph(t *testing.T) {
 		t.Error("other adapters need no other graph")
 	}
 	r.graphs(1, 4)
-	// The second adapter goes, and what it has lain in is freed.
+	// Nothing below refers to the second adapter, so what it has lain in is freed.
 	before, _ := r.set.Use()
-	two = nil
 	for limit := time.Now().Add(10 * time.Minute); ; runtime.GC() {
 		if used, _ := r.set.Use(); used < before {
 			break

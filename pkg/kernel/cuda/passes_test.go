@@ -44,8 +44,8 @@ func TestPassBytes_BoundWhatOperationsAllocate(t *testing.T) {
 			set.Rank(set.Alloc(p.Logits*c.vocab), p.Logits, c.vocab, min(c.vocab, kernel.MaxRank))
 			a := kernel.Matrix[float32]{Rows: c.rank, Cols: 8, Dense: set.Alloc(c.rank * 8)}
 			b := kernel.Matrix[float32]{Rows: 8, Cols: c.rank, Dense: set.Alloc(c.rank * 8)}
-			set.LowRanks([]kernel.LowRank[float32]{{X: set.Alloc(c.rows * 8), Y: set.Alloc(c.rows * 8), A: &a, B: &b, Scale: 1,
-				Rows: c.rows}})
+			set.LowRanks([]kernel.LowRank[float32]{{X: set.Alloc(c.rows * 8), Y: set.Alloc(c.rows * 8), A: &a, B: &b,
+				Scale: 1, Rows: c.rows}})
 			// Spans of few rows, whose positions are cut into chunks, and one of many.
 			size, pos := pageLen*h.K*h.D, make([]int32, c.rows)
 			held := set.NewKVPages(pages*layers, c.kv, size, h.D)
