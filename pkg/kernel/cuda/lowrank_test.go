@@ -35,8 +35,8 @@ func putLows(s kernel.Set[float32], all []lowFactors, scratch bool) (out []kerne
 		f := &all[i]
 		p := kernel.LowRank[float32]{X: s.FromHost(f.x), Y: s.FromHost(slices.Clone(f.y)), Rows: f.rows,
 			Scale: 0.75 + float64(i)/7,
-			A: &kernel.Matrix[float32]{Rows: f.rank, Cols: f.in, Dense: s.FromHost(f.a)},
-			B: &kernel.Matrix[float32]{Rows: f.out, Cols: f.rank, Dense: s.FromHost(f.b)}}
+			A:     &kernel.Matrix[float32]{Rows: f.rank, Cols: f.in, Dense: s.FromHost(f.a)},
+			B:     &kernel.Matrix[float32]{Rows: f.out, Cols: f.rank, Dense: s.FromHost(f.b)}}
 		if scratch {
 			p.U, p.V = s.Alloc(f.rows*f.rank), s.Alloc(f.rows*f.out)
 		}
