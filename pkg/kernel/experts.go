@@ -78,9 +78,9 @@ func softmax[F tensor.Float](x []F) {
 	}
 }
 
-// exponential returns the exponential of a number that is not positive. math.Exp differs between architectures in the
-// last bit; this gives the same bits everywhere, also on devices that choose experts themselves: those of math.Exp on
-// amd64 with fused multiplications.
+// exponential returns the exponential of a number that is not positive. math.Exp differs in the last bit between
+// architectures, and between processors with and without fused multiplications; this gives the same bits everywhere,
+// also on devices that choose experts themselves: those of math.Exp on amd64 with fused multiplications.
 //
 // The method is N. Shibata's (Efficient evaluation methods of elementary functions suitable for SIMD computation,
 // 2010): with x = n·ln 2 + 16r and p(r) = exp(r)-1, four steps p(2r) = p(r)·(p(r)+2) lead to exp(16r)-1.
