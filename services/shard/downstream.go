@@ -37,6 +37,7 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	p.ring, reason = p.export(ctx, client)
 	stream, err := client.Infer(ctx)
 	if err != nil {
+		p.ringClosed = true // it was not offered
 		return nil, nil, rpc.FromStatus(err)
 	}
 	rest := &shardv1.InferOpen{
@@ -50,6 +51,7 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	}
 	resp, err := stream.Recv()
 	if err != nil {
+		p.ended(stream)
 		return nil, nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open next stage at %s",
 			addr)
 	}
@@ -104,12 +106,19 @@ func broken(err error) error {
 	return rpc.FromStatus(err)
 }
 
+// ended notes at the end of the next stage's stream whether that stage has the ring open.
+func (p *pipeline) ended(next grpc.ClientStream) {
+	p.ringClosed = len(next.Trailer().Get(memoryClosed)) > 0
+}
+
 // receive relays frames for the router upstream.
 func (n *nextStage) receive() error {
 	for {
 		resp, err := n.stream.Recv()
+		if err != nil {
+			n.pipeline.ended(n.stream)
+		}
 		if errors.Is(err, io.EOF) {
-			n.pipeline.ringClosed = true
 			return nil
 		}
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -40,7 +41,7 @@ type pipeline struct {
 	infoOpened *shardv1.InferOpened
 
 	ring       *ring    // that the next stage reads; nil if all goes over the wire
-	ringClosed bool     // the next stage has ended its side, and closed the ring
+	ringClosed bool     // the next stage has ended the stream, and does not have the ring open
 	mapping    *mapping // of the ring of the stage before; nil if all comes over the wire
 
 	lease    *kvcache.Lease[float32] // of the compute goroutine, except where its methods say otherwise
@@ -88,6 +89,12 @@ func (s *Service) Infer(up inferServer) (err error) {
 		return err
 	}
 	open := first.GetOpen()
+	closed := true // the memory that was offered
+	defer func() {
+		if closed && open.GetMemory() != nil {
+			up.SetTrailer(metadata.Pairs(memoryClosed, "true"))
+		}
+	}()
 	if open == nil || len(open.GetPipeline()) != idLen || len(open.GetRoute()) == 0 {
 		return fault.Field("open", "the first frame must name a pipeline with %d bytes and a route", idLen)
 	}
@@ -122,7 +129,7 @@ func (s *Service) Infer(up inferServer) (err error) {
 		return err
 	}
 	defer func() { p.leave(err) }()
-	defer p.unshare()
+	defer func() { closed = p.unshare() }()
 	if p.infoOpened, err = p.connect(ctx, open); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause

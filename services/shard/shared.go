@@ -23,7 +23,7 @@ import (
 const (
 	ringSlots    = 4               // of a ring: as many batches may wait at the next stage
 	maxRingSlots = 64              // of a ring that another stage offers
-	maxLeftRings = 4               // rings of broken streams, of all pipelines
+	maxLeftRings = 4               // rings of broken streams, of all pipelines: with so many, no other is made
 	ringGrace    = 3 * time.Minute // see Config.RingGrace
 	maxReason    = 200             // bytes of what another stage says
 )
@@ -279,16 +279,24 @@ func (p *pipeline) taken(b *shardv1.Batch) error {
 	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Taken{Taken: &shardv1.Taken{Slot: b.GetSlot()}}})
 }
 
-// unshare ends what the stream shares with its neighbours.
-func (p *pipeline) unshare() {
+// memoryClosed is the trailer of a stream by which a stage says that it has closed the memory that it was offered, or
+// has not opened it. It is missing if the connection broke.
+const memoryClosed = "lamina-memory-closed"
+
+// unshare ends what the stream shares with its neighbours, and reports whether the memory of the stage before is
+// closed.
+func (p *pipeline) unshare() (closed bool) {
+	closed = true
 	if p.mapping != nil {
-		if err := p.mapping.memory.Close(); err != nil { // the stage before keeps the memory for a while
-			p.service.log.Debug("close the memory of the stage before", "error", err)
+		if err := p.mapping.memory.Close(); err != nil { // so the stage before keeps the memory for a while
+			p.service.log.Warn("close the memory of the stage before", "error", err)
+			closed = false
 		}
 	}
 	if p.ring != nil {
 		p.service.dropRing(p.ring, p.ringClosed)
 	}
+	return closed
 }
 
 // sent counts hidden states that were sent.

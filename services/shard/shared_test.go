@@ -2,6 +2,7 @@ package shard_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -516,6 +517,51 @@ func TestInfer_TheMemoryOfABrokenStreamIsKeptForAWhile(t *testing.T) {
 	broken(r, 1)
 	for r.device().GetReservedBytes() != before { // until it is free
 		runtime.Gosched()
+	}
+}
+
+// unclosable is a set that cannot close memory of other processes.
+type unclosable struct{ *cuda.Set }
+
+type stuck struct{ kernel.Imported[float32] }
+
+func (s stuck) Close() error { return errors.Join(s.Imported.Close(), errors.New("it does not close")) }
+
+func (s unclosable) Import(handle []byte, n int) (kernel.Imported[float32], error) {
+	m, err := s.Set.Import(handle, n)
+	return stuck{m}, err
+}
+
+// A next stage that ends the stream with an error has closed the memory, and it is given back at once. It is kept if
+// that stage could not close it, even if the stream ends without an error.
+func TestInfer_TheNextStageSaysWhetherTheMemoryIsClosed(t *testing.T) {
+	skipRace(t)
+	r := twins(t, shard.Config{RingGrace: time.Hour}, "a", "a")
+	before, hi := r.device().GetReservedBytes(), r.route[1].GetHi()
+	r.route[1].Hi = hi + 1 // it does not hold that
+	for n := range 5 {     // more than may wait
+		if p, err := r.open(pipelineName(1 + n)); err == nil {
+			t.Fatalf("a pipeline opened: %v", p.opened)
+		}
+		if got := r.device().GetReservedBytes(); got != before {
+			t.Fatalf("after stream %d, which was refused, %d bytes are reserved", n, got-before)
+		}
+	}
+	r.route[1].Hi = hi
+	p := r.mustOpen(pipelineName(6))
+	if got := r.device(); got.GetOnWire() != "" || got.GetReservedBytes() == before {
+		t.Errorf("hidden states go over the wire: %q", got.GetOnWire())
+	}
+	p.end()
+
+	r = newInferRigWith(t, 2, shard.Config{Host: "here", RingGrace: time.Hour}, onTwin(t, "a", 0),
+		unclosable{onTwin(t, "a", 0)})
+	p = r.mustOpen(pipelineName(1))
+	open := r.device().GetReservedBytes()
+	p.end()
+	if got := r.device().GetReservedBytes(); open == before || got != open {
+		t.Errorf("%d bytes are reserved before the stream, %d while it is open and %d when it has ended", before, open,
+			got)
 	}
 }
 

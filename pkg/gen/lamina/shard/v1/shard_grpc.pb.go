@@ -209,7 +209,9 @@ const (
 //     `PingResponse.device_host`, then `open` offers memory of its device (`InferOpen.memory`)
 //     with slots for the rows of a batch.
 //  2. The next stage opens the memory and says in `opened` whether it can read it. If it
-//     cannot, everything goes over the wire. It closes the memory before it ends the stream.
+//     cannot, everything goes over the wire. It closes the memory before it ends the stream,
+//     and says so in the trailer `lamina-memory-closed`. Without that the memory is kept
+//     for a while, since the next stage may still read it.
 //  3. The hidden state of a batch is in a slot (`Batch.slot`) or in its tensor, and has the
 //     same bits there. A stage has written a slot before it sends the batch, and writes it
 //     again only after `taken`. A batch that finds no slot free, or has more rows than one,
@@ -718,7 +720,9 @@ func (c *shardServiceClient) Ping(ctx context.Context, in *PingRequest, opts ...
 //     `PingResponse.device_host`, then `open` offers memory of its device (`InferOpen.memory`)
 //     with slots for the rows of a batch.
 //  2. The next stage opens the memory and says in `opened` whether it can read it. If it
-//     cannot, everything goes over the wire. It closes the memory before it ends the stream.
+//     cannot, everything goes over the wire. It closes the memory before it ends the stream,
+//     and says so in the trailer `lamina-memory-closed`. Without that the memory is kept
+//     for a while, since the next stage may still read it.
 //  3. The hidden state of a batch is in a slot (`Batch.slot`) or in its tensor, and has the
 //     same bits there. A stage has written a slot before it sends the batch, and writes it
 //     again only after `taken`. A batch that finds no slot free, or has more rows than one,
