@@ -3,6 +3,7 @@ package model_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -146,10 +147,15 @@ func largest(files *model.Files, span model.Range, set kernel.Set[float32], rows
 }
 
 // A device with as much memory as is reserved for a stage, and no more, computes all that the reservation is for: its
-// load, passes of many rows and steps, graphs of them, and those of rows with adapters.
+// load, passes of many rows and steps, graphs of them, and those of rows with adapters. Without LAMINA_SLOW it checks
+// two models.
 func TestSizeOn_NoAllocationFailsWithinTheReservation(t *testing.T) {
 	const rows, pages = 20, 6
-	for _, name := range sized {
+	names := []string{"gpt2", "gpt-oss-mxfp4"}
+	if os.Getenv("LAMINA_SLOW") != "" {
+		names = sized
+	}
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			files := open(t, shared(t, "models/tiny", name))
 			span := model.Range{Lo: len(files.Spec.Layers) - 1, Hi: len(files.Spec.Layers)}

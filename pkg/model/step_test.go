@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
@@ -59,22 +60,26 @@ func decodeOnGPU(t *testing.T, name string, span model.Range, steps int, c cuda.
 }
 
 // A decode step that is launched as a graph gives the bits of its kernels one by one, also if the rows of a step choose
-// other experts than those of the step before.
+// other experts than those of the step before. Without LAMINA_SLOW it checks two models.
 func TestStep_AGraphGivesTheBitsOfItsKernels(t *testing.T) {
-	for _, c := range []struct {
+	type decoded struct {
 		name   string
 		span   model.Range
 		kv     kernel.KVType
 		steps  int
 		played int64
-	}{
+	}
+	models := []decoded{
 		// The first step of a kind is launched kernel by kernel, the second one makes the graph. The third step has one
 		// page more, which is another kind, and the sixth one comes behind a pass that is none.
-		{"llama", model.Range{Hi: 1}, kernel.KVAuto, 8, 4},
 		{"gemma2", model.Range{Hi: 1}, kernel.KVF16, 5, 2},
 		{"gpt-oss-mxfp4", model.Range{Hi: 1}, kernel.KVAuto, 8, 4},
-		{"qwen3-moe", model.Range{Hi: 2}, kernel.KVAuto, 4, 1},
-	} {
+	}
+	if os.Getenv("LAMINA_SLOW") != "" {
+		models = append(models, decoded{"llama", model.Range{Hi: 1}, kernel.KVAuto, 8, 4},
+			decoded{"qwen3-moe", model.Range{Hi: 2}, kernel.KVAuto, 4, 1})
+	}
+	for _, c := range models {
 		t.Run(c.name, func(t *testing.T) {
 			want, none := decodeOnGPU(t, c.name, c.span, c.steps, cuda.Config{KV: c.kv, NoGraphs: true})
 			got, played := decodeOnGPU(t, c.name, c.span, c.steps, cuda.Config{KV: c.kv})
