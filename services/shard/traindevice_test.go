@@ -150,6 +150,7 @@ func near(got, want, share float64) bool { return math.Abs(got-want) <= share*ma
 
 // A stage on a GPU computes the losses, norms, weights and moments of the reference, in every way to train.
 func TestTrain_OnADevice(t *testing.T) {
+	skipRace(t)
 	set := deviceSet(t, 0)
 	for name, c := range map[string]struct {
 		change func(*shardv1.TrainOpen)
@@ -204,6 +205,7 @@ func TestTrain_OnADevice(t *testing.T) {
 
 // Stages on a GPU and a processor make one model, with a tied weight on both.
 func TestTrain_ADeviceBesideAProcessor(t *testing.T) {
+	skipRace(t)
 	_, _, want := trained(t, ref.New[float32](), func(*shardv1.TrainOpen) {})
 	set := deviceSet(t, 0)
 	for name, sets := range map[string][2]kernel.Set[float32]{
@@ -260,6 +262,7 @@ func pair(t *testing.T, first, second kernel.Set[float32], order string) (states
 // The weights have the same bits on one stage of a GPU, on two stages by each schedule, on two replicas, and after a
 // resume.
 func TestTrain_LayoutsOfADevice(t *testing.T) {
+	skipRace(t)
 	set := deviceSet(t, 0)
 	_, _, want := trained(t, set, func(*shardv1.TrainOpen) {})
 	same := func(what string, got map[string][]float32) {
@@ -314,6 +317,7 @@ func TestTrain_LayoutsOfADevice(t *testing.T) {
 
 // What shards do not do on devices yet is refused by name when a run is opened.
 func TestTrain_WhatDevicesDoNotDoIsRefused(t *testing.T) {
+	skipRace(t)
 	r := newTrainRigOn(t, gradbus.NewMemory(busLimit), deviceSet(t, 0))
 	for what, change := range map[string]func(*shardv1.TrainOpen){
 		"diloco": func(o *shardv1.TrainOpen) {
@@ -348,6 +352,7 @@ func (r *trainRig) refused(open *shardv1.TrainOpen) error {
 
 // A stage whose GPU is lost ends with an error for which its work is done elsewhere, and the shard opens no other one.
 func TestTrain_ADeviceIsLost(t *testing.T) {
+	skipRace(t)
 	faults := &twin.Faults{}
 	d := twin.New(twin.Config{Devices: 1, Machine: twin.Simulated, Faults: faults})
 	set, err := cuda.Open(d, cuda.Config{KV: kernel.KVAuto})
@@ -375,6 +380,7 @@ func TestTrain_ADeviceIsLost(t *testing.T) {
 // The preference losses of pairs and the gradients of an adapter on a GPU are those of the reference, also over the
 // base without the adapter.
 func TestTrain_PairsOnADevice(t *testing.T) {
+	skipRace(t)
 	const rows = 8 // of two documents with 3, and 2 that fill the sequence
 	m := &shardv1.Microbatch{Step: 1, Sequences: 1, Length: rows, Ids: []uint32{5, 9, 2, 5, 9, 7, 0, 0},
 		Targets: []int32{-1, 2, 11, -1, 7, 3, -1, -1}, Documents: []uint32{3, 3, 2},

@@ -15,6 +15,7 @@ import (
 
 // A run reserves what it takes of a GPU before anything is copied there, takes no more, and gives all of it back.
 func TestTrain_MemoryOfADevice(t *testing.T) {
+	skipRace(t)
 	set := deviceSet(t, 0)
 	r := newTrainRigOn(t, gradbus.NewMemory(busLimit), set)
 	open := tinyOpening(0, 2)
@@ -62,6 +63,7 @@ func TestTrain_MemoryOfADevice(t *testing.T) {
 
 // A replica of a device that takes over the slots of a lost one reserves what they take, or ends with what is missing.
 func TestTrain_AReplicaOnADeviceTakesOver(t *testing.T) {
+	skipRace(t)
 	bus, set := gradbus.NewMemory(busLimit), deviceSet(t, 0)
 	r := newTrainRigOn(t, bus, set)
 	open := tinyOpening(0, 2)
