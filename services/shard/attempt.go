@@ -147,5 +147,13 @@ func (s *stepRun) drop() {
 	}
 }
 
-// frame waits for the trainer's next frame; nil after it has closed its side.
-func (s *stepRun) frame() (*shardv1.TrainRequest, error) { return s.frameIn(s.ctx) }
+// frame waits for the trainer's next frame; nil after it has closed its side. When an abort ends the context and is
+// itself the next frame, either of them may be seen first. The handler finds the abort again and answers it.
+func (s *stepRun) frame() (*shardv1.TrainRequest, error) {
+	f, err := s.frameIn(s.ctx)
+	if f.GetAbort() != nil && s.ctx.Err() != nil {
+		s.unread = f
+		return nil, context.Cause(s.ctx)
+	}
+	return f, err
+}

@@ -65,6 +65,7 @@ type trainRun struct {
 	open    *shardv1.TrainOpen
 	stream  trainServer
 	frames  chan *shardv1.TrainRequest
+	unread  *shardv1.TrainRequest // an abort that an attempt has met, which comes before frames
 	ctx     context.Context
 	fail    context.CancelCauseFunc
 

@@ -51,6 +51,10 @@ func (r *trainRun) read() {
 func (r *trainRun) frame() (*shardv1.TrainRequest, error) { return r.frameIn(r.ctx) }
 
 func (r *trainRun) frameIn(ctx context.Context) (*shardv1.TrainRequest, error) {
+	if f := r.unread; f != nil {
+		r.unread = nil
+		return f, nil
+	}
 	select {
 	case f := <-r.frames:
 		if f.GetChunk() != nil {
