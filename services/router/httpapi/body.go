@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 const (
@@ -38,7 +39,7 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		!errors.Is(err, http.ErrNotSupported) {
 		return nil, fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
 	}
-	room, _ := r.Context().Value(roomKey{}).(*room)
+	room, _ := r.Context().Value(roomKey{}).(*rpc.Body)
 	body, err := io.ReadAll(counted{http.MaxBytesReader(w, r.Body, maxBody), room})
 	var full *fault.Error
 	if errors.As(err, &full) { // there is no room for it

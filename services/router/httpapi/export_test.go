@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 // SetRunningEvery sets how often a stream says that tools run, until the test ends.
@@ -15,4 +17,4 @@ func SetRunningEvery(t *testing.T, d time.Duration) {
 }
 
 // Bounded returns a handler whose requests share a room for bodies.
-func Bounded(most int64, next http.HandlerFunc) http.Handler { return newBodies(most).hold(next) }
+func Bounded(most int64, next http.HandlerFunc) http.Handler { return hold(rpc.NewBodies(most), next) }

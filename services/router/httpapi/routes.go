@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 // Route is one method and path of an API. Path is a pattern of net/http without a method.
@@ -54,11 +55,11 @@ func Mux(apis ...API) *http.ServeMux {
 // Register adds the routes of all APIs to mux, which share the room for bodies. Another method of a known path is
 // refused in the shape of the API that has the path. The tenant that a request names is part of its context.
 func Register(mux *http.ServeMux, apis ...API) {
-	all := newBodies(maxBodies)
+	all := rpc.NewBodies(rpc.MaxBodies)
 	for _, api := range apis {
 		methods := map[string][]string{}
 		for _, r := range api.Routes {
-			mux.Handle(r.Method+" "+r.Path, Logged(api.Log, tenants(all.hold(r.Handle), api.Fail)))
+			mux.Handle(r.Method+" "+r.Path, Logged(api.Log, tenants(hold(all, r.Handle), api.Fail)))
 			methods[r.Path] = append(methods[r.Path], r.Method)
 		}
 		for path, allow := range methods {
