@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"io"
 	"sync"
 	"time"
 
@@ -75,6 +76,24 @@ func (y *Body) Add(n int64) bool {
 		y.taken += more
 	}
 	return true
+}
+
+// Reader returns a reader whose bytes count as they are read. It fails with code when there is no room.
+func (y *Body) Reader(from io.Reader, code fault.Code) io.Reader { return bodyReader{from, y, code} }
+
+type bodyReader struct {
+	io.Reader
+	body *Body
+	code fault.Code
+}
+
+// Read reads bytes.
+func (r bodyReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if !r.body.Add(int64(n)) {
+		return 0, NoRoom(r.code)
+	}
+	return n, err
 }
 
 // Clear gives the room back. The next bytes are those of another body.

@@ -150,16 +150,18 @@ func hello(f *http2.Framer, conn net.Conn, n int) bool {
 	return err == nil && f.WriteSettings() == nil
 }
 
+// fields returns a header block.
+func fields(pairs ...string) []byte {
+	var b bytes.Buffer
+	e := hpack.NewEncoder(&b)
+	for i := 0; i < len(pairs); i += 2 {
+		_ = e.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1]}) // a buffer takes everything
+	}
+	return b.Bytes()
+}
+
 // attacks are what callers without credentials send. Each burst has 20 frames.
 func attacks() map[string]func(*http2.Framer, net.Conn, int) bool {
-	fields := func(pairs ...string) []byte {
-		var b bytes.Buffer
-		e := hpack.NewEncoder(&b)
-		for i := 0; i < len(pairs); i += 2 {
-			_ = e.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1]}) // a buffer takes everything
-		}
-		return b.Bytes()
-	}
 	call := fields(":method", "POST", ":scheme", "http", ":path", "/lamina.router.v1.RouterService/ListModels",
 		":authority", "x", "content-type", "application/grpc", "te", "trailers")
 	more := fields("x-filler", string(bytes.Repeat([]byte("x"), 1000)))

@@ -30,33 +30,44 @@ const (
 // guard authenticates and authorises calls before their handlers. A nil guard reads only the tenant.
 type guard struct{ *auth.Guard }
 
-// enter returns the context of a call with its principal and tenant, or an error if the caller may not call the
-// method. method is the full name under which the server has found the handler.
-func (g guard) enter(ctx context.Context, method string) (context.Context, auth.Rule, *auth.Principal, error) {
+// verdict says what a caller may do.
+type verdict struct {
+	rule      auth.Rule
+	principal *auth.Principal // nil if the caller is not known
+	tenant    string
+	err       error // why the caller may not call the method; nil if it may
+}
+
+// judge decides about a call. method is the full name under which the server has found the handler.
+func (g guard) judge(ctx context.Context, method string) (v verdict) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	tenant, err := auth.ReadTenant(md.Get(auth.TenantKey))
-	if err != nil {
-		return ctx, auth.Rule{}, nil, err
-	}
-	if g.Guard == nil {
-		if tenant != "" {
-			ctx = auth.WithTenant(ctx, tenant)
-		}
-		return ctx, auth.Rule{}, nil, nil
+	if v.tenant, v.err = auth.ReadTenant(md.Get(auth.TenantKey)); v.err != nil || g.Guard == nil {
+		return v
 	}
 	rule, known := g.Method(method)
-	p, err := g.Allow(method, rule, known, g.shown(ctx, md))
-	if err == nil {
-		tenant, err = p.TenantOf(tenant)
+	v.rule = rule
+	v.principal, v.err = g.Allow(method, rule, known, g.shown(ctx, md))
+	if v.err == nil {
+		v.tenant, v.err = v.principal.TenantOf(v.tenant)
 	}
-	if err == nil && rule.Metered {
-		err = p.Meter().Begin()
+	if v.err == nil && rule.Metered {
+		v.err = v.principal.Meter().Begin()
 	}
-	if err != nil {
-		return ctx, rule, p, err
-	}
-	return auth.WithPrincipal(auth.WithTenant(ctx, tenant), p), rule, p, nil
+	return v
 }
+
+// enter returns the context of a call that may be handled, with its principal and tenant.
+func (g guard) enter(ctx context.Context, v verdict) context.Context {
+	if g.Guard != nil {
+		return auth.WithPrincipal(auth.WithTenant(ctx, v.tenant), v.principal)
+	}
+	if v.tenant != "" {
+		return auth.WithTenant(ctx, v.tenant)
+	}
+	return ctx
+}
+
+type verdictKey struct{}
 
 // shown returns what the caller of a call shows. Credentials in a form that is not known count as a wrong key.
 func (g guard) shown(ctx context.Context, md metadata.MD) auth.Credentials {
@@ -142,17 +153,18 @@ func (w *watched) RecvMsg(m any) error {
 	return err
 }
 
+// unary handles a call that the server has judged before it received the request.
 func (g guard) unary(
 	ctx context.Context,
 	req any,
 	info *grpc.UnaryServerInfo,
 	handler grpc.UnaryHandler,
 ) (resp any, err error) {
-	inner, rule, p, err := g.enter(ctx, info.FullMethod)
+	v := ctx.Value(verdictKey{}).(verdict)
 	result := errPanicked
-	defer func() { g.audit(ctx, rule, p, info.FullMethod, target(req), result) }()
-	if err == nil {
-		resp, err = handler(inner, req)
+	defer func() { g.audit(ctx, v.rule, v.principal, info.FullMethod, target(req), result) }()
+	if err = v.err; err == nil {
+		resp, err = handler(g.enter(ctx, v), req)
 	}
 	result = err
 	return resp, err
@@ -161,30 +173,41 @@ func (g guard) unary(
 // errPanicked is the result of an action whose handler has not returned.
 var errPanicked error = fault.New(fault.Internal, "the handler has panicked")
 
-func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, rule, p, err := g.enter(ss.Context(), info.FullMethod)
-	if err == nil && ctx != ss.Context() {
-		ss = identified{ss, ctx}
-	}
-	if g.Guard == nil || !rule.Audited {
-		if err != nil {
-			return err
+// stream judges a call and passes its stream to the handler, which receives through receiving.
+func (g guard) stream(receiving receiving) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		ctx, v := ss.Context(), g.judge(ss.Context(), info.FullMethod)
+		if v.err == nil {
+			if ctx = g.enter(ctx, v); ctx != ss.Context() {
+				ss = identified{ss, ctx}
+			}
+			if receiving.counts(info) {
+				r := receiving.of(ss.Context(), v.tenant, !info.IsClientStream)
+				defer r.close()
+				ss = counted{ss, r}
+			}
 		}
-		return handler(srv, ss)
-	}
-	w, result := &watched{ServerStream: ss}, errPanicked
-	defer func() {
-		name := ""
-		if named := w.target.Load(); named != nil {
-			name = *named
+		if g.Guard == nil || !v.rule.Audited {
+			if v.err != nil {
+				return v.err
+			}
+			return handler(srv, ss)
 		}
-		g.audit(ctx, rule, p, info.FullMethod, name, result)
-	}()
-	if err == nil {
-		err = handler(srv, w)
+		w, result := &watched{ServerStream: ss}, errPanicked
+		defer func() {
+			name := ""
+			if named := w.target.Load(); named != nil {
+				name = *named
+			}
+			g.audit(ctx, v.rule, v.principal, info.FullMethod, name, result)
+		}()
+		err := v.err
+		if err == nil {
+			err = handler(srv, w)
+		}
+		result = err
+		return err
 	}
-	result = err
-	return err
 }
 
 // unknown handles calls of methods that do not exist. The guard runs before it, so that whoever may call nothing also

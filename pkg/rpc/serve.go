@@ -35,7 +35,7 @@ func DrainLimit(d time.Duration) ServeOption { return func(s *serving) { s.drain
 // Then it sets the health to NOT_SERVING, stops taking calls, gives running calls until the
 // drain limit, and cuts those that are left. ready, if not nil, is called when the health
 // becomes SERVING. Serve closes the listener and returns nil after a stop.
-func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), options ...ServeOption) error {
+func Serve(ctx context.Context, s *Server, l net.Listener, ready func(), options ...ServeOption) error {
 	o := serving{drain: drainLimit}
 	for _, set := range options {
 		set(&o)

@@ -39,6 +39,8 @@ const (
 	clientConnWindow   = 256 << 10
 	// maxStreams is the number of calls that one connection may have open.
 	maxStreams = 1024
+	// maxHeaders is the size of the metadata of a call, as servers over HTTP have it.
+	maxHeaders = 64 << 10
 )
 
 // ServerOptions are the options of NewServer.
@@ -51,12 +53,13 @@ type ServerOptions struct {
 	Public       bool          // small buffers, for many clients
 	Stats        stats.Handler // is told of calls, for traces; nil for none
 	Guard        *auth.Guard   // decides who may call what; nil lets everyone call everything
+	Bodies       *Bodies       // room for the requests that it holds together; nil for MaxBodies
 }
 
 // NewServer returns a server with Lamina's limits and interceptors. Handlers return
-// fault errors; a panic becomes INTERNAL and a log line with its stack. The guard is asked before the
-// handler, and what it refuses is logged and counted like other errors.
-func NewServer(o ServerOptions) *grpc.Server {
+// fault errors; a panic becomes INTERNAL and a log line with its stack. The guard is asked before the request is
+// received, and what it refuses is logged and counted like other errors.
+func NewServer(o ServerOptions) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -69,7 +72,10 @@ func NewServer(o ServerOptions) *grpc.Server {
 	if o.Public {
 		buffer, window, all = clientBuffer, clientStreamWindow, clientConnWindow
 	}
-	g := guard{o.Guard}
+	if o.Bodies == nil {
+		o.Bodies = NewBodies(MaxBodies)
+	}
+	g, receiving := guard{o.Guard}, receiving{bodies: o.Bodies, streams: o.Public}
 	options := []grpc.ServerOption{
 		grpc.ReadBufferSize(buffer),
 		grpc.WriteBufferSize(buffer),
@@ -78,6 +84,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 		grpc.StaticStreamWindowSize(int32(window)),
 		grpc.StaticConnWindowSize(int32(all)),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(
@@ -87,8 +94,9 @@ func NewServer(o ServerOptions) *grpc.Server {
 			takeStream,
 			stream(o.Log, m),
 			recovery.StreamServerInterceptor(recovered),
-			g.stream,
+			g.stream(receiving),
 		),
+		grpc.InTapHandle(receiving.begin),
 	}
 	if o.Stats != nil {
 		options = append(options, grpc.StatsHandler(o.Stats))
@@ -99,7 +107,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 	if o.Guard != nil {
 		options = append(options, grpc.UnknownServiceHandler(unknown))
 	}
-	return grpc.NewServer(options...)
+	return &Server{Server: grpc.NewServer(options...), guard: g, receiving: receiving}
 }
 
 // unary returns an interceptor that maps errors to statuses, and logs and measures calls.

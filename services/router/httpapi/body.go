@@ -39,8 +39,11 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		!errors.Is(err, http.ErrNotSupported) {
 		return nil, fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
 	}
-	room, _ := r.Context().Value(roomKey{}).(*rpc.Body)
-	body, err := io.ReadAll(counted{http.MaxBytesReader(w, r.Body, maxBody), room})
+	var from io.Reader = http.MaxBytesReader(w, r.Body, maxBody)
+	if room, ok := r.Context().Value(roomKey{}).(*rpc.Body); ok { // it takes room as it is read, not as it is announced
+		from = room.Reader(from, fault.Unavailable)
+	}
+	body, err := io.ReadAll(from)
 	var full *fault.Error
 	if errors.As(err, &full) { // there is no room for it
 		return nil, full
