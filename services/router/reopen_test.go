@@ -72,20 +72,26 @@ func (m *mesh) retry(r *routerv1.GenerateRequest, each func(n int)) (answer, err
 	}
 }
 
-// pauses runs requests as streams does and returns the longest time between two tokens of one.
-func (m *mesh) pauses(n, tokens int) (longest time.Duration) {
+// pauses runs requests as streams does and returns the longest time between two tokens of one. Once all of them have
+// had a token, it calls the functions begun.
+func (m *mesh) pauses(n, tokens int, begun ...func()) (longest time.Duration) {
 	m.t.Helper()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
+	waiting := n
 	for i := range n {
 		wg.Go(func() {
 			prompt, last := fmt.Sprintf("stream %d", i), time.Time{}
 			a, err := m.retry(greedy(prompt, tokens), func(int) {
 				now := time.Now()
+				mu.Lock()
+				defer mu.Unlock()
 				if !last.IsZero() {
-					mu.Lock()
 					longest = max(longest, now.Sub(last))
-					mu.Unlock()
+				} else if waiting--; waiting == 0 {
+					for _, f := range begun {
+						f()
+					}
 				}
 				last = now
 			})

@@ -56,14 +56,16 @@ func TestService_LostStage_ASpareTakesItsPlace(t *testing.T) {
 					m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
 					name, other := fmt.Sprintf("shard-0-%d", stage), fmt.Sprintf("shard-0-%d", 1-stage)
 					m.spare("spare", name)
-					m.shards[name].strike(60, func() {
-						if freezes { // it answers nothing, and its links stay
-							m.network.Silence(name, true)
-						} else {
-							m.network.Cut(name, true)
-						}
+					// The deadline of a batch with rows of prompts is longer, so all streams have begun.
+					pause := m.pauses(n, tokens, func() {
+						m.shards[name].strike(60, func() {
+							if freezes { // it answers nothing, and its links stay
+								m.network.Silence(name, true)
+							} else {
+								m.network.Cut(name, true)
+							}
+						})
 					})
-					pause := m.pauses(n, tokens)
 					m.network.Silence(name, false) // so that its connections can end
 					m.struck(name)
 					m.check()

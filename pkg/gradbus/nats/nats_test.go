@@ -130,7 +130,16 @@ func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
 	}
 	listening(t, dir, port)
 	publish(ctx, t, b, event(1, 1))
-	read(ctx, t, reader, event(1, 1))
+	for { // the server may have lost how far the reader was, and events may be delivered again
+		got, err := reader.Next(ctx)
+		if err == nil && got.Key == event(1, 0).Key {
+			continue
+		}
+		if err != nil || got.Key != event(1, 1).Key {
+			t.Fatalf("got %v %v, want %v", got.Key, err, event(1, 1).Key)
+		}
+		return
+	}
 }
 
 func shortly(ctx context.Context, t *testing.T) context.Context {
