@@ -201,6 +201,7 @@ func (t *training) judge(f *fleet, step uint64, res result, err error) (skipped 
 	t.history.Skips++
 	if bad != nil {
 		f.abort(step)
+		f.attempt++ // that of what is left to do at this step: nothing of the one before is answered any more
 		t.note(step, f.sweep())
 		if len(f.chains) == 0 {
 			return false, fault.New(fault.Unavailable, "step %d: all replicas are lost", step)
