@@ -180,6 +180,10 @@ func (s *Service) standBy(ctx context.Context) {
 func (s *Service) unfinished(r *run) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.unfinishedLocked(r)
+}
+
+func (s *Service) unfinishedLocked(r *run) bool {
 	if known := s.runs[r.name]; known != nil && known.isActive() {
 		return false
 	}
@@ -215,16 +219,21 @@ func (s *Service) takeUp(ctx context.Context, name, path string) (err error) {
 	if err != nil {
 		return err
 	}
+	taken, err = s.resumeLed(ctx, r, b, l, lease)
+	return err
+}
+
+// resumeLed resumes a run whose lock this trainer has, unless somebody has started the run here meanwhile.
+func (s *Service) resumeLed(ctx context.Context, r *run, b *blueprint, l layout, lease discovery.Lease) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return nil
+	if s.closed || !s.unfinishedLocked(r) {
+		return false, nil
 	}
 	if err := r.launch(ctx, b, l, true, lease); err != nil {
-		return err
+		return false, err
 	}
-	taken = true
-	s.runs[name] = r
-	s.log.Info("take up a run", "run", name, "epoch", lease.Token())
-	return nil
+	s.runs[r.name] = r
+	s.log.Info("take up a run", "run", r.name, "epoch", lease.Token())
+	return true, nil
 }
