@@ -147,10 +147,10 @@ func (r *run) main(ctx context.Context, a *activity) {
 		}
 	})
 	if err := r.record(); err != nil {
-		r.service.log.Error("record how the run ended", "run", r.manifest.Name, "error", err)
+		r.service.log.Error("record how the run ended", "run", r.name, "error", err)
 	}
 	now, _ := r.snapshot()
-	r.service.log.Info("end run", "run", r.manifest.Name, "state", now.GetState().String(), "error", err)
+	r.service.log.Info("end run", "run", r.name, "state", now.GetState().String(), "error", err)
 }
 
 // train steps until the manifest's last step, rebuilding the fleet when it breaks.
