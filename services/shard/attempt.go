@@ -129,6 +129,9 @@ func (r *trainRun) abort(a *shardv1.Abort) error {
 		return err
 	}
 	r.halted = false
+	if at.after(r.aborted) {
+		r.aborted = at
+	}
 	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Aborted{Aborted: &shardv1.Aborted{
 		Step: at.step, Attempt: at.n}}})
 }

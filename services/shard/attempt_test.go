@@ -239,6 +239,12 @@ func TestTrain_FramesOfOtherAttemptsAreRefused(t *testing.T) {
 			c.abort(1, 0)
 			c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1}}})
 		}, fault.FailedPrecondition},
+		"a step of an aborted attempt": {func(c *conversation) {
+			c.attempt(1, 0, 0, 4, 4)
+			c.folded()
+			c.abort(1, 0)
+			c.step(1, 0, 4, true)
+		}, fault.FailedPrecondition},
 		"apply of another attempt": {func(c *conversation) {
 			c.attempt(1, 1, 0, 4, 4)
 			c.folded()

@@ -72,7 +72,8 @@ type trainRun struct {
 	sending  sync.Mutex    // held while a frame is sent
 	pieces   chan struct{} // bounds the chunks among the frames
 	fence    *fence
-	halted   bool // the attempt has ended before its time, and its abort is to come
+	halted   bool    // the attempt has ended before its time, and its abort is to come
+	aborted  attempt // the last one whose abort has been answered
 	members  members
 	progress progress
 

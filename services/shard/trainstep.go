@@ -32,6 +32,9 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		return fault.New(fault.FailedPrecondition, "begin attempt %d at step %d: the one before is not aborted", at.n,
 			at.step)
 	}
+	if !at.after(r.aborted) { // nobody would ever say that it has ended
+		return fault.New(fault.FailedPrecondition, "begin attempt %d at step %d: it has been aborted", at.n, at.step)
+	}
 	ctx, cancel := r.fence.begin(r.ctx, at)
 	defer cancel(nil)
 	err := r.try(ctx, cancel, at, step)
