@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type snapshot struct {
 
 	mu   sync.Mutex
 	live map[*float32]*item // by the first element; those that are neither read nor copied
+	call context.Context    // of the SaveState that writes it; nil before one has come
 	over bool
 }
 
@@ -78,10 +80,28 @@ func newSnapshot(step uint64, writer, writers int, tensors []stateTensor) *snaps
 	return s
 }
 
-// next copies the following elements of a tensor to buf, which is a multiple of them.
+// take gives the snapshot to a call of SaveState.
+func (s *snapshot) take(call context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.call = call
+}
+
+// wanted reports whether a call writes the snapshot whose caller waits for it.
+func (s *snapshot) wanted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.over && s.call != nil && s.call.Err() == nil
+}
+
+// next copies the following elements of a tensor to buf, which is a multiple of them. It returns nothing if nobody
+// waits for them any more.
 func (s *snapshot) next(i *item, buf []float32) []float32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.over || s.call.Err() != nil {
+		return nil
+	}
 	n := min(len(buf), len(i.data)-i.read)
 	if i.copied != nil {
 		copy(buf[:n], i.copied[i.read-i.from:])
@@ -124,20 +144,18 @@ func (s *snapshot) end() {
 	}
 }
 
-func (s *snapshot) ended() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.over
-}
-
-// save takes a snapshot for SaveState.
+// save takes a snapshot for SaveState. It takes the place of one that nobody waits for: the trainer may have given up a
+// checkpoint, because another stage or the disk has failed, before this stage was asked for its files or had sent them.
 func (r *trainRun) save(s *shardv1.Save) error {
 	if s.GetStep() != r.step {
 		return fault.Field("save.step", "%d, the state is that of step %d", s.GetStep(), r.step)
 	}
-	if r.snapshot != nil && !r.snapshot.ended() {
-		return fault.New(fault.FailedPrecondition, "save step %d: the snapshot of step %d is not written yet", r.step,
-			r.snapshot.step)
+	if old := r.snapshot; old != nil {
+		if old.wanted() {
+			return fault.New(fault.FailedPrecondition, "save step %d: the snapshot of step %d is not written yet", r.step,
+				old.step)
+		}
+		old.end()
 	}
 	if r.diloco != nil {
 		r.diloco.use(nil) // so that every worker's state is its own
@@ -147,8 +165,13 @@ func (r *trainRun) save(s *shardv1.Save) error {
 		writer, writers = int(s.GetWriter()), int(s.GetWriters())
 	}
 	r.snapshot = newSnapshot(r.step, writer, writers, r.all)
-	r.snapshots <- r.snapshot // its only other element was taken before it ended
-	return nil
+	for {
+		select {
+		case r.snapshots <- r.snapshot:
+			return nil
+		case <-r.snapshots: // one that has ended
+		}
+	}
 }
 
 // changes copies the parts of tensors that a snapshot needs, before they change.
@@ -172,13 +195,17 @@ func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) (err
 		return fault.New(fault.NotFound, "save stage %d of chain %x: the stage is not open on this shard", q.GetStage(),
 			q.GetChain())
 	}
-	var shot *snapshot
 	select {
-	case shot = <-r.snapshots:
+	case r.writing <- struct{}{}:
+		defer func() { <-r.writing }()
 	case <-r.ctx.Done():
-		return fault.New(fault.Aborted, "save step %d: the stage has ended", q.GetStep())
+		return r.endedBefore(q.GetStep())
 	case <-stream.Context().Done():
 		return stream.Context().Err()
+	}
+	shot, err := r.takeSnapshot(stream.Context(), q.GetStep())
+	if err != nil {
+		return err
 	}
 	defer runtime.KeepAlive(r) // it has the memory of the tensors
 	defer func() {
@@ -187,9 +214,6 @@ func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) (err
 		}
 	}()
 	defer shot.end()
-	if shot.step != q.GetStep() {
-		return fault.New(fault.Aborted, "save step %d: the snapshot is of step %d", q.GetStep(), shot.step)
-	}
 	saved := &shardv1.Saved{}
 	for _, kind := range shot.kinds() {
 		f, err := r.writeFile(shot, kind, stream)
@@ -200,7 +224,40 @@ func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) (err
 			saved.Files = append(saved.Files, f)
 		}
 	}
+	shot.end() // the trainer may send the next save as soon as it has the answer
 	return stream.Send(&shardv1.SaveStateResponse{Frame: &shardv1.SaveStateResponse_Saved{Saved: saved}})
+}
+
+// takeSnapshot waits for the snapshot of a step for a call of SaveState. One call at a time waits or writes.
+func (r *trainRun) takeSnapshot(call context.Context, step uint64) (*snapshot, error) {
+	for {
+		select {
+		case shot := <-r.snapshots:
+			switch {
+			case shot.step < step: // nobody has come for it, and its trainer goes on
+				shot.end()
+				continue
+			case shot.step > step || call.Err() != nil: // it is that of another call
+				select {
+				case r.snapshots <- shot:
+				default: // there is a newer one
+					shot.end()
+				}
+				return nil, fault.New(fault.Aborted, "save step %d: the snapshot is of step %d", step, shot.step)
+			}
+			shot.take(call)
+			return shot, nil
+		case <-r.ctx.Done():
+			return nil, r.endedBefore(step)
+		case <-call.Done():
+			return nil, call.Err()
+		}
+	}
+}
+
+// endedBefore is the error of a call of SaveState whose stage has ended.
+func (r *trainRun) endedBefore(step uint64) error {
+	return fault.New(fault.Aborted, "save step %d: the stage has ended", step)
 }
 
 // kinds lists the kinds of tensors that the snapshot has.
@@ -291,9 +348,13 @@ func (r *trainRun) encode(s *snapshot, kind shardv1.StateKind, name string,
 		i := items[t.Name]
 		for read := 0; read < len(i.data); {
 			if r.ctx.Err() != nil {
-				return checkpoint.File{}, fault.New(fault.Aborted, "save step %d: the stage has ended", s.step)
+				return checkpoint.File{}, r.endedBefore(s.step)
 			}
 			values := s.next(i, buf)
+			if values == nil {
+				return checkpoint.File{}, fault.New(fault.Aborted, "save step %d: the trainer does not wait for it any more",
+					s.step)
+			}
 			if at := notFinite(values); at >= 0 {
 				return checkpoint.File{}, fault.New(fault.DataLoss,
 					"check state of step %d: element %d of %s of %s is %v", s.step, read+at, kindName(kind), t.Name, values[at])

@@ -100,6 +100,7 @@ type trainRun struct {
 	store     *checkpoint.Store // of the run, if the stage shares its folder
 	snapshot  *snapshot         // the last one, if there was one
 	snapshots chan *snapshot    // to SaveState
+	writing   chan struct{}     // has room for one call of SaveState
 
 	diloco  *diloco // nil unless workers step on their own
 	stepped bool    // a step has begun
@@ -211,7 +212,7 @@ func (t *training) build(
 		),
 		pieces: make(chan struct{}, frameQueue), fence: newFence(), members: allMembers(o),
 		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[int]bool{},
-		snapshots: make(chan *snapshot, 1),
+		snapshots: make(chan *snapshot, 1), writing: make(chan struct{}, 1),
 	}
 	r.memory = kernels.Scope()
 	r.direct = newDirect(r)

@@ -443,10 +443,6 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		"save of another step": {
 			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{Step: 7}}}}, fault.Invalid,
 		},
-		"a second snapshot": {
-			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{}}},
-				{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{}}}}, fault.FailedPrecondition,
-		},
 		"an empty frame": {[]*shardv1.TrainRequest{{}}, fault.Invalid},
 		"documents that were not announced": {changed(false, func(_ *shardv1.Step, m *shardv1.Microbatch) {
 			m.Documents = []uint32{m.GetLength(), m.GetLength()}
