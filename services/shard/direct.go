@@ -112,6 +112,18 @@ func (d *direct) begin(ctx context.Context, end context.CancelCauseFunc, a attem
 }
 
 // finish says that nobody waits any more.
+// flush waits until all that this stage has to send in the attempt is on its way. If a call cannot be made, its callee
+// knows nothing of it and waits, so the attempt must not be over then: its end is how the trainer hears of it.
+func (d *direct) flush() error {
+	for _, l := range d.links {
+		if err := l.window.Acquire(d.ctx, directWindow); err != nil {
+			return context.Cause(d.ctx)
+		}
+		l.window.Release(directWindow)
+	}
+	return nil
+}
+
 func (d *direct) finish() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -178,6 +178,35 @@ func TestReduce_BrokenCallIsReported(t *testing.T) {
 	}
 }
 
+// A stage that folds a gradient for others of its machine, and cannot call one of them, reports that. The other one
+// knows of no call, and waits.
+func TestReduce_ACallThatCannotBeMadeIsReported(t *testing.T) {
+	a := newTrainRig(t, gradbus.NewMemory(busLimit)).train(trainOpening(0, 2))
+	a.attempt(1, 0, 0, 2, 2, beside(2)...)
+	open := &shardv1.ReduceOpen{Chain: trainOpening(0, 2).GetChain(), From: trainOpening(1, 2).GetChain()}
+	stream, err := a.reduce(a.ctx, open, gradientEvents(make([]float32, tensorCount))...) // replica 1 is not open
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		f := a.next()
+		if f.GetFolded() != nil {
+			t.Fatal("the attempt is over, and the sum has not arrived")
+		}
+		if got := f.GetLinkBroken(); got != nil {
+			if got.GetReplica() != 1 || got.GetStep() != 1 {
+				t.Errorf("reported %v", got)
+			}
+			break
+		}
+	}
+	a.abort(1, 0)
+	if err := stream.CloseSend(); err != nil {
+		t.Error(err)
+	}
+	a.end()
+}
+
 // T6 without the bus: what another replica sends is rejected, with its name, if it must not be used.
 func TestReduce_BadGradientsAreRejected(t *testing.T) {
 	notFinite, stale := shardv1.RejectReason_REJECT_REASON_NOT_FINITE, shardv1.RejectReason_REJECT_REASON_STALE

@@ -122,6 +122,11 @@ func (r *trainRun) try(ctx context.Context, cancel context.CancelCauseFunc, at a
 	if err != nil {
 		return err
 	}
+	flushing := time.Now()
+	if err := r.direct.flush(); err != nil {
+		return err
+	}
+	s.wait += time.Since(flushing)
 	out := &shardv1.Folded{
 		Step: step.GetStep(), Attempt: at.n, Norms: norms, ComputeUs: uint64(
 			(time.Since(start) - s.wait).Microseconds(),
