@@ -87,6 +87,7 @@ func (d *direct) begin(ctx context.Context, end context.CancelCauseFunc, a attem
 	d.mu.Lock()
 	for chain, l := range d.links {
 		if a.n > 0 && a != d.at || l.broken || !m.has(chain) {
+			l.broken = true // what becomes of it is of no importance to the attempt that begins
 			stale = append(stale, l)
 			delete(d.links, chain)
 		}
@@ -111,7 +112,6 @@ func (d *direct) begin(ctx context.Context, end context.CancelCauseFunc, a attem
 	closeLinks(stale)
 }
 
-// finish says that nobody waits any more.
 // flush waits until all that this stage has to send in the attempt is on its way. If a call cannot be made, its callee
 // knows nothing of it and waits, so the attempt must not be over then: its end is how the trainer hears of it.
 func (d *direct) flush() error {
@@ -124,6 +124,7 @@ func (d *direct) flush() error {
 	return nil
 }
 
+// finish says that nobody waits any more.
 func (d *direct) finish() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -267,6 +268,16 @@ func (d *direct) tear(chain string, call uint64, err error) {
 	}
 	d.torn[chain] = err
 	d.breakOff(chain, err)
+}
+
+// lost ends the attempt because the call to a chain has broken, unless it is not needed any more.
+func (d *direct) lost(l *link, chain string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !l.broken {
+		l.broken = true
+		d.breakOff(chain, err)
+	}
 }
 
 // breakOff ends the attempt if a chain takes part in it. The caller holds mu.

@@ -29,7 +29,7 @@ type link struct {
 	stop   chan struct{} // closed to end the call politely
 	cancel context.CancelFunc
 	done   chan struct{}
-	broken bool // guarded by direct.mu
+	broken bool // or not needed any more; guarded by direct.mu
 }
 
 // dial starts a call to a member.
@@ -42,14 +42,10 @@ func (d *direct) dial(to share) *link {
 		defer close(l.done)
 		err := d.feed(ctx, l, to)
 		select {
-		case <-l.stop:
-			return // nobody needs it any more
+		case <-l.stop: // nobody needs it any more
 		default:
+			d.lost(l, to.chain, err)
 		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		l.broken = true
-		d.breakOff(to.chain, err)
 	}()
 	return l
 }
