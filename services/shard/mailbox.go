@@ -77,6 +77,9 @@ func (m *mailbox) close() {
 // send publishes an encoded node as events, in the background.
 func (m *mailbox) send(part string, n schedule.Node, wireType string, data []byte) error {
 	for g := range m.events(part, n, wireType, data) {
+		if m.ctx.Err() != nil { // an abort makes room in the outbox, which is not for the rest of its attempt
+			return context.Cause(m.ctx)
+		}
 		raw, err := proto.Marshal(g)
 		if err != nil {
 			return fault.Wrap(fault.Internal, err, "encode gradient event")
