@@ -208,6 +208,14 @@ func (m *mesh) slow(step time.Duration) {
 	}
 }
 
+// some returns all cases, or with -short, which is how tests run under the race detector, the first and the last.
+func some[T any](cases ...T) []T {
+	if testing.Short() {
+		return []T{cases[0], cases[len(cases)-1]}
+	}
+	return cases
+}
+
 // eventually polls a condition until it holds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

@@ -12,7 +12,7 @@ import (
 // TestService_ChainedWindows_FillLongLinks generates one text over slow links, with one batch in flight and
 // with five. In the latter case the draft model goes on while its draft tokens travel.
 func TestService_ChainedWindows_FillLongLinks(t *testing.T) {
-	for _, wrong := range []int{0, 23, 7, 2} {
+	for _, wrong := range some(0, 23, 7, 2) {
 		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const n = 400
@@ -86,7 +86,7 @@ func TestService_SpeculationThatDoesNotPay_Rests(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	for _, wrong := range []int{1, 2, 3, 5, 11, 0} {
+	for _, wrong := range some(1, 2, 3, 5, 11, 0) {
 		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				plain := run(t, newMesh(t, 2, 1, router.Config{MicroBatches: 3}))

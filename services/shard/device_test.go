@@ -48,6 +48,7 @@ func (r *assignRig) reserved(what string) uint64 {
 // Weights that two spans share stay reserved until neither is held, whichever goes first, so what is reserved depends
 // on what is held alone.
 func TestService_AGPUsReservationIsOfWhatIsHeld(t *testing.T) {
+	skipRace(t)
 	const memory = 64 << 20
 	type span struct{ lo, hi uint32 }
 	r := newGPURig(t, memory)

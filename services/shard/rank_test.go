@@ -22,6 +22,7 @@ import (
 // A GPU sends the candidates of a row that the host would have chosen, and the row that it has kept when the sampler
 // asks for it. In the same batch another session gets its whole row at once.
 func TestInfer_AGPURanksRows(t *testing.T) {
+	skipRace(t)
 	set, err := cuda.Open(twin.New(twin.Config{Devices: 1, Machine: twin.Simulated}), cuda.Config{KV: kernel.KVAuto})
 	if err != nil {
 		t.Fatal(err)

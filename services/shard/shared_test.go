@@ -244,6 +244,7 @@ func (s *slotted) sendBatch(b *shardv1.Batch) {
 // A stage reads the slots that its upstream names, says when it has read them, also if it drops a batch, and gives what
 // it gives for the same rows on the wire.
 func TestInfer_AStageReadsSlots(t *testing.T) {
+	skipRace(t)
 	r := twins(t, shard.Config{}, "a", "a")
 	s := offered(t, r, onTwin(t, "a", 0), nil)
 	if !s.opened.GetReadsMemory() || s.opened.GetMemoryRefused() != "" {
@@ -313,6 +314,7 @@ func TestInfer_AStageReadsSlots(t *testing.T) {
 
 // A batch that does not fit the memory breaks the stream, and nothing else.
 func TestInfer_SlotsAreChecked(t *testing.T) {
+	skipRace(t)
 	r, set := twins(t, shard.Config{}, "a", "a"), onTwin(t, "a", 0)
 	for what, send := range map[string]func(s *slotted){
 		"batch.slot: slot 2 is not open":       func(s *slotted) { s.sendBatch(s.frame(2, 1)) },

@@ -70,6 +70,7 @@ func (s *reading) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shardv
 // A next stage that does not give slots back gets further batches over the wire. One that gives back what it does not
 // have breaks the stream.
 func TestInfer_ANextStageThatKeepsSlots(t *testing.T) {
+	skipRace(t)
 	for _, slot := range []uint32{0, 4} { // the first one is given back twice
 		r := newInferRigWith(t, 2, shard.Config{Host: "here"}, onTwin(t, "a", 0))
 		next := &reading{batches: make(chan *shardv1.Batch, 16), answers: make(chan *shardv1.InferResponse, 16)}
