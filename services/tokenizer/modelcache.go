@@ -3,6 +3,7 @@ package tokenizer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -58,7 +59,11 @@ type loading struct {
 	done  chan struct{}
 	model *model
 	err   error
+	left  bool // the request that was loading it has ended
 }
+
+// errLeft says that the request which was loading a model has ended before the model was loaded.
+var errLeft = errors.New("the request that was loading the model has ended")
 
 // prepare parses a model's templates.
 func prepare(m Model) (*model, error) {
@@ -150,11 +155,9 @@ func (s *modelCache) find(ctx context.Context, ref string) (*model, error) {
 		case s.open == nil:
 			return nil, fault.New(fault.NotFound, "find model %q: it is not loaded here", ref)
 		}
-		m, err := s.load(ctx, ref)
-		if err == nil || ctx.Err() != nil || fault.CodeOf(err) != fault.Canceled {
+		if m, err := s.load(ctx, ref); !errors.Is(err, errLeft) {
 			return m, err
 		}
-		// The request that was loading it was canceled; this one was not.
 	}
 }
 
@@ -177,7 +180,8 @@ func (s *modelCache) lookup(ref string) *model {
 	return nil
 }
 
-// load loads a model from the library, once for all requests that wait for it.
+// load loads a model from the library, once for all requests that wait for it. A request that has waited for another
+// one, which has ended in the meantime, gets errLeft.
 func (s *modelCache) load(ctx context.Context, ref string) (*model, error) {
 	s.mu.Lock()
 	if m := s.lookup(ref); m != nil {
@@ -188,6 +192,9 @@ func (s *modelCache) load(ctx context.Context, ref string) (*model, error) {
 		s.mu.Unlock()
 		select {
 		case <-l.done:
+			if l.left {
+				return nil, errLeft
+			}
 			return l.model, l.err
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -200,11 +207,15 @@ func (s *modelCache) load(ctx context.Context, ref string) (*model, error) {
 	s.loading[ref] = l
 	s.mu.Unlock()
 
+	defer func() { // also if the files make a reader of them panic, which the server recovers from
+		s.mu.Lock()
+		delete(s.loading, ref)
+		s.mu.Unlock()
+		close(l.done)
+	}()
+	l.err = fault.New(fault.Internal, "load model %q: it could not be read", ref)
 	l.model, l.err = s.fetch(ctx, ref)
-	s.mu.Lock()
-	delete(s.loading, ref)
-	s.mu.Unlock()
-	close(l.done)
+	l.left = l.err != nil && ctx.Err() != nil
 	return l.model, l.err
 }
 

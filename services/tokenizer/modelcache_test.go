@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -154,6 +156,104 @@ func TestService_ConcurrentRequestsLoadAModelOnce(t *testing.T) {
 		t.Errorf("opened %d times", n)
 	}
 	close(goOn)
+}
+
+// A request that waits for another one to load a model has a deadline of its own.
+func TestService_RequestsLoadAModelAgainAfterTheDeadlineOfAnother(t *testing.T) {
+	v := bpe(t)
+	synctest.Test(t, func(t *testing.T) {
+		var opened atomic.Int32
+		s, err := tokenizer.New(tokenizer.Config{Open: func(ctx context.Context, ref string) (tokenizer.Model, error) {
+			if opened.Add(1) == 1 {
+				<-ctx.Done()
+				return tokenizer.Model{}, ctx.Err()
+			}
+			return tokenizer.Model{Name: ref, Digest: ref, Vocab: v}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := s.Encode(short, &tokenizerv1.EncodeRequest{Model: "a"}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the first: %v", err)
+			}
+		})
+		synctest.Wait() // it loads
+		for range 8 {
+			wg.Go(func() {
+				if _, err := s.Encode(t.Context(), &tokenizerv1.EncodeRequest{Model: "a"}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := opened.Load(); n != 2 {
+			t.Errorf("opened %d times", n)
+		}
+	})
+}
+
+// A library whose own calls are canceled fails as with any other error.
+func TestService_LibraryThatIsCanceledIsAskedOnce(t *testing.T) {
+	var opened atomic.Int32
+	s, err := tokenizer.New(tokenizer.Config{Open: func(context.Context, string) (tokenizer.Model, error) {
+		if opened.Add(1) == 3 { // so that the test ends in any case
+			return tokenizer.Model{}, fault.New(fault.NotFound, "test")
+		}
+		return tokenizer.Model{}, fault.New(fault.Canceled, "the connection is being closed")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Encode(t.Context(), &tokenizerv1.EncodeRequest{Model: "a"})
+	if fault.CodeOf(err) != fault.Canceled || opened.Load() != 1 {
+		t.Errorf("opened %d times: %v", opened.Load(), err)
+	}
+}
+
+// The server recovers from a panic of a handler. Nobody may wait for the model that it was loading.
+func TestService_ModelWhoseLoadingHasPanickedIsLoadedAgain(t *testing.T) {
+	v := bpe(t)
+	synctest.Test(t, func(t *testing.T) {
+		var opened atomic.Int32
+		goOn := make(chan struct{})
+		s, err := tokenizer.New(tokenizer.Config{Open: func(_ context.Context, ref string) (tokenizer.Model, error) {
+			if opened.Add(1) == 1 {
+				<-goOn
+				panic("a damaged file")
+			}
+			return tokenizer.Model{Name: ref, Digest: ref, Vocab: v}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("nothing has panicked")
+				}
+			}()
+			_, _ = s.Encode(ctx, &tokenizerv1.EncodeRequest{Model: "a"}) // it panics
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			if _, err := s.Encode(ctx, &tokenizerv1.EncodeRequest{Model: "a"}); fault.CodeOf(err) != fault.Internal {
+				t.Errorf("a request that has waited: %v", err)
+			}
+		})
+		synctest.Wait()
+		close(goOn)
+		wg.Wait()
+		if _, err := s.Encode(ctx, &tokenizerv1.EncodeRequest{Model: "a"}); err != nil {
+			t.Errorf("a later request: %v", err)
+		}
+	})
 }
 
 func TestLibrary_FindsByNameAndDigest(t *testing.T) {
