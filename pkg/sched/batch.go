@@ -305,8 +305,9 @@ func (s *Scheduler) startProbation() {
 	if s.suspect != nil {
 		return
 	}
+	// A suspect that waits for its reader, which may be slow, must not keep the others waiting.
 	i := slices.IndexFunc(s.running, func(q *sequence) bool {
-		return q.Suspect && !q.replaying() && q.harmless() == 0
+		return q.Suspect && !q.blamed && !q.paused && !q.replaying() && q.harmless() == 0
 	})
 	if i < 0 {
 		return

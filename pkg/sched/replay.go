@@ -79,6 +79,11 @@ func (s *Scheduler) next() *Batch {
 	if b == nil {
 		b = second()
 	}
+	if b == nil && s.suspect == nil { // a suspect's replay may have ended just now, and nothing else calls Step soon
+		if s.startProbation(); s.suspect != nil {
+			b = s.form()
+		}
+	}
 	s.replayed = b != nil && b.ReplayUntil > 0
 	return b
 }
