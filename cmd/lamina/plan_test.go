@@ -8,9 +8,9 @@ import (
 )
 
 const planHosts = `{"hosts": [
-	{"id": "big", "memory_bytes": 3000000, "layer_ms": 1, "hop_ms": 0.1, "class": "cpu/6"},
-	{"id": "small", "memory_bytes": 400000, "layer_ms": 0.5, "hop_ms": 0.1, "class": "cpu/6", "bandwidth_mbps": 1000},
-	{"id": "slow", "memory_bytes": 9000000, "layer_ms": 90, "hop_ms": 9, "class": "cpu/6", "zone": "far"},
+	{"id": "big", "memory_bytes": 3000000, "layer_ms": 1, "hop_ms": 0.1, "class": "cpu/7"},
+	{"id": "small", "memory_bytes": 400000, "layer_ms": 0.5, "hop_ms": 0.1, "class": "cpu/7", "bandwidth_mbps": 1000},
+	{"id": "slow", "memory_bytes": 9000000, "layer_ms": 90, "hop_ms": 9, "class": "cpu/7", "zone": "far"},
 	{"id": "other", "memory_bytes": 300000, "layer_ms": 0.01, "hop_ms": 0.1, "class": "cuda/1"}
 ]}`
 

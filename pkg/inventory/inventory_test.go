@@ -16,7 +16,7 @@ const digest = "sha256:model"
 // shardOf describes a shard that offers a model of four layers.
 func shardOf(id string, change func(*shardv1.DescribeResponse)) inventory.Shard {
 	d := &shardv1.DescribeResponse{
-		Instance: id, KernelClass: "cpu/6", Inventory: &shardv1.Inventory{
+		Instance: id, KernelClass: "cpu/7", Inventory: &shardv1.Inventory{
 			Assignable: true, MemoryBytes: 1 << 30,
 			Times: []*shardv1.LayerTime{{Digest: digest, LayerBytes: 1000, DecodeMs: 1, RowMs: 0.25}},
 			Offers: []*shardv1.Offer{{Model: "m", Digest: digest, LayerBytes: []uint64{1000, 1000, 1000, 1000},

@@ -104,7 +104,7 @@ type Set[F tensor.Float] interface {
 
 	// Name returns the value of --kernels that selects the set, such as "ref" or "cpu".
 	Name() string
-	// Class names the family of sets whose results are bit-identical, such as "cpu/6".
+	// Class names the family of sets whose results are bit-identical, such as "cpu/7".
 	Class() string
 	// KV returns the type of the set's KV caches. It is part of the class.
 	KV() KVType

@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// chatHash is the hash of what class cpu/6 computes for the chat model, on every machine. A change
+// chatHash is the hash of what class cpu/7 computes for the chat model, on every machine. A change
 // of the order of sums changes the hash and needs a new class.
 const chatHash = "f30bd28aa7143189583f4707d42d06a4b84a05dd959fd2e70f25c504c7f06e14"
 
@@ -31,8 +31,8 @@ func TestStage_ChatModelHasOneHash(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer set.Close()
-			if set.Class() != "cpu/6" {
-				t.Fatalf("class %s: chatHash is of cpu/6", set.Class())
+			if set.Class() != "cpu/7" {
+				t.Fatalf("class %s: chatHash is of cpu/7", set.Class())
 			}
 			c := newChain(t, files, kernel.Set[float32](set), 2)
 			seq, hash := c.sequence(), sha256.New()

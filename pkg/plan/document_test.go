@@ -15,7 +15,7 @@ func document() *plan.Document {
 		Fence: 7, Version: 3, Reason: "repair: b gone", MoveLayers: 2, MoveBytes: 99,
 		Plan: plan.Plan{
 			Pipelines: []plan.Pipeline{{
-				Model: "m", Digest: "sha256:m", Class: "cpu/6", KVPositions: 2048,
+				Model: "m", Digest: "sha256:m", Class: "cpu/7", KVPositions: 2048,
 				Stages: []plan.Stage{{Host: "a", Hi: 2, Memory: 5, MS: 0.5, HopMS: 0.1}, {Host: "b", Lo: 2, Hi: 4}},
 			}},
 			LeftOut: []plan.LeftOut{{ID: "c", Reason: "it would slow the chain"}},

@@ -12,7 +12,7 @@ import (
 const twoHosts = `{"hosts": [
 	{"id": "a", "memory_bytes": 8e9, "layer_ms": 0.5, "hop_ms": 0.2},
 	{"id": "b", "memory_bytes": 1000000, "layer_ms": 1, "hop_ms": 0, "bandwidth_mbps": 100, "zone": "z",
-	 "class": "cpu/6", "row_ms": 0.1, "layer_bytes": 5}
+	 "class": "cpu/7", "row_ms": 0.1, "layer_bytes": 5}
 ]}`
 
 func TestParseHosts_AllFields(t *testing.T) {
@@ -22,7 +22,7 @@ func TestParseHosts_AllFields(t *testing.T) {
 	}
 	want := []plan.Host{
 		{ID: "a", Memory: 8e9, LayerMS: 0.5, HopMS: 0.2},
-		{ID: "b", Memory: 1e6, LayerMS: 1, Mbps: 100, Zone: "z", Class: "cpu/6", RowMS: 0.1, LayerBytes: 5},
+		{ID: "b", Memory: 1e6, LayerMS: 1, Mbps: 100, Zone: "z", Class: "cpu/7", RowMS: 0.1, LayerBytes: 5},
 	}
 	if len(hosts) != 2 || hosts[0] != want[0] || hosts[1] != want[1] {
 		t.Errorf("got %+v, want %+v", hosts, want)

@@ -18,7 +18,7 @@ func largeRequest(goal plan.Goal) plan.Request {
 	for i := range 1000 {
 		r.Hosts = append(r.Hosts, plan.Host{ID: fmt.Sprintf("shard-%03d", i), Memory: (4 + rnd.Int64N(60)) << 30,
 			LayerMS: math.Exp(rnd.Float64()*3 - 2), LayerBytes: 200e6, HopMS: rnd.Float64(), Mbps: 1000,
-			Zone: fmt.Sprint(rnd.IntN(4)), Class: pick(rnd, "cpu/6", "cpu/6", "cpu/6", "cuda/1")})
+			Zone: fmt.Sprint(rnd.IntN(4)), Class: pick(rnd, "cpu/7", "cpu/7", "cpu/7", "cuda/1")})
 	}
 	for m := range 20 {
 		layers := 16 + rnd.IntN(65)

@@ -35,7 +35,7 @@ type Chain []Span
 func (c Chain) Digest() string { return c[0].Digest }
 
 // Class returns the kernel class of the chain. If the spans have several, it is each with its layers, such as
-// "cuda/2/sm_90:0-20+cpu/6:20-32": the results are those of this layout alone.
+// "cuda/2/sm_90:0-20+cpu/7:20-32": the results are those of this layout alone.
 func (c Chain) Class() string {
 	var parts []string
 	for i := 0; i < len(c); {

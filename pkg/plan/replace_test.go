@@ -9,7 +9,7 @@ import (
 
 func TestChain_Replace(t *testing.T) {
 	span := func(shard string, lo, hi int) plan.Span {
-		return plan.Span{Shard: shard, Addr: shard + ":1", Digest: "d", Class: "cpu/6", Lo: lo, Hi: hi, Layers: 6}
+		return plan.Span{Shard: shard, Addr: shard + ":1", Digest: "d", Class: "cpu/7", Lo: lo, Hi: hi, Layers: 6}
 	}
 	chain := plan.Chain{span("a", 0, 2), span("b", 2, 4), span("c", 4, 6)}
 	other, class := span("x", 2, 4), span("y", 2, 4)

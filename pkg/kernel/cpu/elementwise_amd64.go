@@ -5,8 +5,9 @@ import "github.com/lamina-mesh/lamina/pkg/kernel"
 // elementsAVX512 returns the loops for processors with AVX-512.
 func elementsAVX512() elementOps {
 	return elementOps{
-		act:  [acts]func(y, x *float32, n int){kernel.SiLU: siluOf, kernel.GELUTanh: geluOf},
-		glu:  [acts]func(y, x, up *float32, n int){kernel.SiLU: siluTimes, kernel.GELUTanh: geluTimes},
+		act: [acts]func(y, x *float32, n int){kernel.SiLU: siluOf, kernel.GELUTanh: geluOf, kernel.GELU: geluExactOf},
+		glu: [acts]func(y, x, up *float32, n int){kernel.SiLU: siluTimes, kernel.GELUTanh: geluTimes,
+			kernel.GELU: geluExactTimes},
 		norm: scaleTimes, shift: shiftTo, centre: centreTo, scale: scaleTo, rotate: rotatePairs,
 	}
 }
@@ -49,7 +50,8 @@ func elementsAVX2(o *ops) elementOps {
 	for act, loop := range map[kernel.Act]struct {
 		of    func(y, x *float32, n int)
 		times func(y, x, up *float32, n int)
-	}{kernel.SiLU: {siluOfWide, siluTimesWide}, kernel.GELUTanh: {geluOfWide, geluTimesWide}} {
+	}{kernel.SiLU: {siluOfWide, siluTimesWide}, kernel.GELUTanh: {geluOfWide, geluTimesWide},
+		kernel.GELU: {geluExactOfWide, geluExactTimesWide}} {
 		e.act[act] = func(y, x *float32, n int) {
 			loop.of(y, x, n)
 			if whole := n &^ (lanes - 1); whole < n {

@@ -93,7 +93,8 @@ func slope(v, q float32, act kernel.Act) float32 {
 		du := float32(k * (1 + float32(3*0.044715*float32(v*v))))
 		return q + float32(float32(v*float32(q*(1-q)))*du)
 	}
-	return q + float32(float64(v)*math.Exp(-float64(v)*float64(v)/2)/math.Sqrt(2*math.Pi))
+	_, e := normal32(v)
+	return q + float32(float32(v*e)*float32(1/math.Sqrt(2*math.Pi)))
 }
 
 // gatedGrad computes an activation, times up unless that is nil, and its gradient from the gate.

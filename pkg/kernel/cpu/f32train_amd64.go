@@ -6,9 +6,10 @@ import "github.com/lamina-mesh/lamina/pkg/kernel"
 func trainAVX512() trainOps {
 	return trainOps{
 		scoreSlopes: scoreSlopes,
-		actGrad:     [acts]func(dx, y, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
+		actGrad: [acts]func(dx, y, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad,
+			kernel.GELU: geluExactGrad},
 		gluGrad: [acts]func(dx, dup, y, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad,
-			kernel.GELUTanh: geluTimesGrad},
+			kernel.GELUTanh: geluTimesGrad, kernel.GELU: geluExactTimesGrad},
 		normSlopes: normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns16,
 		sumWideColumns: sumColumns128, sumSquares: sumSquares,
 		rowDots: rowDots, moments: rowMoments, rows: &causalOps{causalWeights, causalSlopes, logsOf},
@@ -44,7 +45,8 @@ func trainAVX2(o *ops) trainOps {
 	for act, loop := range map[kernel.Act]struct {
 		of    func(dx, y, dy, x *float32, n int)
 		times func(dx, dup, y, dy, x, up *float32, n int)
-	}{kernel.SiLU: {siluGradWide, siluTimesGradWide}, kernel.GELUTanh: {geluGradWide, geluTimesGradWide}} {
+	}{kernel.SiLU: {siluGradWide, siluTimesGradWide}, kernel.GELUTanh: {geluGradWide, geluTimesGradWide},
+		kernel.GELU: {geluExactGradWide, geluExactTimesGradWide}} {
 		t.actGrad[act] = func(dx, y, dy, x *float32, n int) {
 			loop.of(dx, y, dy, x, n)
 			if whole := n &^ (lanes - 1); whole < n {

@@ -86,7 +86,7 @@ func (o *ops) gate(out, x []float32, act kernel.Act) {
 		o.sigmoid(out, out, float32(2*math.Sqrt(2/math.Pi)))
 	case kernel.GELU:
 		for i, v := range x {
-			out[i] = float32(0.5 * (1 + math.Erf(float64(v)/math.Sqrt2)))
+			out[i], _ = normal32(v)
 		}
 	default:
 		panic("activate: unknown activation")

@@ -68,7 +68,7 @@ func newSet(threads int, o ops) *Set {
 
 // newParts makes a set on a pool.
 func newParts(o ops, p *pool) *Set {
-	s := &Set{ops: o, class: "cpu/6", kv: kernel.KVAuto, pool: p, tables: map[*kernel.Rotary]*table{}}
+	s := &Set{ops: o, class: "cpu/7", kv: kernel.KVAuto, pool: p, tables: map[*kernel.Rotary]*table{}}
 	s.dense = &s.gemm
 	s.scratch.New = func() any { return new([]float32) }
 	s.cuts.New = func() any { return new([]piece) }

@@ -33,6 +33,18 @@ func geluTimesGrad(dx, dup, y, dy, x, up *float32, n int)
 func geluTimesGradWide(dx, dup, y, dy, x, up *float32, n int)
 
 //go:noescape
+func geluExactGrad(dx, y, dy, x *float32, n int)
+
+//go:noescape
+func geluExactGradWide(dx, y, dy, x *float32, n int)
+
+//go:noescape
+func geluExactTimesGrad(dx, dup, y, dy, x, up *float32, n int)
+
+//go:noescape
+func geluExactTimesGradWide(dx, dup, y, dy, x, up *float32, n int)
+
+//go:noescape
 func normSlopes(dx, x, dy, gain *float32, n int, mean float32, inv float32, meanE float32, meanEN float32)
 
 //go:noescape

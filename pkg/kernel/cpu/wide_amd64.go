@@ -27,6 +27,18 @@ func geluTimes(y, x, up *float32, n int)
 func geluTimesWide(y, x, up *float32, n int)
 
 //go:noescape
+func geluExactOf(y, x *float32, n int)
+
+//go:noescape
+func geluExactOfWide(y, x *float32, n int)
+
+//go:noescape
+func geluExactTimes(y, x, up *float32, n int)
+
+//go:noescape
+func geluExactTimesWide(y, x, up *float32, n int)
+
+//go:noescape
 func scaleTimes(y, x, gain *float32, n int, s float32)
 
 //go:noescape

@@ -292,6 +292,227 @@ DATA minusGelu<>+52(SB)/4, $0xbfcc422a
 DATA minusGelu<>+56(SB)/4, $0xbfcc422a
 DATA minusGelu<>+60(SB)/4, $0xbfcc422a
 GLOBL minusGelu<>(SB), RODATA|NOPTR, $64
+DATA normalPoly0<>+0(SB)/4, $0xbce8e023
+DATA normalPoly0<>+4(SB)/4, $0xbce8e023
+DATA normalPoly0<>+8(SB)/4, $0xbce8e023
+DATA normalPoly0<>+12(SB)/4, $0xbce8e023
+DATA normalPoly0<>+16(SB)/4, $0xbce8e023
+DATA normalPoly0<>+20(SB)/4, $0xbce8e023
+DATA normalPoly0<>+24(SB)/4, $0xbce8e023
+DATA normalPoly0<>+28(SB)/4, $0xbce8e023
+DATA normalPoly0<>+32(SB)/4, $0xbce8e023
+DATA normalPoly0<>+36(SB)/4, $0xbce8e023
+DATA normalPoly0<>+40(SB)/4, $0xbce8e023
+DATA normalPoly0<>+44(SB)/4, $0xbce8e023
+DATA normalPoly0<>+48(SB)/4, $0xbce8e023
+DATA normalPoly0<>+52(SB)/4, $0xbce8e023
+DATA normalPoly0<>+56(SB)/4, $0xbce8e023
+DATA normalPoly0<>+60(SB)/4, $0xbce8e023
+GLOBL normalPoly0<>(SB), RODATA|NOPTR, $64
+DATA normalPoly1<>+0(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+4(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+8(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+12(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+16(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+20(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+24(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+28(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+32(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+36(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+40(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+44(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+48(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+52(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+56(SB)/4, $0x3e14fac6
+DATA normalPoly1<>+60(SB)/4, $0x3e14fac6
+GLOBL normalPoly1<>(SB), RODATA|NOPTR, $64
+DATA normalPoly2<>+0(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+4(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+8(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+12(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+16(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+20(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+24(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+28(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+32(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+36(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+40(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+44(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+48(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+52(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+56(SB)/4, $0xbe8b0b2f
+DATA normalPoly2<>+60(SB)/4, $0xbe8b0b2f
+GLOBL normalPoly2<>(SB), RODATA|NOPTR, $64
+DATA normalPoly3<>+0(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+4(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+8(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+12(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+16(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+20(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+24(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+28(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+32(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+36(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+40(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+44(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+48(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+52(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+56(SB)/4, $0x3e401ed6
+DATA normalPoly3<>+60(SB)/4, $0x3e401ed6
+GLOBL normalPoly3<>(SB), RODATA|NOPTR, $64
+DATA normalPoly4<>+0(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+4(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+8(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+12(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+16(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+20(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+24(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+28(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+32(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+36(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+40(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+44(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+48(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+52(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+56(SB)/4, $0xbd1b1d9d
+DATA normalPoly4<>+60(SB)/4, $0xbd1b1d9d
+GLOBL normalPoly4<>(SB), RODATA|NOPTR, $64
+DATA normalPoly5<>+0(SB)/4, $0x3de52e30
+DATA normalPoly5<>+4(SB)/4, $0x3de52e30
+DATA normalPoly5<>+8(SB)/4, $0x3de52e30
+DATA normalPoly5<>+12(SB)/4, $0x3de52e30
+DATA normalPoly5<>+16(SB)/4, $0x3de52e30
+DATA normalPoly5<>+20(SB)/4, $0x3de52e30
+DATA normalPoly5<>+24(SB)/4, $0x3de52e30
+DATA normalPoly5<>+28(SB)/4, $0x3de52e30
+DATA normalPoly5<>+32(SB)/4, $0x3de52e30
+DATA normalPoly5<>+36(SB)/4, $0x3de52e30
+DATA normalPoly5<>+40(SB)/4, $0x3de52e30
+DATA normalPoly5<>+44(SB)/4, $0x3de52e30
+DATA normalPoly5<>+48(SB)/4, $0x3de52e30
+DATA normalPoly5<>+52(SB)/4, $0x3de52e30
+DATA normalPoly5<>+56(SB)/4, $0x3de52e30
+DATA normalPoly5<>+60(SB)/4, $0x3de52e30
+GLOBL normalPoly5<>(SB), RODATA|NOPTR, $64
+DATA normalPoly6<>+0(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+4(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+8(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+12(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+16(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+20(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+24(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+28(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+32(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+36(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+40(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+44(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+48(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+52(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+56(SB)/4, $0x3df00dcb
+DATA normalPoly6<>+60(SB)/4, $0x3df00dcb
+GLOBL normalPoly6<>(SB), RODATA|NOPTR, $64
+DATA normalPoly7<>+0(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+4(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+8(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+12(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+16(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+20(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+24(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+28(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+32(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+36(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+40(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+44(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+48(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+52(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+56(SB)/4, $0x3e0d562a
+DATA normalPoly7<>+60(SB)/4, $0x3e0d562a
+GLOBL normalPoly7<>(SB), RODATA|NOPTR, $64
+DATA normalPoly8<>+0(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+4(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+8(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+12(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+16(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+20(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+24(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+28(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+32(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+36(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+40(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+44(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+48(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+52(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+56(SB)/4, $0x3e0cec07
+DATA normalPoly8<>+60(SB)/4, $0x3e0cec07
+GLOBL normalPoly8<>(SB), RODATA|NOPTR, $64
+DATA normalScale<>+0(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+4(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+8(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+12(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+16(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+20(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+24(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+28(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+32(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+36(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+40(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+44(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+48(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+52(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+56(SB)/4, $0x3eb0a3d7
+DATA normalScale<>+60(SB)/4, $0x3eb0a3d7
+GLOBL normalScale<>(SB), RODATA|NOPTR, $64
+DATA normalLimit<>+0(SB)/4, $0x41600000
+DATA normalLimit<>+4(SB)/4, $0x41600000
+DATA normalLimit<>+8(SB)/4, $0x41600000
+DATA normalLimit<>+12(SB)/4, $0x41600000
+DATA normalLimit<>+16(SB)/4, $0x41600000
+DATA normalLimit<>+20(SB)/4, $0x41600000
+DATA normalLimit<>+24(SB)/4, $0x41600000
+DATA normalLimit<>+28(SB)/4, $0x41600000
+DATA normalLimit<>+32(SB)/4, $0x41600000
+DATA normalLimit<>+36(SB)/4, $0x41600000
+DATA normalLimit<>+40(SB)/4, $0x41600000
+DATA normalLimit<>+44(SB)/4, $0x41600000
+DATA normalLimit<>+48(SB)/4, $0x41600000
+DATA normalLimit<>+52(SB)/4, $0x41600000
+DATA normalLimit<>+56(SB)/4, $0x41600000
+DATA normalLimit<>+60(SB)/4, $0x41600000
+GLOBL normalLimit<>(SB), RODATA|NOPTR, $64
+DATA minusHalf<>+0(SB)/4, $0xbf000000
+DATA minusHalf<>+4(SB)/4, $0xbf000000
+DATA minusHalf<>+8(SB)/4, $0xbf000000
+DATA minusHalf<>+12(SB)/4, $0xbf000000
+DATA minusHalf<>+16(SB)/4, $0xbf000000
+DATA minusHalf<>+20(SB)/4, $0xbf000000
+DATA minusHalf<>+24(SB)/4, $0xbf000000
+DATA minusHalf<>+28(SB)/4, $0xbf000000
+DATA minusHalf<>+32(SB)/4, $0xbf000000
+DATA minusHalf<>+36(SB)/4, $0xbf000000
+DATA minusHalf<>+40(SB)/4, $0xbf000000
+DATA minusHalf<>+44(SB)/4, $0xbf000000
+DATA minusHalf<>+48(SB)/4, $0xbf000000
+DATA minusHalf<>+52(SB)/4, $0xbf000000
+DATA minusHalf<>+56(SB)/4, $0xbf000000
+DATA minusHalf<>+60(SB)/4, $0xbf000000
+GLOBL minusHalf<>(SB), RODATA|NOPTR, $64
+DATA withoutSign<>+0(SB)/4, $0x7fffffff
+DATA withoutSign<>+4(SB)/4, $0x7fffffff
+DATA withoutSign<>+8(SB)/4, $0x7fffffff
+DATA withoutSign<>+12(SB)/4, $0x7fffffff
+DATA withoutSign<>+16(SB)/4, $0x7fffffff
+DATA withoutSign<>+20(SB)/4, $0x7fffffff
+DATA withoutSign<>+24(SB)/4, $0x7fffffff
+DATA withoutSign<>+28(SB)/4, $0x7fffffff
+DATA withoutSign<>+32(SB)/4, $0x7fffffff
+DATA withoutSign<>+36(SB)/4, $0x7fffffff
+DATA withoutSign<>+40(SB)/4, $0x7fffffff
+DATA withoutSign<>+44(SB)/4, $0x7fffffff
+DATA withoutSign<>+48(SB)/4, $0x7fffffff
+DATA withoutSign<>+52(SB)/4, $0x7fffffff
+DATA withoutSign<>+56(SB)/4, $0x7fffffff
+DATA withoutSign<>+60(SB)/4, $0x7fffffff
+GLOBL withoutSign<>(SB), RODATA|NOPTR, $64
 
 // func siluOf(y, x *float32, n int)
 TEXT ·siluOf(SB), NOSPLIT, $0-24
@@ -908,6 +1129,488 @@ loop:
 	VADDPS expOne<>(SB), Y2, Y2
 	VMOVUPS expOne<>(SB), Y1
 	VDIVPS Y2, Y1, Y2
+	VMULPS Y2, Y4, Y2
+	VMOVUPS 32(DX), Y5
+	VMULPS Y5, Y2, Y2
+	VMOVUPS Y2, 32(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	ADDQ $64, DX
+	SUBQ $16, CX
+	JMP loop
+tail:
+	VZEROUPPER
+	RET
+
+// func geluExactOf(y, x *float32, n int)
+TEXT ·geluExactOf(SB), NOSPLIT, $0-24
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ n+16(FP), CX
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(SI), Z4
+	VANDPS withoutSign<>(SB), Z4, Z8
+	VMOVUPS normalLimit<>(SB), Z0
+	VMINPS Z8, Z0, Z8
+	VMULPS Z8, Z8, Z0
+	VMOVAPS Z0, Z10
+	VFMSUB231PS Z8, Z8, Z10
+	VMULPS minusHalf<>(SB), Z10, Z10
+	VMULPS minusHalf<>(SB), Z0, Z0
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
+	VMINPS Z0, Z1, Z0
+	VMULPS expLog2<>(SB), Z0, Z1
+	VRNDSCALEPS $8, Z1, Z1
+	VFNMADD231PS expLn2a<>(SB), Z1, Z0
+	VFNMADD231PS expLn2b<>(SB), Z1, Z0
+	VMOVUPS expPoly0<>(SB), Z2
+	VFMADD213PS expPoly1<>(SB), Z0, Z2
+	VFMADD213PS expPoly2<>(SB), Z0, Z2
+	VFMADD213PS expPoly3<>(SB), Z0, Z2
+	VFMADD213PS expPoly4<>(SB), Z0, Z2
+	VFMADD213PS expPoly5<>(SB), Z0, Z2
+	VFMADD213PS expPoly6<>(SB), Z0, Z2
+	VFMADD213PS expPoly7<>(SB), Z0, Z2
+	VCVTPS2DQ Z1, Z1
+	VPSLLD $23, Z1, Z1
+	VPADDD.Z Z1, Z2, K2, Z2
+	VMOVAPS Z2, Z11
+	VFMADD231PS Z10, Z2, Z11
+	VMOVUPS expOne<>(SB), Z9
+	VMOVAPS Z9, Z0
+	VFMADD231PS normalScale<>(SB), Z8, Z0
+	VDIVPS Z0, Z9, Z0
+	VMOVUPS normalPoly0<>(SB), Z1
+	VFMADD213PS normalPoly1<>(SB), Z0, Z1
+	VFMADD213PS normalPoly2<>(SB), Z0, Z1
+	VFMADD213PS normalPoly3<>(SB), Z0, Z1
+	VFMADD213PS normalPoly4<>(SB), Z0, Z1
+	VFMADD213PS normalPoly5<>(SB), Z0, Z1
+	VFMADD213PS normalPoly6<>(SB), Z0, Z1
+	VFMADD213PS normalPoly7<>(SB), Z0, Z1
+	VFMADD213PS normalPoly8<>(SB), Z0, Z1
+	VMULPS Z0, Z1, Z1
+	VMULPS Z11, Z1, Z1
+	VSUBPS Z1, Z9, Z2
+	VPMOVD2M Z4, K3
+	VMOVAPS Z1, K3, Z2
+	VMULPS Z2, Z4, Z2
+	VMOVUPS Z2, 0(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	SUBQ $16, CX
+	JMP loop
+tail:
+	TESTQ CX, CX
+	JZ done
+	MOVL $1, AX
+	SHLL CX, AX
+	DECL AX
+	KMOVW AX, K1
+	VMOVUPS.Z (SI), K1, Z4
+	VANDPS withoutSign<>(SB), Z4, Z8
+	VMOVUPS normalLimit<>(SB), Z0
+	VMINPS Z8, Z0, Z8
+	VMULPS Z8, Z8, Z0
+	VMOVAPS Z0, Z10
+	VFMSUB231PS Z8, Z8, Z10
+	VMULPS minusHalf<>(SB), Z10, Z10
+	VMULPS minusHalf<>(SB), Z0, Z0
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
+	VMINPS Z0, Z1, Z0
+	VMULPS expLog2<>(SB), Z0, Z1
+	VRNDSCALEPS $8, Z1, Z1
+	VFNMADD231PS expLn2a<>(SB), Z1, Z0
+	VFNMADD231PS expLn2b<>(SB), Z1, Z0
+	VMOVUPS expPoly0<>(SB), Z2
+	VFMADD213PS expPoly1<>(SB), Z0, Z2
+	VFMADD213PS expPoly2<>(SB), Z0, Z2
+	VFMADD213PS expPoly3<>(SB), Z0, Z2
+	VFMADD213PS expPoly4<>(SB), Z0, Z2
+	VFMADD213PS expPoly5<>(SB), Z0, Z2
+	VFMADD213PS expPoly6<>(SB), Z0, Z2
+	VFMADD213PS expPoly7<>(SB), Z0, Z2
+	VCVTPS2DQ Z1, Z1
+	VPSLLD $23, Z1, Z1
+	VPADDD.Z Z1, Z2, K2, Z2
+	VMOVAPS Z2, Z11
+	VFMADD231PS Z10, Z2, Z11
+	VMOVUPS expOne<>(SB), Z9
+	VMOVAPS Z9, Z0
+	VFMADD231PS normalScale<>(SB), Z8, Z0
+	VDIVPS Z0, Z9, Z0
+	VMOVUPS normalPoly0<>(SB), Z1
+	VFMADD213PS normalPoly1<>(SB), Z0, Z1
+	VFMADD213PS normalPoly2<>(SB), Z0, Z1
+	VFMADD213PS normalPoly3<>(SB), Z0, Z1
+	VFMADD213PS normalPoly4<>(SB), Z0, Z1
+	VFMADD213PS normalPoly5<>(SB), Z0, Z1
+	VFMADD213PS normalPoly6<>(SB), Z0, Z1
+	VFMADD213PS normalPoly7<>(SB), Z0, Z1
+	VFMADD213PS normalPoly8<>(SB), Z0, Z1
+	VMULPS Z0, Z1, Z1
+	VMULPS Z11, Z1, Z1
+	VSUBPS Z1, Z9, Z2
+	VPMOVD2M Z4, K3
+	VMOVAPS Z1, K3, Z2
+	VMULPS Z2, Z4, Z2
+	VMOVUPS Z2, K1, (DI)
+done:
+	VZEROUPPER
+	RET
+
+// func geluExactOfWide(y, x *float32, n int)
+TEXT ·geluExactOfWide(SB), NOSPLIT, $0-24
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ n+16(FP), CX
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(SI), Y4
+	VANDPS withoutSign<>(SB), Y4, Y8
+	VMOVUPS normalLimit<>(SB), Y0
+	VMINPS Y8, Y0, Y8
+	VMULPS Y8, Y8, Y0
+	VMOVAPS Y0, Y10
+	VFMSUB231PS Y8, Y8, Y10
+	VMULPS minusHalf<>(SB), Y10, Y10
+	VMULPS minusHalf<>(SB), Y0, Y0
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
+	VMINPS Y0, Y1, Y0
+	VMULPS expLog2<>(SB), Y0, Y1
+	VROUNDPS $8, Y1, Y1
+	VFNMADD231PS expLn2a<>(SB), Y1, Y0
+	VFNMADD231PS expLn2b<>(SB), Y1, Y0
+	VMOVUPS expPoly0<>(SB), Y2
+	VFMADD213PS expPoly1<>(SB), Y0, Y2
+	VFMADD213PS expPoly2<>(SB), Y0, Y2
+	VFMADD213PS expPoly3<>(SB), Y0, Y2
+	VFMADD213PS expPoly4<>(SB), Y0, Y2
+	VFMADD213PS expPoly5<>(SB), Y0, Y2
+	VFMADD213PS expPoly6<>(SB), Y0, Y2
+	VFMADD213PS expPoly7<>(SB), Y0, Y2
+	VCVTPS2DQ Y1, Y1
+	VPSLLD $23, Y1, Y1
+	VPADDD Y1, Y2, Y2
+	VANDNPS Y2, Y3, Y2
+	VMOVAPS Y2, Y11
+	VFMADD231PS Y10, Y2, Y11
+	VMOVUPS expOne<>(SB), Y9
+	VMOVAPS Y9, Y0
+	VFMADD231PS normalScale<>(SB), Y8, Y0
+	VDIVPS Y0, Y9, Y0
+	VMOVUPS normalPoly0<>(SB), Y1
+	VFMADD213PS normalPoly1<>(SB), Y0, Y1
+	VFMADD213PS normalPoly2<>(SB), Y0, Y1
+	VFMADD213PS normalPoly3<>(SB), Y0, Y1
+	VFMADD213PS normalPoly4<>(SB), Y0, Y1
+	VFMADD213PS normalPoly5<>(SB), Y0, Y1
+	VFMADD213PS normalPoly6<>(SB), Y0, Y1
+	VFMADD213PS normalPoly7<>(SB), Y0, Y1
+	VFMADD213PS normalPoly8<>(SB), Y0, Y1
+	VMULPS Y0, Y1, Y1
+	VMULPS Y11, Y1, Y1
+	VSUBPS Y1, Y9, Y2
+	VBLENDVPS Y4, Y1, Y2, Y2
+	VMULPS Y2, Y4, Y2
+	VMOVUPS Y2, 0(DI)
+	VMOVUPS 32(SI), Y4
+	VANDPS withoutSign<>(SB), Y4, Y8
+	VMOVUPS normalLimit<>(SB), Y0
+	VMINPS Y8, Y0, Y8
+	VMULPS Y8, Y8, Y0
+	VMOVAPS Y0, Y10
+	VFMSUB231PS Y8, Y8, Y10
+	VMULPS minusHalf<>(SB), Y10, Y10
+	VMULPS minusHalf<>(SB), Y0, Y0
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
+	VMINPS Y0, Y1, Y0
+	VMULPS expLog2<>(SB), Y0, Y1
+	VROUNDPS $8, Y1, Y1
+	VFNMADD231PS expLn2a<>(SB), Y1, Y0
+	VFNMADD231PS expLn2b<>(SB), Y1, Y0
+	VMOVUPS expPoly0<>(SB), Y2
+	VFMADD213PS expPoly1<>(SB), Y0, Y2
+	VFMADD213PS expPoly2<>(SB), Y0, Y2
+	VFMADD213PS expPoly3<>(SB), Y0, Y2
+	VFMADD213PS expPoly4<>(SB), Y0, Y2
+	VFMADD213PS expPoly5<>(SB), Y0, Y2
+	VFMADD213PS expPoly6<>(SB), Y0, Y2
+	VFMADD213PS expPoly7<>(SB), Y0, Y2
+	VCVTPS2DQ Y1, Y1
+	VPSLLD $23, Y1, Y1
+	VPADDD Y1, Y2, Y2
+	VANDNPS Y2, Y3, Y2
+	VMOVAPS Y2, Y11
+	VFMADD231PS Y10, Y2, Y11
+	VMOVUPS expOne<>(SB), Y9
+	VMOVAPS Y9, Y0
+	VFMADD231PS normalScale<>(SB), Y8, Y0
+	VDIVPS Y0, Y9, Y0
+	VMOVUPS normalPoly0<>(SB), Y1
+	VFMADD213PS normalPoly1<>(SB), Y0, Y1
+	VFMADD213PS normalPoly2<>(SB), Y0, Y1
+	VFMADD213PS normalPoly3<>(SB), Y0, Y1
+	VFMADD213PS normalPoly4<>(SB), Y0, Y1
+	VFMADD213PS normalPoly5<>(SB), Y0, Y1
+	VFMADD213PS normalPoly6<>(SB), Y0, Y1
+	VFMADD213PS normalPoly7<>(SB), Y0, Y1
+	VFMADD213PS normalPoly8<>(SB), Y0, Y1
+	VMULPS Y0, Y1, Y1
+	VMULPS Y11, Y1, Y1
+	VSUBPS Y1, Y9, Y2
+	VBLENDVPS Y4, Y1, Y2, Y2
+	VMULPS Y2, Y4, Y2
+	VMOVUPS Y2, 32(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	SUBQ $16, CX
+	JMP loop
+tail:
+	VZEROUPPER
+	RET
+
+// func geluExactTimes(y, x, up *float32, n int)
+TEXT ·geluExactTimes(SB), NOSPLIT, $0-32
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), CX
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(SI), Z4
+	VANDPS withoutSign<>(SB), Z4, Z8
+	VMOVUPS normalLimit<>(SB), Z0
+	VMINPS Z8, Z0, Z8
+	VMULPS Z8, Z8, Z0
+	VMOVAPS Z0, Z10
+	VFMSUB231PS Z8, Z8, Z10
+	VMULPS minusHalf<>(SB), Z10, Z10
+	VMULPS minusHalf<>(SB), Z0, Z0
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
+	VMINPS Z0, Z1, Z0
+	VMULPS expLog2<>(SB), Z0, Z1
+	VRNDSCALEPS $8, Z1, Z1
+	VFNMADD231PS expLn2a<>(SB), Z1, Z0
+	VFNMADD231PS expLn2b<>(SB), Z1, Z0
+	VMOVUPS expPoly0<>(SB), Z2
+	VFMADD213PS expPoly1<>(SB), Z0, Z2
+	VFMADD213PS expPoly2<>(SB), Z0, Z2
+	VFMADD213PS expPoly3<>(SB), Z0, Z2
+	VFMADD213PS expPoly4<>(SB), Z0, Z2
+	VFMADD213PS expPoly5<>(SB), Z0, Z2
+	VFMADD213PS expPoly6<>(SB), Z0, Z2
+	VFMADD213PS expPoly7<>(SB), Z0, Z2
+	VCVTPS2DQ Z1, Z1
+	VPSLLD $23, Z1, Z1
+	VPADDD.Z Z1, Z2, K2, Z2
+	VMOVAPS Z2, Z11
+	VFMADD231PS Z10, Z2, Z11
+	VMOVUPS expOne<>(SB), Z9
+	VMOVAPS Z9, Z0
+	VFMADD231PS normalScale<>(SB), Z8, Z0
+	VDIVPS Z0, Z9, Z0
+	VMOVUPS normalPoly0<>(SB), Z1
+	VFMADD213PS normalPoly1<>(SB), Z0, Z1
+	VFMADD213PS normalPoly2<>(SB), Z0, Z1
+	VFMADD213PS normalPoly3<>(SB), Z0, Z1
+	VFMADD213PS normalPoly4<>(SB), Z0, Z1
+	VFMADD213PS normalPoly5<>(SB), Z0, Z1
+	VFMADD213PS normalPoly6<>(SB), Z0, Z1
+	VFMADD213PS normalPoly7<>(SB), Z0, Z1
+	VFMADD213PS normalPoly8<>(SB), Z0, Z1
+	VMULPS Z0, Z1, Z1
+	VMULPS Z11, Z1, Z1
+	VSUBPS Z1, Z9, Z2
+	VPMOVD2M Z4, K3
+	VMOVAPS Z1, K3, Z2
+	VMULPS Z2, Z4, Z2
+	VMOVUPS 0(DX), Z5
+	VMULPS Z5, Z2, Z2
+	VMOVUPS Z2, 0(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	ADDQ $64, DX
+	SUBQ $16, CX
+	JMP loop
+tail:
+	TESTQ CX, CX
+	JZ done
+	MOVL $1, AX
+	SHLL CX, AX
+	DECL AX
+	KMOVW AX, K1
+	VMOVUPS.Z (SI), K1, Z4
+	VANDPS withoutSign<>(SB), Z4, Z8
+	VMOVUPS normalLimit<>(SB), Z0
+	VMINPS Z8, Z0, Z8
+	VMULPS Z8, Z8, Z0
+	VMOVAPS Z0, Z10
+	VFMSUB231PS Z8, Z8, Z10
+	VMULPS minusHalf<>(SB), Z10, Z10
+	VMULPS minusHalf<>(SB), Z0, Z0
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
+	VMINPS Z0, Z1, Z0
+	VMULPS expLog2<>(SB), Z0, Z1
+	VRNDSCALEPS $8, Z1, Z1
+	VFNMADD231PS expLn2a<>(SB), Z1, Z0
+	VFNMADD231PS expLn2b<>(SB), Z1, Z0
+	VMOVUPS expPoly0<>(SB), Z2
+	VFMADD213PS expPoly1<>(SB), Z0, Z2
+	VFMADD213PS expPoly2<>(SB), Z0, Z2
+	VFMADD213PS expPoly3<>(SB), Z0, Z2
+	VFMADD213PS expPoly4<>(SB), Z0, Z2
+	VFMADD213PS expPoly5<>(SB), Z0, Z2
+	VFMADD213PS expPoly6<>(SB), Z0, Z2
+	VFMADD213PS expPoly7<>(SB), Z0, Z2
+	VCVTPS2DQ Z1, Z1
+	VPSLLD $23, Z1, Z1
+	VPADDD.Z Z1, Z2, K2, Z2
+	VMOVAPS Z2, Z11
+	VFMADD231PS Z10, Z2, Z11
+	VMOVUPS expOne<>(SB), Z9
+	VMOVAPS Z9, Z0
+	VFMADD231PS normalScale<>(SB), Z8, Z0
+	VDIVPS Z0, Z9, Z0
+	VMOVUPS normalPoly0<>(SB), Z1
+	VFMADD213PS normalPoly1<>(SB), Z0, Z1
+	VFMADD213PS normalPoly2<>(SB), Z0, Z1
+	VFMADD213PS normalPoly3<>(SB), Z0, Z1
+	VFMADD213PS normalPoly4<>(SB), Z0, Z1
+	VFMADD213PS normalPoly5<>(SB), Z0, Z1
+	VFMADD213PS normalPoly6<>(SB), Z0, Z1
+	VFMADD213PS normalPoly7<>(SB), Z0, Z1
+	VFMADD213PS normalPoly8<>(SB), Z0, Z1
+	VMULPS Z0, Z1, Z1
+	VMULPS Z11, Z1, Z1
+	VSUBPS Z1, Z9, Z2
+	VPMOVD2M Z4, K3
+	VMOVAPS Z1, K3, Z2
+	VMULPS Z2, Z4, Z2
+	VMOVUPS.Z (DX), K1, Z5
+	VMULPS Z5, Z2, Z2
+	VMOVUPS Z2, K1, (DI)
+done:
+	VZEROUPPER
+	RET
+
+// func geluExactTimesWide(y, x, up *float32, n int)
+TEXT ·geluExactTimesWide(SB), NOSPLIT, $0-32
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), CX
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(SI), Y4
+	VANDPS withoutSign<>(SB), Y4, Y8
+	VMOVUPS normalLimit<>(SB), Y0
+	VMINPS Y8, Y0, Y8
+	VMULPS Y8, Y8, Y0
+	VMOVAPS Y0, Y10
+	VFMSUB231PS Y8, Y8, Y10
+	VMULPS minusHalf<>(SB), Y10, Y10
+	VMULPS minusHalf<>(SB), Y0, Y0
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
+	VMINPS Y0, Y1, Y0
+	VMULPS expLog2<>(SB), Y0, Y1
+	VROUNDPS $8, Y1, Y1
+	VFNMADD231PS expLn2a<>(SB), Y1, Y0
+	VFNMADD231PS expLn2b<>(SB), Y1, Y0
+	VMOVUPS expPoly0<>(SB), Y2
+	VFMADD213PS expPoly1<>(SB), Y0, Y2
+	VFMADD213PS expPoly2<>(SB), Y0, Y2
+	VFMADD213PS expPoly3<>(SB), Y0, Y2
+	VFMADD213PS expPoly4<>(SB), Y0, Y2
+	VFMADD213PS expPoly5<>(SB), Y0, Y2
+	VFMADD213PS expPoly6<>(SB), Y0, Y2
+	VFMADD213PS expPoly7<>(SB), Y0, Y2
+	VCVTPS2DQ Y1, Y1
+	VPSLLD $23, Y1, Y1
+	VPADDD Y1, Y2, Y2
+	VANDNPS Y2, Y3, Y2
+	VMOVAPS Y2, Y11
+	VFMADD231PS Y10, Y2, Y11
+	VMOVUPS expOne<>(SB), Y9
+	VMOVAPS Y9, Y0
+	VFMADD231PS normalScale<>(SB), Y8, Y0
+	VDIVPS Y0, Y9, Y0
+	VMOVUPS normalPoly0<>(SB), Y1
+	VFMADD213PS normalPoly1<>(SB), Y0, Y1
+	VFMADD213PS normalPoly2<>(SB), Y0, Y1
+	VFMADD213PS normalPoly3<>(SB), Y0, Y1
+	VFMADD213PS normalPoly4<>(SB), Y0, Y1
+	VFMADD213PS normalPoly5<>(SB), Y0, Y1
+	VFMADD213PS normalPoly6<>(SB), Y0, Y1
+	VFMADD213PS normalPoly7<>(SB), Y0, Y1
+	VFMADD213PS normalPoly8<>(SB), Y0, Y1
+	VMULPS Y0, Y1, Y1
+	VMULPS Y11, Y1, Y1
+	VSUBPS Y1, Y9, Y2
+	VBLENDVPS Y4, Y1, Y2, Y2
+	VMULPS Y2, Y4, Y2
+	VMOVUPS 0(DX), Y5
+	VMULPS Y5, Y2, Y2
+	VMOVUPS Y2, 0(DI)
+	VMOVUPS 32(SI), Y4
+	VANDPS withoutSign<>(SB), Y4, Y8
+	VMOVUPS normalLimit<>(SB), Y0
+	VMINPS Y8, Y0, Y8
+	VMULPS Y8, Y8, Y0
+	VMOVAPS Y0, Y10
+	VFMSUB231PS Y8, Y8, Y10
+	VMULPS minusHalf<>(SB), Y10, Y10
+	VMULPS minusHalf<>(SB), Y0, Y0
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
+	VMINPS Y0, Y1, Y0
+	VMULPS expLog2<>(SB), Y0, Y1
+	VROUNDPS $8, Y1, Y1
+	VFNMADD231PS expLn2a<>(SB), Y1, Y0
+	VFNMADD231PS expLn2b<>(SB), Y1, Y0
+	VMOVUPS expPoly0<>(SB), Y2
+	VFMADD213PS expPoly1<>(SB), Y0, Y2
+	VFMADD213PS expPoly2<>(SB), Y0, Y2
+	VFMADD213PS expPoly3<>(SB), Y0, Y2
+	VFMADD213PS expPoly4<>(SB), Y0, Y2
+	VFMADD213PS expPoly5<>(SB), Y0, Y2
+	VFMADD213PS expPoly6<>(SB), Y0, Y2
+	VFMADD213PS expPoly7<>(SB), Y0, Y2
+	VCVTPS2DQ Y1, Y1
+	VPSLLD $23, Y1, Y1
+	VPADDD Y1, Y2, Y2
+	VANDNPS Y2, Y3, Y2
+	VMOVAPS Y2, Y11
+	VFMADD231PS Y10, Y2, Y11
+	VMOVUPS expOne<>(SB), Y9
+	VMOVAPS Y9, Y0
+	VFMADD231PS normalScale<>(SB), Y8, Y0
+	VDIVPS Y0, Y9, Y0
+	VMOVUPS normalPoly0<>(SB), Y1
+	VFMADD213PS normalPoly1<>(SB), Y0, Y1
+	VFMADD213PS normalPoly2<>(SB), Y0, Y1
+	VFMADD213PS normalPoly3<>(SB), Y0, Y1
+	VFMADD213PS normalPoly4<>(SB), Y0, Y1
+	VFMADD213PS normalPoly5<>(SB), Y0, Y1
+	VFMADD213PS normalPoly6<>(SB), Y0, Y1
+	VFMADD213PS normalPoly7<>(SB), Y0, Y1
+	VFMADD213PS normalPoly8<>(SB), Y0, Y1
+	VMULPS Y0, Y1, Y1
+	VMULPS Y11, Y1, Y1
+	VSUBPS Y1, Y9, Y2
+	VBLENDVPS Y4, Y1, Y2, Y2
 	VMULPS Y2, Y4, Y2
 	VMOVUPS 32(DX), Y5
 	VMULPS Y5, Y2, Y2

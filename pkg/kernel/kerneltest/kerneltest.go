@@ -48,6 +48,7 @@ func RunPart(t *testing.T, set Set, lacks ...string) {
 	}
 	p.run(t, "RowsOfProductsStandAlone", func(t *testing.T) { p.productRows(t) })
 	p.run(t, "RowsOfNormsStandAlone", func(t *testing.T) { normRows(t, set) })
+	p.run(t, "ElementsOfActivationsStandAlone", func(t *testing.T) { activationElements(t, set) })
 	p.run(t, "AttentionOfChunks", func(t *testing.T) { chunks(t, set) })
 	p.run(t, "RepeatsItself", func(t *testing.T) {
 		for _, c := range Cases() {

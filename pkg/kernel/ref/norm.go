@@ -122,7 +122,7 @@ func act(x float64, a kernel.Act) (y, dy float64) {
 		th := math.Tanh(k * (x + 0.044715*x*x*x))
 		return 0.5 * x * (1 + th), 0.5*(1+th) + 0.5*x*(1-th*th)*k*(1+3*0.044715*x*x)
 	case kernel.GELU:
-		phi := 0.5 * (1 + math.Erf(x/math.Sqrt2))
+		phi := 0.5 * math.Erfc(-x/math.Sqrt2) // 1 + erf would lose the tail
 		return x * phi, phi + x*math.Exp(-x*x/2)/math.Sqrt(2*math.Pi)
 	}
 	panic("activate: unknown activation")

@@ -169,10 +169,11 @@ func (a *asm) loop(name string, slices, scalars []string, body func(w *wide)) {
 // elementwise writes the loops of inference.
 func elementwise(a *asm) {
 	a.expData()
+	a.geluData()
 	for _, act := range []struct {
 		name string
 		emit func(w *wide)
-	}{{"silu", (*wide).silu}, {"gelu", (*wide).gelu}} {
+	}{{"silu", (*wide).silu}, {"gelu", (*wide).gelu}, {"geluExact", (*wide).geluExact}} {
 		a.loop(act.name+"Of", []string{"y", "x"}, nil, func(w *wide) {
 			w.load("SI", 4)
 			act.emit(w)

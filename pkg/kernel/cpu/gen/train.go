@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Loops that only training needs, written for both families as those of elementwise.go are.
 
@@ -11,6 +14,8 @@ const prefetchDistance = 2048
 // training writes the loops of training.
 func training(a *asm) {
 	a.expData()
+	a.geluData()
+	a.data("normalDensity", math.Float32bits(float32(1/math.Sqrt(2*math.Pi))))
 	a.data("geluSlope", 0x3e095d4f) // 3·0.044715
 	a.data("geluTwice", 0x3fcc422a) // 2·sqrt(2/π)
 	a.loop("scoreSlopes", []string{"dw", "w"}, []string{"scale", "lse", "delta"}, func(w *wide) {
@@ -28,7 +33,10 @@ func training(a *asm) {
 	for _, act := range []struct {
 		name        string
 		emit, slope func(w *wide)
-	}{{"silu", (*wide).silu, (*wide).siluSlope}, {"gelu", (*wide).gelu, (*wide).geluSlope}} {
+	}{
+		{"silu", (*wide).silu, (*wide).siluSlope}, {"gelu", (*wide).gelu, (*wide).geluSlope},
+		{"geluExact", (*wide).geluExact, (*wide).geluExactSlope},
+	} {
 		a.loop(act.name+"Grad", []string{"dx", "y", "dy", "x"}, nil, func(w *wide) {
 			w.load("R8", 4)
 			act.emit(w)

@@ -655,7 +655,7 @@ type DescribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The stages held for inference.
 	Held []*Held `protobuf:"bytes,1,rep,name=held,proto3" json:"held,omitempty"`
-	// The kernel class, such as "cpu/6": equal classes give equal bits.
+	// The kernel class, such as "cpu/7": equal classes give equal bits.
 	KernelClass string `protobuf:"bytes,2,opt,name=kernel_class,json=kernelClass,proto3" json:"kernel_class,omitempty"`
 	// Threads of the compute pool.
 	Threads uint32 `protobuf:"varint,3,opt,name=threads,proto3" json:"threads,omitempty"`
