@@ -44,11 +44,12 @@ type valuesLoop struct {
 	wide, one func(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 }
 
-// attendTile is a run of queries of one span that share keys. Query i belongs to row i/group and to the
-// query head i%group of those that share the key/value head.
+// attendTile is a run of queries of one span, or of spans that are joined, which share keys. Query i belongs to row
+// i/group and to the query head i%group of those that share the key/value head.
 type attendTile struct {
-	span     *kernel.Span[float32]
-	row      int // first row of the span in the batch
+	span     *kernel.Span[float32] // the first of the joined ones
+	row      int                   // first row of the spans in the batch
+	rows     int                   // of all spans
 	kv       int
 	first, n int
 }
@@ -89,17 +90,20 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 	call := &attendCall{y: y, q: q, a: a, group: a.H / a.K}
 	var tiles []attendTile
 	cost, row, chunks := 0, 0, 0
-	for i := range spans {
+	for i := 0; i < len(spans); {
 		sp := &spans[i]
+		joined := joinedSpans(spans[i:])
+		here := sp.Rows * joined
 		for kv := range a.K {
-			for first := 0; first < sp.Rows*call.group; first += tileQueries {
-				tiles = append(tiles, attendTile{sp, row, kv, first, min(tileQueries, sp.Rows*call.group-first)})
+			for first := 0; first < here*call.group; first += tileQueries {
+				tiles = append(tiles, attendTile{sp, row, here, kv, first, min(tileQueries, here*call.group-first)})
 			}
 		}
 		seen := sp.Pos + sp.Rows - first(sp.Pos, a)
-		cost += sp.Rows * a.H * a.D * seen
+		cost += here * a.H * a.D * seen
 		chunks += len(tiles) * (seen/attendChunk + 1)
-		row += sp.Rows
+		row += here
+		i += joined
 	}
 	if len(tiles) < 3*len(s.pool.parts) && chunks > len(tiles) && cost >= small {
 		s.attendByChunks(call, tiles)
@@ -118,6 +122,26 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 		}
 		s.storeTile(call, t, &w.run)
 	})
+}
+
+// joinedSpans returns the number of spans from the first on that tiles are made of together. Spans of one row that see
+// the same positions, as all rows of an encoder's text do, are joined, so that their queries share what is read.
+func joinedSpans(spans []kernel.Span[float32]) int {
+	first := &spans[0]
+	if first.Rows != 1 {
+		return 1
+	}
+	n := 1
+	for n < len(spans) && spans[n].Rows == 1 && spans[n].Pos == first.Pos && sameCache(&spans[n].KV, &first.KV) {
+		n++
+	}
+	return n
+}
+
+// sameCache reports whether two views are of the same pages.
+func sameCache(a, b *kernel.KV[float32]) bool {
+	return a.Type == b.Type && a.PageLen == b.PageLen && a.Layer == b.Layer && len(a.Pages) == len(b.Pages) &&
+		unsafe.SliceData(a.Pages) == unsafe.SliceData(b.Pages)
 }
 
 // attendByChunks computes the chunks of a few tiles in parallel.
@@ -168,8 +192,13 @@ func (s *Set) attender(a *kernel.Heads) *attendScratch {
 	return w
 }
 
-// position returns the position of query i of a tile.
-func (c *attendCall) position(t *attendTile, i int) int { return t.span.Pos + (t.first+i)/c.group }
+// position returns the position of query i of a tile. Joined spans have one row each, all at one position.
+func (c *attendCall) position(t *attendTile, i int) int {
+	if t.span.Rows == 1 {
+		return t.span.Pos
+	}
+	return t.span.Pos + (t.first+i)/c.group
+}
 
 // offset returns where query i of a tile begins in q and y.
 func (c *attendCall) offset(t *attendTile, i int) int {
@@ -268,7 +297,7 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 		return
 	}
 	block, end := least/attendBlock, (most+attendBlock-1)/attendBlock
-	once := t.span.Rows*call.group <= tileQueries // no other tile reads these positions
+	once := t.rows*call.group <= tileQueries // no other tile reads these positions
 	if once {
 		if c == 0 {
 			s.prefetchBlocks(t, a.D, from, end, true)

@@ -97,3 +97,50 @@ func TestAttend_OneResult(t *testing.T) {
 		})
 	}
 }
+
+// TestAttend_RowsAtOnePosition checks that rows which see the same positions, as those of an encoder do, have the bits
+// that each has alone, beside other sequences and rows at other positions.
+func TestAttend_RowsAtOnePosition(t *testing.T) {
+	for _, a := range []kernel.Heads{
+		{H: 3, K: 3, D: 32, Scale: 0.2}, {H: 6, K: 2, D: 20, Scale: 0.3, Window: 37}, {H: 2, K: 2, D: 16, Scale: 0.2},
+	} {
+		r := rand.New(rand.NewPCG(5, uint64(a.D)))
+		var spans []kernel.Span[float32]
+		for _, n := range []int{1, 5, 12, 13, 30, 300} {
+			kv, _, _ := pagesOf(r, n, a, 16)
+			for range n {
+				spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n - 1, KV: kv})
+			}
+			spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n / 2, KV: kv},
+				kernel.Span[float32]{Rows: n - n/2, Pos: n / 2, KV: kv})
+			other, _, _ := pagesOf(r, n, a, 16)
+			spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n / 2, KV: other})
+		}
+		rows := 0
+		for _, s := range spans {
+			rows += s.Rows
+		}
+		width := a.H * a.D
+		q, y, alone := normal(r, rows*width), make([]float32, rows*width), make([]float32, rows*width)
+		want := make([]float32, rows*width)
+		ref.New[float32]().Attend(want, q, spans, a)
+		for _, o := range families() {
+			s := newSet(2, o)
+			defer s.Close()
+			s.Attend(y, q, spans, a)
+			row := 0
+			for i, span := range spans {
+				lo, hi := row*width, (row+span.Rows)*width
+				s.Attend(alone[lo:hi], q[lo:hi], []kernel.Span[float32]{span}, a)
+				if row += span.Rows; !slices.Equal(alone[lo:hi], y[lo:hi]) {
+					t.Fatalf("%s, %+v: span %d at position %d has other bits than alone", o.name, a, i, span.Pos)
+				}
+			}
+			for i := range y {
+				if math.Abs(float64(y[i]-want[i])) > 1e-5 {
+					t.Fatalf("%s: element %d is %v, want %v as in the reference", o.name, i, y[i], want[i])
+				}
+			}
+		}
+	}
+}
