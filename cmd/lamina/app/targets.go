@@ -377,11 +377,13 @@ func (p *process) buildRouter() error {
 }
 
 func (p *process) buildRouterAPI() error {
-	p.serve(server{
-		kind: "router", name: "router", services: services{p.router, kserve.NewGRPC(p.router.Backend())}, public: true,
-		drain: p.router.Drain,
-	})
+	p.serve(server{kind: "router", name: "router", services: p.routerAPIs(), public: true, drain: p.router.Drain})
 	return nil
+}
+
+// routerAPIs returns the gRPC APIs of the router.
+func (p *process) routerAPIs() services {
+	return services{p.router, kserve.NewGRPC(p.router.Backend(), p.set.router.Scheduling.ReadLimit)}
 }
 
 // buildPipelines delays the readiness of a mesh until its pipelines are ready.
@@ -399,7 +401,7 @@ func (p *process) buildPublicAPI() error {
 	if p.set.publicAddr == "" {
 		return nil
 	}
-	served := services{p.router, kserve.NewGRPC(p.router.Backend())}
+	served := p.routerAPIs()
 	if p.trainer != nil {
 		served = append(served, p.trainer)
 	}

@@ -1,12 +1,14 @@
 package kserve
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -15,16 +17,21 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	inferencev2 "github.com/lamina-mesh/lamina/pkg/gen/inference"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/httpapi"
 )
 
 // GRPC is the API over gRPC: inference.GRPCInferenceService. Its errors are faults, which the server maps.
 type GRPC struct {
 	inferencev2.UnimplementedGRPCInferenceServiceServer
 	backend Backend
+	limit   time.Duration
 }
 
-// NewGRPC returns the service over gRPC.
-func NewGRPC(b Backend) *GRPC { return &GRPC{backend: b} }
+// NewGRPC returns the service over gRPC. limit is how long the client of a stream may take to read an answer; 0 means
+// httpapi.WriteTimeout.
+func NewGRPC(b Backend, limit time.Duration) *GRPC {
+	return &GRPC{backend: b, limit: cmp.Or(limit, httpapi.WriteTimeout)}
+}
 
 // Register registers the service with a gRPC server.
 func (g *GRPC) Register(r grpc.ServiceRegistrar) {
@@ -121,6 +128,7 @@ func (g *GRPC) ModelStreamInfer(
 	stream grpc.BidiStreamingServer[inferencev2.ModelInferRequest, inferencev2.ModelStreamInferResponse],
 ) error {
 	caller := auth.From(stream.Context())
+	stream = limited{stream, g.limit}
 	for first := true; ; first = false {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -143,6 +151,26 @@ func (g *GRPC) ModelStreamInfer(
 		if err := g.streamOne(stream, r); err != nil {
 			return err
 		}
+	}
+}
+
+// limited is a stream whose client is disconnected if it does not read: its request holds KV pages.
+type limited struct {
+	grpc.BidiStreamingServer[inferencev2.ModelInferRequest, inferencev2.ModelStreamInferResponse]
+	limit time.Duration
+}
+
+// Send sends an answer. The call has to end after an error.
+func (l limited) Send(r *inferencev2.ModelStreamInferResponse) error {
+	sent := make(chan error, 1)
+	go func() { sent <- l.BidiStreamingServer.Send(r) }() // ends with the call at the latest
+	timer := time.NewTimer(l.limit)
+	defer timer.Stop()
+	select {
+	case err := <-sent:
+		return err
+	case <-timer.C:
+		return fault.New(fault.DeadlineExceeded, "send answer: the client has read nothing for %v", l.limit)
 	}
 }
 

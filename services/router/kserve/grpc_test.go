@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -35,7 +36,7 @@ func dial(t *testing.T, b kserve.Backend) inferencev2.GRPCInferenceServiceClient
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	server := rpc.NewServer(rpc.ServerOptions{})
-	kserve.NewGRPC(b).Register(server)
+	kserve.NewGRPC(b, 0).Register(server)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
 	conn, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -234,6 +235,40 @@ func (s *script) Send(r *inferencev2.ModelStreamInferResponse) error {
 	return nil
 }
 
+// unread is a script whose client reads nothing: once its window is full, Send waits for the end of the call.
+type unread struct{ *script }
+
+func (s unread) Send(*inferencev2.ModelStreamInferResponse) error {
+	<-s.ctx.Done()
+	return s.ctx.Err()
+}
+
+// A client that reads nothing is disconnected, since its request would hold KV pages for ever.
+func TestGRPC_StreamThatIsNotReadEnds(t *testing.T) {
+	for limit, want := range map[time.Duration]time.Duration{time.Minute: time.Minute, 0: httpapi.WriteTimeout} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended, b := make(chan error, 1), &httpapitest.Backend{Pieces: []string{"a", "b"}}
+			s := unread{&script{ctx: ctx, in: []*inferencev2.ModelInferRequest{ask(true, "p"), ask(true, "p")}}}
+			go func() { ended <- kserve.NewGRPC(b, limit).ModelStreamInfer(s) }()
+			begin, most := time.Now(), time.NewTimer(time.Hour)
+			defer most.Stop()
+			select {
+			case err := <-ended:
+				if took := time.Since(begin); fault.CodeOf(err) != fault.DeadlineExceeded || took != want {
+					t.Errorf("after %v: %v", took, err)
+				}
+			case <-most.C:
+				t.Error("the stream does not end")
+			}
+			if n := len(b.Generations()); n != 1 {
+				t.Errorf("%d requests have run", n)
+			}
+		})
+	}
+}
+
 func TestGRPC_EachRequestOfAStreamCounts(t *testing.T) {
 	meter := auth.NewMeter(1, 0, func() time.Time { return time.Unix(1000, 0) })
 	revoked := false
@@ -246,7 +281,7 @@ func TestGRPC_EachRequestOfAStreamCounts(t *testing.T) {
 	b := &httpapitest.Backend{Pieces: []string{"a"}}
 	s := &script{ctx: auth.WithPrincipal(t.Context(), caller),
 		in: []*inferencev2.ModelInferRequest{ask(true, "p"), ask(true, "p"), ask(true, "p")}}
-	if err := kserve.NewGRPC(b).ModelStreamInfer(s); err != nil {
+	if err := kserve.NewGRPC(b, 0).ModelStreamInfer(s); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.out) != 3 || s.out[1] != "answer" || !strings.Contains(s.out[2], "budget of 1 requests") ||
@@ -255,7 +290,7 @@ func TestGRPC_EachRequestOfAStreamCounts(t *testing.T) {
 	}
 	revoked = true
 	s.in = []*inferencev2.ModelInferRequest{ask(true, "p"), ask(true, "p")}
-	if err := kserve.NewGRPC(b).ModelStreamInfer(s); fault.CodeOf(err) != fault.Unauthenticated {
+	if err := kserve.NewGRPC(b, 0).ModelStreamInfer(s); fault.CodeOf(err) != fault.Unauthenticated {
 		t.Errorf("a token that is revoked while the stream is open: got %v", err)
 	}
 }
@@ -330,7 +365,7 @@ func FuzzGRPC_Texts(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r := ask(true, "p")
 		r.RawInputContents[0] = raw
-		out, err := kserve.NewGRPC(&httpapitest.Backend{Pieces: []string{"a"}}).ModelInfer(t.Context(), r)
+		out, err := kserve.NewGRPC(&httpapitest.Backend{Pieces: []string{"a"}}, 0).ModelInfer(t.Context(), r)
 		if (err == nil) == (fault.CodeOf(err) == fault.Invalid) {
 			t.Errorf("%q: %v, %v", raw, out, err)
 		}
