@@ -189,8 +189,9 @@ func (r *runner) emit(c sched.Emit) {
 	}
 	seq.out <- result{token: token, scores: seq.scores, admitted: seq.admitted, cached: seq.cached, round: c.Round}
 	seq.scores = nil
-	if len(seq.out) > outLen/2 && !seq.paused.Swap(true) {
-		r.events = append(r.events, sched.Pause{ID: c.ID})
+	// It is said with each token: what the reader has said before this one may be handled after the first Pause.
+	if len(seq.out) > outLen/2 {
+		r.events = append(r.events, seq.pause()...)
 	}
 }
 

@@ -78,6 +78,17 @@ type result struct {
 	err      error              // the session cannot go on
 }
 
+// pause notes that the reader is to say when there is room again, and returns what the scheduler has to know.
+func (seq *sequence) pause() []sched.Event {
+	seq.paused.Store(true)
+	out := []sched.Event{sched.Pause{ID: seq.name()}}
+	// The reader may have taken everything before it could see the note. It takes nothing more then, and so says nothing.
+	if len(seq.out) <= outLen/4 && seq.paused.Swap(false) {
+		out = append(out, sched.Resume{ID: seq.name()})
+	}
+	return out
+}
+
 // took is called by a sequence's reader after it has taken a result.
 func (seq *sequence) took(p *pipeline) {
 	if seq.paused.Load() && len(seq.out) <= outLen/4 && seq.paused.Swap(false) {
