@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -87,12 +88,12 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	shards := map[string]string{}
+	shards := map[string]discovery.Instance{}
 	for _, i := range s.instances["shard"] {
-		shards[i.ID] = i.Addr
+		shards[i.ID] = i
 	}
 	for id, d := range s.held {
-		if shards[id] != d.addr {
+		if shards[id].Addr != d.addr {
 			delete(s.held, id)
 		}
 	}
@@ -116,18 +117,19 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 			notify()
 		})
 	}
-	for id, addr := range shards {
+	for id, i := range shards {
 		if d, known := s.held[id]; !known || d.stale {
-			ask(addr, func() error {
-				resp, err := s.describeShard(ctx, addr)
+			ask(i.Addr, func() error {
+				resp, err := s.describeShard(ctx, i.Addr)
 				if err != nil {
 					return err
 				}
 				s.mu.Lock()
 				defer s.mu.Unlock()
-				s.held[id] = described{addr: addr, resp: resp}
+				// What has changed since it was asked may not be in its answer, so it is asked again.
+				s.held[id] = described{addr: i.Addr, resp: resp, stale: s.metaChanged(i)}
 				s.leaveUnheld(id, resp)
-				s.adapters.described(addr, resp)
+				s.adapters.described(i.Addr, resp)
 				return nil
 			})
 		}
@@ -142,10 +144,10 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 	for addr := range s.vocabs {
 		if !alive[addr] {
 			delete(s.vocabs, addr)
-			delete(s.renew, addr)
 			s.collectModels()
 		}
 	}
+	maps.DeleteFunc(s.renew, func(addr string, _ bool) bool { return !alive[addr] })
 }
 
 func (s *Service) describeShard(ctx context.Context, addr string) (*shardv1.DescribeResponse, error) {
@@ -191,8 +193,8 @@ func (s *Service) describeTokenizer(ctx context.Context, addr string) error {
 func (s *Service) RenewVocabularies() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for addr := range s.vocabs {
-		s.renew[addr] = true
+	for _, i := range s.instances["tokenizer"] { // those too that are being asked for the first time
+		s.renew[i.Addr] = true
 	}
 	s.poke()
 }
