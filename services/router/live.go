@@ -54,6 +54,7 @@ type live struct {
 	finished *routerv1.Finished
 	err      error
 	ended    bool
+	stored   bool // it has ended, and the journal has its end or never will
 	sought   bool // it is looked for in the journal and has not been found
 	readers  int
 	changed  chan struct{} // closed and replaced when any of these change
@@ -86,6 +87,7 @@ func (s *Service) startLive(
 	l.cancel = cancel
 	r.lives[key] = l
 	r.wg.Go(func() {
+		defer l.change(func() { l.stored = true })
 		ctx, done, err := r.begin(ctx)
 		if err != nil {
 			l.end(err)
@@ -314,13 +316,14 @@ func beyond(from, tokens int) error {
 		Msg: fault.New(fault.OutOfRange, "%d is beyond the end of the answer at %d", from, tokens).Error()}
 }
 
-// wait waits until the request has ended. It reports whether the request was known, and not only looked for.
+// wait waits until the request has ended and the journal has its end, since another router would go on with it
+// otherwise. It reports whether the request was known, and not only looked for.
 func (l *live) wait(ctx context.Context) (known bool, err error) {
 	for {
 		l.mu.Lock()
-		ended, known, changed := l.ended, !l.sought, l.changed
+		stored, known, changed := l.stored, !l.sought, l.changed
 		l.mu.Unlock()
-		if ended {
+		if stored {
 			return known, nil
 		}
 		select {

@@ -3,12 +3,14 @@ package router_test
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	journalv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/journal/v1"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/services/router"
@@ -137,3 +139,36 @@ func TestResume_Cancel_EndsTheRequestEverywhere(t *testing.T) {
 
 // broken is a journal whose appends fail.
 // scripted is a journal that answers the appends after the first n of each request itself.
+
+// Whoever was told that a request is canceled may ask another router for it at once.
+func TestResume_Cancel_IsInTheJournalWhenItIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &scripted{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24}), answer: func(r *journalv1.Record) error {
+			if r.GetEnd() != nil {
+				<-time.After(time.Second)
+			}
+			return nil
+		}}
+		m := newMesh(t, 1, 1, router.Config{})
+		a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+		m.slow(20 * time.Millisecond) // so that it cannot end by itself before it is canceled
+		stream, err := a.client.Generate(patient(t), resumable("cancel", 1000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p part
+		if err := p.read(generated{stream}, func(n int) bool { return n < 3 }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.client.Cancel(patient(t), &routerv1.CancelRequest{RequestId: p.id}); err != nil {
+			t.Fatal(err)
+		}
+		got := part{id: p.id}
+		if err := got.resume(patient(t), b.client, nil); status.Code(err) != codes.Canceled {
+			t.Errorf("resume at another router after %d tokens: %v", len(got.tokens), err)
+		}
+		if err := p.read(generated{stream}, nil); status.Code(err) != codes.Canceled {
+			t.Errorf("the stream ended with %v", err)
+		}
+	})
+}
