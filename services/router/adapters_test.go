@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -527,37 +528,39 @@ func TestLoadAdapter_NamesAreBounded(t *testing.T) {
 // TestResume_KeepsTheAdapter continues a request with an adapter on another router, which offers it under another
 // name, and not on one that does not have it.
 func TestResume_KeepsTheAdapter(t *testing.T) {
-	dir, d := adapterFolder(t, 3)
-	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
-	m := newMesh(t, 1, 1, router.Config{})
-	a := m.peer("router-a", router.Config{Journal: j, Adapters: []router.AdapterSource{{Name: "a", Dir: dir}}})
-	b := m.peer("router-b", router.Config{Journal: j, Adapters: []router.AdapterSource{{Name: "b", Dir: dir}}})
-	c := m.peer("router-c", router.Config{Journal: j})
-	for _, p := range []*peer{a, b} {
-		if err := p.service.AwaitAdapters(patient(t)); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		dir, d := adapterFolder(t, 3)
+		j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+		m := newMesh(t, 1, 1, router.Config{})
+		a := m.peer("router-a", router.Config{Journal: j, Adapters: []router.AdapterSource{{Name: "a", Dir: dir}}})
+		b := m.peer("router-b", router.Config{Journal: j, Adapters: []router.AdapterSource{{Name: "b", Dir: dir}}})
+		c := m.peer("router-c", router.Config{Journal: j})
+		for _, p := range []*peer{a, b} {
+			if err := p.service.AwaitAdapters(patient(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.slow(2 * time.Millisecond) // so that the request cannot end while its router is stopped
+		m.shards["shard-0-0"].strike(300, a.cancel)
+		r := resumable("with an adapter", 400)
+		r.Adapter = "a"
+		var p part
+		if err := p.generate(patient(t), a.client, r, nil); err == nil || len(p.tokens) < 100 {
+			t.Fatalf("%d tokens, %v", len(p.tokens), err)
+		}
+		a.wait()
+		before := len(p.tokens)
+		if err := p.resume(patient(t), c.client, nil); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("at a router without it: %v", err)
+		}
+		if err := p.resume(patient(t), b.client, nil); err != nil {
 			t.Fatal(err)
 		}
-	}
-	m.slow(2 * time.Millisecond) // so that the request cannot end while its router is stopped
-	m.shards["shard-0-0"].strike(300, a.cancel)
-	r := resumable("with an adapter", 400)
-	r.Adapter = "a"
-	var p part
-	if err := p.generate(patient(t), a.client, r, nil); err == nil || len(p.tokens) < 100 {
-		t.Fatalf("%d tokens, %v", len(p.tokens), err)
-	}
-	a.wait()
-	before := len(p.tokens)
-	if err := p.resume(patient(t), c.client, nil); status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("at a router without it: %v", err)
-	}
-	if err := p.resume(patient(t), b.client, nil); err != nil {
-		t.Fatal(err)
-	}
-	if want := expectWith("with an adapter", 400, d); p.text() != want || before >= 400 {
-		t.Errorf("after %d tokens the text is %q, want %q", before, p.text(), want)
-	}
-	if p.started.GetAdapter() != fmt.Sprintf("sha256:%x", d) || p.started.GetModel() != "fake:a" {
-		t.Errorf("started is %v", p.started)
-	}
+		if want := expectWith("with an adapter", 400, d); p.text() != want || before >= 400 {
+			t.Errorf("after %d tokens the text is %q, want %q", before, p.text(), want)
+		}
+		if p.started.GetAdapter() != fmt.Sprintf("sha256:%x", d) || p.started.GetModel() != "fake:a" {
+			t.Errorf("started is %v", p.started)
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -90,47 +91,49 @@ func TestResume_JournalThatComesBack_IsCompleted(t *testing.T) {
 }
 
 func TestResume_TokensBeyondTheJournal_AreTheSame(t *testing.T) {
-	// The journal has less than the client, whose router is lost.
-	j := &broken{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24})}
-	m := newMesh(t, 1, 1, router.Config{})
-	a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
-	m.slow(2 * time.Millisecond)
-	m.shards["shard-0-0"].strike(300, a.cancel)
-	var p part
-	err := p.generate(patient(t), a.client, resumable("short journal", 400), func(n int) bool {
-		if n == 10 {
-			j.mu.Lock()
-			j.err = fault.New(fault.Unavailable, "test")
-			j.mu.Unlock()
+	synctest.Test(t, func(t *testing.T) {
+		// The journal has less than the client, whose router is lost.
+		j := &broken{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24})}
+		m := newMesh(t, 1, 1, router.Config{})
+		a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+		m.slow(2 * time.Millisecond)
+		m.shards["shard-0-0"].strike(300, a.cancel)
+		var p part
+		err := p.generate(patient(t), a.client, resumable("short journal", 400), func(n int) bool {
+			if n == 10 {
+				j.mu.Lock()
+				j.err = fault.New(fault.Unavailable, "test")
+				j.mu.Unlock()
+			}
+			return true
+		})
+		if err == nil || len(p.tokens) < 150 {
+			t.Fatalf("%d tokens, %v", len(p.tokens), err)
 		}
-		return true
-	})
-	if err == nil || len(p.tokens) < 150 {
-		t.Fatalf("%d tokens, %v", len(p.tokens), err)
-	}
-	a.wait()
-	j.mu.Lock()
-	j.err = nil
-	j.mu.Unlock()
-	records, err := j.Read(t.Context(), journal.Key{ID: p.id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, r := range records {
-		record := &journalv1.Record{}
-		if err := proto.Unmarshal(r.Data, record); err != nil {
+		a.wait()
+		j.mu.Lock()
+		j.err = nil
+		j.mu.Unlock()
+		records, err := j.Read(t.Context(), journal.Key{ID: p.id})
+		if err != nil {
 			t.Fatal(err)
 		}
-		n += len(record.GetTokens().GetIds())
-	}
-	if n >= len(p.tokens) {
-		t.Fatalf("the journal has %d tokens, the client %d", n, len(p.tokens))
-	}
-	if err := p.resume(patient(t), b.client, nil); err != nil {
-		t.Fatal(err)
-	}
-	p.expect(t, "short journal", 400)
+		n := 0
+		for _, r := range records {
+			record := &journalv1.Record{}
+			if err := proto.Unmarshal(r.Data, record); err != nil {
+				t.Fatal(err)
+			}
+			n += len(record.GetTokens().GetIds())
+		}
+		if n >= len(p.tokens) {
+			t.Fatalf("the journal has %d tokens, the client %d", n, len(p.tokens))
+		}
+		if err := p.resume(patient(t), b.client, nil); err != nil {
+			t.Fatal(err)
+		}
+		p.expect(t, "short journal", 400)
+	})
 }
 
 func TestResume_ManyTokens_OldOnesAreDropped(t *testing.T) {
@@ -233,25 +236,27 @@ func TestResume_EndThatIsMissing_IsFoundAgain(t *testing.T) {
 }
 
 func TestResume_OtherFingerprint_IsLeftToItsRouter(t *testing.T) {
-	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
-	m := newMesh(t, 2, 1, router.Config{})
-	a := m.peer("router-a", router.Config{Journal: j})
-	b := m.peer("router-b", router.Config{Journal: j, HiddenType: tensorv1.ElementType_ELEMENT_TYPE_BF16})
-	m.slow(2 * time.Millisecond)
-	m.shards["shard-0-0"].strike(50, a.cancel)
-	var p part
-	if err := p.generate(patient(t), a.client, resumable("exact", 300), nil); err == nil || p.id == "" {
-		t.Fatalf("id %q, %v", p.id, err)
-	}
-	a.wait()
-	before, err := j.Read(t.Context(), journal.Key{ID: p.id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.resume(patient(t), b.client, nil); status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("resume with rounded hidden states: %v", err)
-	}
-	if after, err := j.Read(t.Context(), journal.Key{ID: p.id}); err != nil || len(after) != len(before) {
-		t.Errorf("the journal went from %d to %d records, %v", len(before), len(after), err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+		m := newMesh(t, 2, 1, router.Config{})
+		a := m.peer("router-a", router.Config{Journal: j})
+		b := m.peer("router-b", router.Config{Journal: j, HiddenType: tensorv1.ElementType_ELEMENT_TYPE_BF16})
+		m.slow(2 * time.Millisecond)
+		m.shards["shard-0-0"].strike(50, a.cancel)
+		var p part
+		if err := p.generate(patient(t), a.client, resumable("exact", 300), nil); err == nil || p.id == "" {
+			t.Fatalf("id %q, %v", p.id, err)
+		}
+		a.wait()
+		before, err := j.Read(t.Context(), journal.Key{ID: p.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.resume(patient(t), b.client, nil); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("resume with rounded hidden states: %v", err)
+		}
+		if after, err := j.Read(t.Context(), journal.Key{ID: p.id}); err != nil || len(after) != len(before) {
+			t.Errorf("the journal went from %d to %d records, %v", len(before), len(after), err)
+		}
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -221,7 +222,7 @@ func TestResume_LostRouter_StreamsContinueOnAnother(t *testing.T) {
 			b := m.peer("router-b", router.Config{Journal: j})
 			a := m.peer("router-a", router.Config{Journal: j})
 			const tokens = 128
-			m.slow(3 * time.Millisecond) // so that most streams run when the last one has begun
+			m.slow(50 * time.Millisecond) // so that most streams run when the last one has begun
 			streams := 48
 			if os.Getenv("LAMINA_SLOW") != "" {
 				streams = 200
@@ -350,32 +351,34 @@ func stored(t *testing.T, j journal.Journal, k journal.Key) {
 }
 
 func TestResume_StopString_EndsAtTheSamePlace(t *testing.T) {
-	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
-	m := newMesh(t, 1, 1, router.Config{})
-	a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
-	whole := expect("stop where", 300)
-	r := resumable("stop where", 300)
-	r.Stop = []string{whole[200:206]}
-	m.slow(2 * time.Millisecond)
-	m.shards["shard-0-0"].strike(100, a.cancel)
-	var p part
-	if err := p.generate(patient(t), a.client, r, nil); err == nil || len(p.tokens) == 0 {
-		t.Fatalf("%d tokens before the router was lost, %v", len(p.tokens), err)
-	}
-	a.wait()
-	if err := p.resume(patient(t), b.client, nil); err != nil {
-		t.Fatal(err)
-	}
-	if want := whole[:strings.Index(whole, r.GetStop()[0])]; p.text() != want {
-		t.Errorf("text %q, want %q", p.text(), want)
-	}
-	stored(t, j, journal.Key{ID: p.id})
-	c := m.peer("router-c", router.Config{Journal: j})
-	again := part{id: p.id}
-	if err := again.resume(patient(t), c.client, nil); err != nil || again.text() != p.text() ||
-		again.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_STOP {
-		t.Errorf("from the journal: %q, %v, %v", again.text(), again.finished, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+		m := newMesh(t, 1, 1, router.Config{})
+		a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+		whole := expect("stop where", 300)
+		r := resumable("stop where", 300)
+		r.Stop = []string{whole[200:206]}
+		m.slow(2 * time.Millisecond)
+		m.shards["shard-0-0"].strike(100, a.cancel)
+		var p part
+		if err := p.generate(patient(t), a.client, r, nil); err == nil || len(p.tokens) == 0 {
+			t.Fatalf("%d tokens before the router was lost, %v", len(p.tokens), err)
+		}
+		a.wait()
+		if err := p.resume(patient(t), b.client, nil); err != nil {
+			t.Fatal(err)
+		}
+		if want := whole[:strings.Index(whole, r.GetStop()[0])]; p.text() != want {
+			t.Errorf("text %q, want %q", p.text(), want)
+		}
+		stored(t, j, journal.Key{ID: p.id})
+		c := m.peer("router-c", router.Config{Journal: j})
+		again := part{id: p.id}
+		if err := again.resume(patient(t), c.client, nil); err != nil || again.text() != p.text() ||
+			again.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_STOP {
+			t.Errorf("from the journal: %q, %v, %v", again.text(), again.finished, err)
+		}
+	})
 }
 
 func TestResume_PlaceInTheAnswer(t *testing.T) {
