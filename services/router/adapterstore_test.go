@@ -137,10 +137,12 @@ func TestLoadAdapter_MakesRoomInTheFolder(t *testing.T) {
 	if _, err := load(t, m.client, &routerv1.LoadAdapterOpen{Name: "old", Digest: digits[0]}, nil); err != nil {
 		t.Fatal(err)
 	}
+	begin := sync.OnceFunc(func() { close(began) })
 	wg.Go(func() {
+		defer begin() // if it fails
 		m.mustAnswer(withAdapter("old", "a long request", 900), 900, digests[0], func(n int) {
 			if n == 5 {
-				close(began)
+				begin()
 			}
 		})
 	})

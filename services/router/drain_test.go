@@ -3,6 +3,7 @@ package router_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -80,9 +81,11 @@ func TestDrain_WaitsForWhatRuns(t *testing.T) {
 		begun := make(chan struct{})
 		ended := make(chan error, 1)
 		go func() {
+			begin := sync.OnceFunc(func() { close(begun) })
+			defer begin() // if it fails
 			ended <- p.generate(patient(t), a.client, greedy("to the end", 500), func(n int) bool {
 				if n == 1 {
-					close(begun)
+					begin()
 				}
 				return true
 			})

@@ -143,12 +143,13 @@ func TestResume_Cancel_EndsTheRequestEverywhere(t *testing.T) {
 // Whoever was told that a request is canceled may ask another router for it at once.
 func TestResume_Cancel_IsInTheJournalWhenItIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := &scripted{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24}), answer: func(r *journalv1.Record) error {
+		j := &scripted{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24})}
+		j.answer = func(r *journalv1.Record) error {
 			if r.GetEnd() != nil {
 				<-time.After(time.Second)
 			}
 			return nil
-		}}
+		}
 		m := newMesh(t, 1, 1, router.Config{})
 		a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
 		m.slow(20 * time.Millisecond) // so that it cannot end by itself before it is canceled

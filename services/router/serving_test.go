@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,10 +187,12 @@ func TestServing_CountsRequestsWithoutAPipeline(t *testing.T) {
 		m.takeTime()
 		done := make(chan error, 1)
 		begun := make(chan struct{})
+		begin := sync.OnceFunc(func() { close(begun) })
 		go func() {
+			defer begin() // if it fails
 			_, err := m.generate(t.Context(), greedy("wait for me", 900), func(n int) {
 				if n == 2 {
-					close(begun)
+					begin()
 				}
 			})
 			done <- err
