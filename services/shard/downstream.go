@@ -144,7 +144,7 @@ func (n *nextStage) close() error { return n.stream.CloseSend() }
 // toSampler is the downstream side of the last stage.
 type toSampler struct {
 	pipeline *pipeline
-	mu       sync.Mutex // guards Send, which compute calls and, for full rows, receive
+	mu       sync.Mutex // guards Send, which compute calls and, for full rows, receive; and CloseSend
 	stream   grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
 }
 
@@ -355,4 +355,9 @@ func (t *toSampler) whole(w *samplerv1.RowWanted) (err error) {
 	return t.send([]*samplerv1.Row{out}, chunks)
 }
 
-func (t *toSampler) close() error { return t.stream.CloseSend() }
+// close closes this side of the stream, not while receive sends a row.
+func (t *toSampler) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stream.CloseSend()
+}
