@@ -1,6 +1,7 @@
 package shard_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,9 +99,10 @@ func (s *rowSink) Push(up grpc.BidiStreamingServer[samplerv1.PushRequest, sample
 	}
 }
 
+// newInferRig starts the shards. Without a limit for leases nothing depends on how soon a router answers or comes back.
 func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	t.Helper()
-	return newInferRigWith(t, stages, shard.Config{LeaseLimit: leaseLimit})
+	return newInferRigWith(t, stages, shard.Config{LeaseLimit: cmp.Or(leaseLimit, time.Hour), Grace: time.Hour})
 }
 
 // newInferRigWith starts the shards with a configuration. Stages have kernel sets of their own as far as there are any.
