@@ -71,7 +71,7 @@ func TestAccounts_KeepTheContracts(t *testing.T) {
 
 func TestAccounts_RolesAreApart(t *testing.T) {
 	url, seed := guarded(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	shard, err := nats.Connect(nats.Config{URL: url, NKey: seed("shard"), Memory: true})
 	if err != nil {

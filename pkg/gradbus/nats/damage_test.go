@@ -26,7 +26,7 @@ func TestBus_DamagedBlocksLoseNothing(t *testing.T) {
 	for seed := range rounds {
 		read, indexed := 8*int(seed%2), seed%4 < 2
 		t.Run(fmt.Sprintf("Seed=%d,Read=%d,Index=%v", seed, read, indexed), func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
 			random := rand.New(rand.NewPCG(seed, 9))
 			dir := t.TempDir()
