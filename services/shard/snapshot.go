@@ -352,8 +352,7 @@ func (r *trainRun) encode(s *snapshot, kind shardv1.StateKind, name string,
 			}
 			values := s.next(i, buf)
 			if values == nil {
-				return checkpoint.File{}, fault.New(fault.Aborted, "save step %d: the trainer does not wait for it any more",
-					s.step)
+				return checkpoint.File{}, fault.New(fault.Aborted, "save step %d: nobody waits for it any more", s.step)
 			}
 			if at := notFinite(values); at >= 0 {
 				return checkpoint.File{}, fault.New(fault.DataLoss,

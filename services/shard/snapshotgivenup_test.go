@@ -81,7 +81,8 @@ func TestSave_TakesThePlaceOfASnapshotThatIsGivenUp(t *testing.T) {
 				t.Error(err)
 			}
 			c.end()
-			if left, err := os.ReadDir(filepath.Join(dir, "run", "checkpoints", "step-00000000")); err != nil || len(left) > 0 {
+			left, err := os.ReadDir(filepath.Join(dir, "run", "checkpoints", "step-00000000"))
+			if err != nil || len(left) > 0 {
 				t.Errorf("files are left: %v, %v", left, err)
 			}
 		})
