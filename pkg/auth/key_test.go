@@ -112,8 +112,9 @@ func TestParseKeys_NamesWhatIsWrong(t *testing.T) {
 	}
 	valid := string(one)
 	for text, want := range map[string]string{
-		``:                                      "byte 0",
-		`{"version": 1, "keys": []} x`:          "behind the object",
+		``:                                      "line 1: the file ends too early",
+		"{\"version\": 1, \"keys\": []}\nx":     "line 2: want one value",
+		`{"version": 1, "keys": {}}`:            "keys: line 1: want a list, got an object",
 		`{"version": 2, "keys": []}`:            "version",
 		`{"version": 1, "keys": [], "more": 1}`: "more",
 		`{"version": 1, "keys": [{}]}`:          "key 0: id",

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/lamina-mesh/lamina/internal/settings"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -34,13 +34,8 @@ type keyFile struct {
 // ParseKeys reads the content of a file of keys. An error names the key and the field.
 func ParseKeys(text []byte) ([]Key, error) {
 	var f keyFile
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
-		return nil, fault.New(fault.Invalid, "read keys at byte %d: %v", d.InputOffset(), err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, fault.New(fault.Invalid, "read keys at byte %d: there is more behind the object", d.InputOffset())
+	if err := settings.JSON(text, &f); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "read keys")
 	}
 	if f.Version != fileVersion {
 		return nil, fault.Field("version", "want %d, got %d", fileVersion, f.Version)

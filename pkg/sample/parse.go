@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/internal/settings"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -105,7 +106,8 @@ func strict(text []byte, into any, field string) error {
 		if mismatch.Field != "" {
 			field = strings.TrimPrefix(field+"."+mismatch.Field, ".")
 		}
-		return fault.Field(field, "a %s at offset %d, want %s", mismatch.Value, mismatch.Offset, mismatch.Type)
+		return fault.Field(field, "a %s at offset %d, want %s", mismatch.Value, mismatch.Offset,
+			settings.Kind(mismatch.Type))
 	}
 	return fault.Field(field, "%s", strings.TrimPrefix(err.Error(), "json: "))
 }

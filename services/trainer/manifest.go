@@ -1,14 +1,12 @@
 package trainer
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 
+	"github.com/lamina-mesh/lamina/internal/settings"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -128,17 +126,12 @@ func ParseManifest(text []byte) (*Manifest, error) {
 	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, KeepLast: 2,
 		KeepBest: 1, DType: "F32",
 		Precision: "F32"}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(m); err != nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			return nil, fault.Field("manifest", "byte %d: %v", syntax.Offset, err)
+	if err := settings.JSON(text, m); err != nil {
+		var about *fault.Error
+		if errors.As(err, &about) && about.Field == "" {
+			about.Field = "manifest"
 		}
-		return nil, fault.Field("manifest", "%v", err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, fault.Field("manifest", "byte %d: more than one JSON value", d.InputOffset())
+		return nil, err
 	}
 	if m.Model.Context == 0 && m.Model.short() {
 		m.Model.Context = m.SequenceLen

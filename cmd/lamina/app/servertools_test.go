@@ -81,15 +81,16 @@ func TestMesh_RunsASearchForAChat(t *testing.T) {
 
 func TestStart_NamesWhatIsWrongWithTheTools(t *testing.T) {
 	for want, text := range map[string]string{
-		"field unknown not found":  "unknown: 1",
-		"rounds: 1000":             "rounds: 1000",
-		"read_page.redirects: -1":  "read_page: {redirects: -1}",
-		"read_page.allow: ":        "read_page: {allow: [10.0.0.1]}",
-		"providers: want":          "web_search: {}",
-		"providers[0].kind: ":      "web_search: {providers: [{kind: x, url: 'http://x'}]}",
-		"mcp.a: want either":       "mcp: {a: {}}",
-		"cannot unmarshal":         "timeout: soon",
-		"web_search.results: 1000": "web_search: {results: 1000}",
+		"unknown: line 1: there":    "unknown: 1",
+		"rounds: 1000":              "rounds: 1000",
+		"read_page.redirects: -1":   "read_page: {redirects: -1}",
+		"read_page.allow: ":         "read_page: {allow: [10.0.0.1]}",
+		"providers: want":           "web_search: {}",
+		"providers[0].kind: ":       "web_search: {providers: [{kind: x, url: 'http://x'}]}",
+		"mcp.a: want either":        "mcp: {a: {}}",
+		"timeout: line 1: want a t": "timeout: soon",
+		"mcp: line 2: want a map":   "rounds: 1\nmcp: [a]",
+		"web_search.results: 1000":  "web_search: {results: 1000}",
 	} {
 		_, err := app.Start(t.Context(), app.MeshConfig{HTTP: "127.0.0.1:0", Tools: writeTools(t, text)})
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {

@@ -1,17 +1,13 @@
 package app
 
 import (
-	"bytes"
-	"errors"
-	"io"
 	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
+	"github.com/lamina-mesh/lamina/internal/settings"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/fetchguard"
 	"github.com/lamina-mesh/lamina/pkg/mcptools"
@@ -78,9 +74,7 @@ func parseTools(path string, text []byte) (*toolsFile, error) {
 		return nil, fault.New(fault.Invalid, "read the file of tools %s: more than %d bytes", path, maxToolsFile)
 	}
 	out := &toolsFile{}
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	d.KnownFields(true)
-	if err := d.Decode(out); err != nil && !errors.Is(err, io.EOF) {
+	if err := settings.YAML(text, out); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "read the file of tools %s", path)
 	}
 	return out, out.check(path)

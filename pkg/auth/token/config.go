@@ -1,7 +1,6 @@
 package token
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/lamina-mesh/lamina/internal/settings"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -138,13 +138,8 @@ func ParseConfig(text []byte) (Config, error) {
 		return Config{}, fault.New(fault.Invalid, "read issuers: more than %d bytes", maxConfig)
 	}
 	var c Config
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return Config{}, fault.New(fault.Invalid, "read issuers: %s", strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return Config{}, fault.New(fault.Invalid, "read issuers: want one document")
+	if err := settings.YAML(text, &c); err != nil {
+		return Config{}, fault.Wrap(fault.Invalid, err, "read issuers")
 	}
 	return c, c.complete()
 }

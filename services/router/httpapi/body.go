@@ -5,11 +5,11 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"reflect"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/settings"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -77,26 +77,9 @@ func Unmarshal(body []byte, v any, embedded ...string) error {
 		if field == "" {
 			field = "body"
 		}
-		return fault.Field(field, "want %s, got %s", jsonKind(kind.Type), kind.Value)
+		return fault.Field(field, "want %s, got %s", settings.Kind(kind.Type), kind.Value)
 	}
 	return fault.Field("body", "read JSON: %v", err)
-}
-
-// jsonKind returns the JSON name of a type.
-func jsonKind(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.String:
-		return "a string"
-	case reflect.Bool:
-		return "true or false"
-	case reflect.Float32, reflect.Float64:
-		return "a number in range"
-	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint32:
-		return "a whole number in range"
-	case reflect.Slice:
-		return "a list"
-	}
-	return "an object"
 }
 
 // Given reports whether an optional field is present and not null.
