@@ -149,11 +149,11 @@ func (r *receiver) receive(m any) error {
 	switch late := limit != nil && !limit.Stop(); {
 	case late:
 		err = fault.New(fault.DeadlineExceeded, "receive the request: it has to arrive within %v", receiveLimit)
-	case err == io.EOF && r.single:
+	case errors.Is(err, io.EOF) && r.single:
 		err = status.Error(codes.Internal, "receive the request: the call has ended without one")
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return io.EOF
-	case err == io.ErrUnexpectedEOF:
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = status.Error(codes.Internal, "receive the request: the call has ended in the middle of it")
 	}
 	return ToStatus(err)
@@ -173,7 +173,7 @@ func (r *receiver) read(m any, head [5]byte) error {
 			return NoRoom(fault.Exhausted)
 		}
 		part, err := r.wire.Read(piece)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return io.ErrUnexpectedEOF
 		}
 		if err != nil {
@@ -195,11 +195,11 @@ func (r *receiver) read(m any, head [5]byte) error {
 	if !r.single {
 		return nil
 	}
-	switch err := r.wire.ReadMessageHeader(head[:]); err {
-	case io.EOF:
-		return nil
-	case nil:
+	switch err := r.wire.ReadMessageHeader(head[:]); {
+	case err == nil:
 		return status.Error(codes.Internal, "receive the request: the call has more than one")
+	case errors.Is(err, io.EOF):
+		return nil
 	default:
 		return err
 	}
