@@ -13,7 +13,7 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -34,7 +34,7 @@ type keyFile struct {
 // ParseKeys reads the content of a file of keys. An error names the key and the field.
 func ParseKeys(text []byte) ([]Key, error) {
 	var f keyFile
-	if err := settings.JSON(text, &f); err != nil {
+	if err := configfile.JSON(text, &f); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "read keys")
 	}
 	if f.Version != fileVersion {

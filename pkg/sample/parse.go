@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -107,7 +107,7 @@ func strict(text []byte, into any, field string) error {
 			field = strings.TrimPrefix(field+"."+mismatch.Field, ".")
 		}
 		return fault.Field(field, "a %s at offset %d, want %s", mismatch.Value, mismatch.Offset,
-			settings.Kind(mismatch.Type))
+			configfile.Kind(mismatch.Type))
 	}
 	return fault.Field(field, "%s", strings.TrimPrefix(err.Error(), "json: "))
 }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"regexp"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -126,7 +126,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, KeepLast: 2,
 		KeepBest: 1, DType: "F32",
 		Precision: "F32"}
-	if err := settings.JSON(text, m); err != nil {
+	if err := configfile.JSON(text, m); err != nil {
 		var about *fault.Error
 		if errors.As(err, &about) && about.Field == "" {
 			about.Field = "manifest"

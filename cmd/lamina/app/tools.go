@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/fetchguard"
 	"github.com/lamina-mesh/lamina/pkg/mcptools"
@@ -74,7 +74,7 @@ func parseTools(path string, text []byte) (*toolsFile, error) {
 		return nil, fault.New(fault.Invalid, "read the file of tools %s: more than %d bytes", path, maxToolsFile)
 	}
 	out := &toolsFile{}
-	if err := settings.YAML(text, out); err != nil {
+	if err := configfile.YAML(text, out); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "read the file of tools %s", path)
 	}
 	return out, out.check(path)

@@ -15,7 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -138,7 +138,7 @@ func ParseConfig(text []byte) (Config, error) {
 		return Config{}, fault.New(fault.Invalid, "read issuers: more than %d bytes", maxConfig)
 	}
 	var c Config
-	if err := settings.YAML(text, &c); err != nil {
+	if err := configfile.YAML(text, &c); err != nil {
 		return Config{}, fault.Wrap(fault.Invalid, err, "read issuers")
 	}
 	return c, c.complete()

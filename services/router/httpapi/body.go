@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -77,7 +77,7 @@ func Unmarshal(body []byte, v any, embedded ...string) error {
 		if field == "" {
 			field = "body"
 		}
-		return fault.Field(field, "want %s, got %s", settings.Kind(kind.Type), kind.Value)
+		return fault.Field(field, "want %s, got %s", configfile.Kind(kind.Type), kind.Value)
 	}
 	return fault.Field("body", "read JSON: %v", err)
 }

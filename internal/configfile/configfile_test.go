@@ -1,4 +1,4 @@
-package settings_test
+package configfile_test
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/lamina-mesh/lamina/internal/settings"
+	"github.com/lamina-mesh/lamina/internal/configfile"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -66,7 +66,7 @@ func TestYAML_ErrorsNameTheSettingAndTheLine(t *testing.T) {
 		"rounds: [1":                        "line 1: did not find expected ',' or ']'",
 		"servers: {a: &x {args: 1}, b: *x}": `servers.a.args: line 1: want a list, got "1"`,
 	} {
-		err := settings.YAML([]byte(text), &file{})
+		err := configfile.YAML([]byte(text), &file{})
 		if err == nil || err.Error() != want || fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%q:\ngot  %v\nwant %s", text, err, want)
 		}
@@ -75,14 +75,14 @@ func TestYAML_ErrorsNameTheSettingAndTheLine(t *testing.T) {
 
 func TestYAML_ReadsAndKeepsWhatIsLeftOut(t *testing.T) {
 	f := file{Rounds: 3, On: true}
-	if err := settings.YAML([]byte("rounds: 4\ntimeout: 2s\nwords: a\nservers: {b: {args: [c]}}"), &f); err != nil {
+	if err := configfile.YAML([]byte("rounds: 4\ntimeout: 2s\nwords: a\nservers: {b: {args: [c]}}"), &f); err != nil {
 		t.Fatal(err)
 	}
 	if f.Rounds != 4 || !f.On || f.Timeout != 2*time.Second || f.Words[0] != "a" || f.Servers["b"].Args[0] != "c" {
 		t.Errorf("got %+v", f)
 	}
 	for _, text := range []string{"", "# nothing"} {
-		if err := settings.YAML([]byte(text), &f); err != nil || f.Rounds != 4 {
+		if err := configfile.YAML([]byte(text), &f); err != nil || f.Rounds != 4 {
 			t.Errorf("%q: %+v, %v", text, f, err)
 		}
 	}
@@ -103,13 +103,13 @@ func TestJSON_ErrorsNameTheSettingAndTheLine(t *testing.T) {
 		"{\n":                                   "line 2: the file ends too early",
 		"":                                      "line 1: the file ends too early",
 	} {
-		err := settings.JSON([]byte(text), &file{})
+		err := configfile.JSON([]byte(text), &file{})
 		if err == nil || err.Error() != want || fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%q:\ngot  %v\nwant %s", text, err, want)
 		}
 	}
 	f := file{On: true}
-	if err := settings.JSON([]byte(`{"rounds": 2}`), &f); err != nil || f.Rounds != 2 || !f.On {
+	if err := configfile.JSON([]byte(`{"rounds": 2}`), &f); err != nil || f.Rounds != 2 || !f.On {
 		t.Errorf("%+v, %v", f, err)
 	}
 }
@@ -117,7 +117,8 @@ func TestJSON_ErrorsNameTheSettingAndTheLine(t *testing.T) {
 // FuzzRead compares with the decoders, which accept the same texts and whose errors name types of Go.
 func FuzzRead(f *testing.F) {
 	for _, seed := range []string{"", "{}", "rounds: x", "ports: [1, [2]]", `{"pair": [1, "x"]}`, "a: &a {b: *a}",
-		"servers: {a: {args: [*x]}}", "words: [a]", "<<: {rounds: x}\nrate: y", "? [a]\n: b", "servers: {? {a: b} : {url: []}}"} {
+		"servers: {a: {args: [*x]}}", "words: [a]", "<<: {rounds: x}\nrate: y", "? [a]\n: b",
+		"servers: {? {a: b} : {url: []}}"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -137,9 +138,9 @@ func FuzzRead(f *testing.F) {
 		} else if want == nil && !errors.Is(d.Decode(new(yaml.Node)), io.EOF) {
 			want = errors.New("more")
 		}
-		got := settings.YAML(text, &file{})
+		got := configfile.YAML(text, &file{})
 		same("YAML", got, want)
-		if got != nil && strings.Contains(got.Error(), "settings_test.") && !bytes.Contains(text, []byte("*")) &&
+		if got != nil && strings.Contains(got.Error(), "configfile_test.") && !bytes.Contains(text, []byte("*")) &&
 			!bytes.Contains(text, []byte("<<")) {
 			t.Errorf("%v names a type of Go", got)
 		}
@@ -151,7 +152,7 @@ func FuzzRead(f *testing.F) {
 				want = errors.New("more")
 			}
 		}
-		got = settings.JSON(text, &file{})
+		got = configfile.JSON(text, &file{})
 		same("JSON", got, want)
 		if got != nil && strings.Contains(got.Error(), "Go ") && !bytes.Contains(text, []byte("Go ")) {
 			t.Errorf("%v names a type of Go", got)

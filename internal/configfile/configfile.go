@@ -1,9 +1,9 @@
-// Package settings reads files that people write, in YAML or JSON, and says in plain words what is wrong with them: the
-// setting, its line, what is wanted and what is there. Decoders alone name the types of Go.
+// Package configfile reads files that people write, in YAML or JSON, and says in plain words what is wrong with them:
+// the setting, its line, what is wanted and what is there. Decoders alone name the types of Go.
 //
 // A file is one value. What it leaves out stays as it is in the value that it is read into, and settings that do not
 // exist are errors. All errors are Invalid.
-package settings
+package configfile
 
 import (
 	"bytes"
