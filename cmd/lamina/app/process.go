@@ -224,7 +224,10 @@ func (p *process) serve(s server) {
 				if err != nil {
 					return err
 				}
-				context.AfterFunc(ctx, gone) // deregister before calls are drained
+				work.Go(func() { // deregister before calls are drained, and before the process ends
+					<-ctx.Done()
+					gone()
+				})
 				if s.live != nil {
 					work.Go(func() { keepMeta(ctx, reg, s.live, s.meta, i.Meta) })
 				}
