@@ -82,7 +82,7 @@ type result struct {
 func (seq *sequence) pause() []sched.Event {
 	seq.paused.Store(true)
 	out := []sched.Event{sched.Pause{ID: seq.name()}}
-	// The reader may have taken everything before it could see the note. It takes nothing more then, and so says nothing.
+	// The reader may have taken everything before it could see the note. It takes nothing more then, and says nothing.
 	if len(seq.out) <= outLen/4 && seq.paused.Swap(false) {
 		out = append(out, sched.Resume{ID: seq.name()})
 	}

@@ -177,7 +177,8 @@ func TestService_RequestsLoadAModelAgainAfterTheDeadlineOfAnother(t *testing.T) 
 		defer cancel()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := s.Encode(short, &tokenizerv1.EncodeRequest{Model: "a"}); !errors.Is(err, context.DeadlineExceeded) {
+			_, err := s.Encode(short, &tokenizerv1.EncodeRequest{Model: "a"})
+			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("the first: %v", err)
 			}
 		})
