@@ -40,6 +40,15 @@ func TestBus_KeepsTheContract(t *testing.T) {
 	}
 }
 
+// A subscription that is impatient takes events for lost that are on their way, as one does on a machine that is slow.
+// It reads all of them again, and delivers none twice.
+func TestBus_KeepsTheContractWhenItTakesEventsForLost(t *testing.T) {
+	nats.SetIdle(t, time.Millisecond)
+	gradbustest.Run(t, func(t *testing.T, limit int) gradbus.Bus {
+		return join(t, natstest.Embedded(t), nats.Config{MaxBytes: int64(limit), Memory: true})
+	})
+}
+
 func event(step uint64, chunk uint32) gradbus.Event {
 	return gradbus.Event{Key: gradbus.Key{Run: "r", Part: "0-2", Step: step, SlotHi: 1, Chunk: chunk},
 		Data: []byte{byte(step), byte(chunk)}}

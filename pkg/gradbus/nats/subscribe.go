@@ -16,11 +16,12 @@ import (
 const (
 	// prefetch is the number of events that a subscription requests in advance.
 	prefetch = 16
-	// A subscription that reads nothing looks for events that it has skipped after idleFirst, and then after
-	// pauses that double up to idleMax.
-	idleFirst = time.Second
-	idleMax   = 30 * time.Second
+	idleMax  = 30 * time.Second
 )
+
+// A subscription that reads nothing looks for events that it has skipped after idleFirst, and then after pauses that
+// double up to idleMax.
+var idleFirst = time.Second
 
 // errSkipped says that the stream has events that a subscription has not read, although it is idle.
 var errSkipped = fault.New(fault.DataLoss, "the server has lost events and uses their sequence numbers again")
@@ -69,6 +70,7 @@ type subscription struct {
 	newest  uint64               // the latest step of which an event was read
 	seen    map[gradbus.Key]bool // what was read of it and of the step before
 	idle    time.Duration        // after which it looks for skipped events
+	again   uint64               // sequence number up to which it reads for a second time
 }
 
 // Next waits for an event of the subscribed steps.
@@ -138,7 +140,7 @@ func (s *subscription) follow() error {
 		if errors.Is(err, context.DeadlineExceeded) && s.ctx.Err() == nil {
 			s.idle = min(2*s.idle, idleMax)
 			if s.skipped() {
-				s.last = 0 // read all that is stored
+				s.again, s.last = max(s.again, s.last), 0 // read all that is stored
 				return errSkipped
 			}
 			continue
@@ -154,8 +156,9 @@ func (s *subscription) follow() error {
 		if err != nil {
 			return err
 		}
+		known := meta.Sequence.Stream <= s.again && (s.seen[key] || !s.recent(key))
 		s.saw(key)
-		if key.Step >= s.from {
+		if key.Step >= s.from && !known {
 			select {
 			case s.events <- gradbus.Event{Key: key, Data: m.Data()}:
 			case <-s.ctx.Done():
@@ -224,7 +227,7 @@ func (s *subscription) open() (jetstream.MessagesContext, error) {
 		return nil, err
 	}
 	if made := stream.CachedInfo().Created; !made.Equal(s.created) {
-		s.created, s.last = made, 0
+		s.created, s.last, s.again = made, 0, 0
 	}
 	config := jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{partSubject(s.run, s.part)}, DeliverPolicy: jetstream.DeliverAllPolicy,
