@@ -6,9 +6,10 @@ import "math"
 //
 //	Φ(-a) = exp(-a²/2) · t·P(t)   with t = 1/(1 + geluScale·a),
 //
-// and Φ(a) = 1 - Φ(-a). What exp leaves is nearly proportional to t, and P, a polynomial of degree 8, is within 2e-8 of
-// it (relative, a Remez fit up to a = 13.2, with Φ(0) = 0.5). Since nothing is subtracted for negative x, the tail keeps
-// its relative precision: GELU is within 7 units in the last place down to -12.9. Below, Φ(x) is subnormal, and from -13.12 on zero.
+// and Φ(a) = 1 - Φ(-a). What exp leaves is nearly proportional to t, and P, a polynomial of degree 8, is within 2e-8
+// of the rest (relative, a Remez fit up to a = 13.2, with Φ(0) = 0.5). Since nothing is subtracted for negative x, the
+// tail keeps its relative precision: GELU is within 7 units in the last place down to -12.9. Below, Φ(x) is subnormal,
+// and from -13.12 on zero.
 
 // geluLimit bounds a, so that a² is finite; Φ(-a) is zero there.
 const geluLimit = 14
