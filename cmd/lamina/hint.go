@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -40,6 +41,12 @@ func hint(err error) string {
 	}
 	return ""
 }
+
+// unreachable matches how gRPC says that it has no connection, around what the system says.
+var unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: )?((?:[^"\\]|\\.)*)"`)
+
+// plain returns the text of an error, without the words of gRPC around an error of the network.
+func plain(err error) string { return unreachable.ReplaceAllString(err.Error(), "$1") }
 
 // usageHint returns where the flags of the command are explained that the user meant.
 func usageHint(err error) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -73,6 +74,18 @@ func TestHint_OfCredentials(t *testing.T) {
 	} {
 		if got := hint(err); !strings.Contains(got, want) || want == "" && got != "" {
 			t.Errorf("%v: the hint is %q, want %q", err, got, want)
+		}
+	}
+}
+
+func TestPlain_HasTheErrorOfTheNetworkAlone(t *testing.T) {
+	for text, want := range map[string]string{
+		`read the topology: connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: refused"`: `read the topology: dial tcp 127.0.0.1:1: connect: refused`,
+		`connection error: desc = "error reading server preface: EOF"`:                                                         `error reading server preface: EOF`,
+		`open model "x": no such file`: `open model "x": no such file`,
+	} {
+		if got := plain(errors.New(text)); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }

@@ -157,7 +157,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 2
 	}
-	fmt.Fprintln(stderr, "lamina:", err)
+	fmt.Fprintln(stderr, "lamina:", plain(err))
 	if next := hint(err); next != "" {
 		fmt.Fprintln(stderr, "  "+next)
 	}
