@@ -15,6 +15,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -235,7 +236,7 @@ func (c *adaptersUnloadCmd) Run(e *verb.Env) error {
 			return printProto(e, resp)
 		}
 		if n := resp.GetRequests(); n > 0 {
-			fmt.Fprintf(e.Stdout, "%d requests still use it\n", n)
+			fmt.Fprintf(e.Stdout, "in use by %s\n", plural.Of(n, "request"))
 		}
 		return nil
 	})

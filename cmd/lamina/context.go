@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+
+	"github.com/lamina-mesh/lamina/internal/plural"
 )
 
 // servingFlags say how a request is served.
@@ -84,8 +86,12 @@ func (c *contextUse) notice() string {
 	if c.Policy == "slide" {
 		where = "prompt and answer"
 	}
-	text := fmt.Sprintf("context policy %s: %d tokens of %s were dropped (positions %s)", c.Policy, c.DroppedTokens, where,
-		strings.Join(parts, ", "))
+	were := "were"
+	if c.DroppedTokens == 1 {
+		were = "was"
+	}
+	text := fmt.Sprintf("context policy %s: %s of %s %s dropped (positions %s)", c.Policy,
+		plural.Of(c.DroppedTokens, "token"), where, were, strings.Join(parts, ", "))
 	if m := c.Messages; m != nil {
 		text += fmt.Sprintf(", with messages %d-%d", m.First, m.First+m.Count-1)
 	}

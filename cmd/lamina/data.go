@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -143,8 +144,8 @@ func buildProgress(p corpus.Progress, took time.Duration) string {
 	if p.Resumed {
 		resumed = "  (continued)"
 	}
-	return fmt.Sprintf("file %d of %d  %d documents  %d tokens  %.1f MB of text  %d skipped  %s%s",
-		min(p.Input+1, p.Inputs), p.Inputs, p.Documents, p.Tokens, float64(p.TextBytes)/1e6, p.Skipped.Total(),
+	return fmt.Sprintf("file %d of %d  %s  %s  %.1f MB of text  %d skipped  %s%s", min(p.Input+1, p.Inputs), p.Inputs,
+		plural.Of(p.Documents, "document"), plural.Of(p.Tokens, "token"), float64(p.TextBytes)/1e6, p.Skipped.Total(),
 		took.Round(time.Second), resumed)
 }
 
@@ -161,7 +162,7 @@ func printTokens(out io.Writer, dir string, x *corpus.Index) error {
 	v := &x.Vocabulary
 	fmt.Fprintf(w, "VOCABULARY\t%s of %d ids, sha256:%.16s\n", v.Family, v.Size, v.SHA256)
 	fmt.Fprintf(w, "DOCUMENTS\tbegin with id %d (not stored) and end with id %d\n", v.Begin, v.End)
-	fmt.Fprintf(w, "INPUTS\t%d files\n\n", len(x.Inputs))
+	fmt.Fprintf(w, "INPUTS\t%s\n\n", plural.Of(len(x.Inputs), "file"))
 	fmt.Fprintln(w, "SHARD\tTOKENS\tDOCUMENTS\tSHA-256")
 	for _, s := range x.Shards {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%.16s\n", s.File, s.Tokens, s.Documents, s.SHA256)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
 )
@@ -56,7 +57,8 @@ func (c *evalLossCmd) Run(e *verb.Env) error {
 	if c.Format == "json" {
 		return verb.PrintJSON(e, r)
 	}
-	_, err = fmt.Fprintf(e.Stdout, "loss %.6f over %d tokens of %d samples\n", r.Loss, r.Tokens, len(r.Samples))
+	_, err = fmt.Fprintf(e.Stdout, "loss %.6f over %s of %s\n", r.Loss, plural.Of(r.Tokens, "token"),
+		plural.Of(len(r.Samples), "sample"))
 	return err
 }
 

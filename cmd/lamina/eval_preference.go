@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
 )
@@ -74,7 +75,8 @@ func (c *evalPreferenceCmd) Run(e *verb.Env) error {
 	if c.Format == "json" {
 		return verb.PrintJSON(e, r)
 	}
-	_, err = fmt.Fprintf(e.Stdout, "loss %.6f, accuracy %.4f over %d pairs\n", r.Loss, r.Accuracy, len(r.Pairs))
+	_, err = fmt.Fprintf(e.Stdout, "loss %.6f, accuracy %.4f over %s\n", r.Loss, r.Accuracy,
+		plural.Of(len(r.Pairs), "pair"))
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -216,7 +217,7 @@ func (r *inspection) setMeta(key string, value any) {
 		}
 	case string, bool, int64, uint64:
 	default:
-		value = fmt.Sprintf("%d values", reflect.ValueOf(value).Len())
+		value = plural.Of(reflect.ValueOf(value).Len(), "value")
 	}
 	r.Metadata[key] = value
 }

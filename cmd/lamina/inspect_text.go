@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/lamina-mesh/lamina/internal/plural"
 )
 
 // metadataWidth is the maximum number of characters of a value that the text shows.
@@ -26,8 +28,8 @@ func (r *inspection) print(out io.Writer) error {
 	fmt.Fprintf(w, "TYPES\t%s\n", strings.Join(types, ", "))
 	switch c := r.Config; {
 	case c != nil:
-		fmt.Fprintf(w, "MODEL\t%s: %d layers, width %d, %d heads on %d key/value heads of %d, ",
-			c.Architecture, c.Layers, c.Width, c.Heads, c.KVHeads, c.HeadDim)
+		fmt.Fprintf(w, "MODEL\t%s: %s, width %d, %s on %s of %d, ", c.Architecture, plural.Of(c.Layers, "layer"),
+			c.Width, plural.Of(c.Heads, "head"), plural.Of(c.KVHeads, "key/value head"), c.HeadDim)
 		fmt.Fprintf(w, "feed-forward %d, vocabulary %d, context %d\n", c.FF, c.Vocab, c.Context)
 		fmt.Fprintf(w, "POSITIONS\t%s\n", c.Positions)
 		fmt.Fprintf(w, "TIED HEAD\t%v\n", c.TiedHead)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -44,8 +45,8 @@ func (c *perplexityCmd) Run(e *verb.Env) error {
 	if c.Format == "json" {
 		return verb.PrintJSON(e, r)
 	}
-	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity,
-		r.Chunks, c.Ctx, r.Scored, r.Tokens)
+	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %s of %d (%d of %d ids scored)\n", r.Perplexity,
+		plural.Of(r.Chunks, "window"), c.Ctx, r.Scored, r.Tokens)
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -281,7 +282,8 @@ func (r *planReport) print(to io.Writer) error {
 			l.TokensPerSecond, l.TTFTMS, r.PromptTokens, l.KVPositions)
 	}
 	if len(r.Pipelines) > 0 {
-		fmt.Fprintf(w, "\n%.2f tokens/s for %d streams, at most %.2f\n", r.StreamsTPS, r.Streams, r.SaturatedTPS)
+		fmt.Fprintf(w, "\n%.2f tokens/s for %s, at most %.2f\n", r.StreamsTPS, plural.Of(r.Streams, "stream"),
+			r.SaturatedTPS)
 	} else {
 		fmt.Fprintf(w, "\nno pipeline: %s\n", r.Uncovered)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/pull"
 	"github.com/lamina-mesh/lamina/pkg/store"
@@ -74,8 +75,8 @@ func (c *pullCmd) Run(e *verb.Env) error {
 	if c.Format == "json" {
 		return verb.PrintJSON(e, pulled{m.Name, m.Digest, m.Size(), len(m.Files), r.Fetched, m.Source, m.Revision})
 	}
-	_, err = fmt.Fprintf(e.Stdout, "%s: %s in %d files, %s fetched, %s\nuse it as -m %s\n", m.Name, bytesText(m.Size()),
-		len(m.Files), bytesText(r.Fetched), m.Digest, m.Name)
+	_, err = fmt.Fprintf(e.Stdout, "%s: %s in %s, %s fetched, %s\nuse it as -m %s\n", m.Name, bytesText(m.Size()),
+		plural.Of(len(m.Files), "file"), bytesText(r.Fetched), m.Digest, m.Name)
 	return err
 }
 

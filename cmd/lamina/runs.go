@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -122,8 +123,9 @@ func showRun(out io.Writer, r *trainerv1.Run) error {
 	if r.GetCheckpointError() != "" {
 		fmt.Fprintf(out, "checkpoint   %s\n", r.GetCheckpointError())
 	}
-	fmt.Fprintf(out, "replicas     %d of %d (%d stages each): %d lost, %d left, %d joined, %d attempts repeated\n",
-		r.GetMembers(), r.GetReplicas(), r.GetStages(), r.GetLost(), r.GetLeft(), r.GetJoined(), r.GetAborted())
+	fmt.Fprintf(out, "replicas     %d of %d (%s each): %d lost, %d left, %d joined, %s repeated\n",
+		r.GetMembers(), r.GetReplicas(), plural.Of(r.GetStages(), "stage"), r.GetLost(), r.GetLeft(), r.GetJoined(),
+		plural.Of(r.GetAborted(), "attempt"))
 	for _, q := range r.GetQuarantined() {
 		fmt.Fprintf(out, "quarantine   step %d: replica %d at %s: %s: %s (%s)\n", q.GetStep(), q.GetReplica(),
 			q.GetAddress(), q.GetReason(), q.GetMessage(), q.GetEvidence())

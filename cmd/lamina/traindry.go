@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
@@ -30,7 +31,8 @@ func (c *trainCmd) dryRun(e *verb.Env, manifest []byte) error {
 	}
 	fmt.Fprintf(e.Stdout, "%s: %d parameters, %d of them trainable\n", r.Run, r.Parameters, r.Trainable)
 	fmt.Fprintf(e.Stdout, "data: %d tokens for training, %d for validation\n", r.TrainingTokens, r.ValidationToken)
-	fmt.Fprintf(e.Stdout, "%d steps of %d tokens: %d tokens, %.2f epochs\n", r.Steps, r.TokensPerStep, r.Tokens, r.Epochs)
+	fmt.Fprintf(e.Stdout, "%s of %d tokens: %d tokens, %.2f epochs\n", plural.Of(r.Steps, "step"), r.TokensPerStep,
+		r.Tokens, r.Epochs)
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "stage\tlayers\tparameters\tweights\toptimizer\tgradients\tactivations\tall MiB\tforward ms\tbackward ms\t")
 	for i, s := range r.Stages {

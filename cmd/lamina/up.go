@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -156,9 +157,10 @@ func (c *upCmd) Run(e *verb.Env) error {
 		header = ` -H "Authorization: Bearer $LAMINA_API_KEY"`
 	}
 	if c.Auto > 0 {
-		fmt.Fprintf(e.Stdout, "serving %s over %d shards; `lamina status` shows where its layers are\n\n", c.Model, c.Auto)
+		fmt.Fprintf(e.Stdout, "serving %s over %s; `lamina status` shows where its layers are\n\n", c.Model,
+			plural.Of(c.Auto, "shard"))
 	} else {
-		fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+		fmt.Fprintf(e.Stdout, "serving %s over %s\n\n", c.Model, plural.Of(c.Stages, "stage"))
 	}
 	for _, a := range adapters {
 		fmt.Fprintf(e.Stdout, "adapter  %s from %s\n", a.Name, a.Dir)

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -179,11 +180,11 @@ func (m *Meter) Begin() error {
 	defer m.mu.Unlock()
 	now := m.now()
 	if wait := m.tokens.Take(now, 1); wait > 0 {
-		return exhausted("tokens", m.tokens.limit, wait)
+		return exhausted("token", m.tokens.limit, wait)
 	}
 	m.tokens.Give(now, 1)
 	if wait := m.requests.Take(now, 1); wait > 0 {
-		return exhausted("requests", m.requests.limit, wait)
+		return exhausted("request", m.requests.limit, wait)
 	}
 	m.spend(1, 0)
 	return nil
@@ -191,7 +192,7 @@ func (m *Meter) Begin() error {
 
 func exhausted(what string, limit int64, wait time.Duration) error {
 	return &fault.Error{Code: fault.Exhausted, Reason: "RATE_LIMIT_EXCEEDED", RetryAfter: wait,
-		Msg: fmt.Sprintf("run request: the caller has used its budget of %d %s a minute", limit, what)}
+		Msg: fmt.Sprintf("run request: the caller has used its budget of %s a minute", plural.Of(limit, what))}
 }
 
 // Reserve takes n tokens for a request before it runs, but at most the whole budget. The caller calls the returned
@@ -206,7 +207,7 @@ func (m *Meter) Reserve(n int64) (settle func(used int64), err error) {
 		n = min(n, m.tokens.limit)
 	}
 	if wait := m.tokens.Take(m.now(), n); wait > 0 {
-		return nil, exhausted("tokens", m.tokens.limit, wait)
+		return nil, exhausted("token", m.tokens.limit, wait)
 	}
 	m.reserved++
 	m.spend(0, n)

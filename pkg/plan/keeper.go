@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/lamina-mesh/lamina/internal/plural"
 )
 
 // KeeperConfig says how readily a Keeper changes a plan. Zero values mean the defaults.
@@ -166,7 +168,7 @@ func why(lost []string) string {
 	}
 	const most = 3
 	if len(lost) > most {
-		return fmt.Sprintf("%s and %d more hosts are gone", strings.Join(lost[:most], ", "), len(lost)-most)
+		return fmt.Sprintf("%s and %s gone", strings.Join(lost[:most], ", "), plural.Of(len(lost)-most, "more host"))
 	}
 	return strings.Join(lost, ", ") + " gone"
 }

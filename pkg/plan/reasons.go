@@ -79,6 +79,9 @@ func (p *placement) slower(j *job, host int, l *Pipeline) string {
 		}
 	}
 	if least <= 0 {
+		if len(l.Stages) == 1 {
+			return "not needed: 1 host is enough"
+		}
 		return fmt.Sprintf("not needed: %d hosts are enough", len(l.Stages))
 	}
 	return fmt.Sprintf("it would slow the chain: a token would take at least %.3g ms and takes %.3g ms without it",

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/plan"
@@ -80,7 +81,7 @@ func (h *placed) refusedBy(w part, err error, now time.Time) (left bool) {
 		h.refused[w.digest] = r
 	}
 	r.count++
-	r.reason = fmt.Sprintf("it could not load layers %d-%d %d times: %v", w.lo, w.hi, r.count, err)
+	r.reason = fmt.Sprintf("it could not load layers %d-%d %s: %v", w.lo, w.hi, plural.Of(r.count, "time"), err)
 	if r.count < mostRefusals {
 		return false
 	}

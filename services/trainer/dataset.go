@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -219,8 +220,9 @@ func openTokens(_ context.Context, m *Manifest, v *vocab.Vocab) (d *dataset, err
 		parts = append(parts, corpus.Part{Samples: train.Samples(), Weight: t.Weight, Epochs: t.Epochs})
 		about = append(
 			about,
-			fmt.Sprintf("%s: %d documents, %d tokens, %d sequences of %d, %.2f %% padding", t.Path, cut,
-				train.Tokens(), train.Samples(), m.SequenceLen, 100*train.Waste()),
+			fmt.Sprintf("%s: %s, %s, %s of %d, %.2f %% padding", t.Path, plural.Of(cut, "document"),
+				plural.Of(train.Tokens(), "token"), plural.Of(train.Samples(), "sequence"), m.SequenceLen,
+				100*train.Waste()),
 		)
 	}
 	for i, path := range m.Data.Validation {
@@ -242,7 +244,7 @@ func openTokens(_ context.Context, m *Manifest, v *vocab.Vocab) (d *dataset, err
 		d.heldTokens += int(v.Tokens())
 	}
 	if held := p.held(); held > 0 {
-		about = append(about, fmt.Sprintf("%d sequences for validation", held))
+		about = append(about, plural.Of(held, "sequence")+" for validation")
 	}
 	d.about = strings.Join(about, "; ")
 	return d, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tuning"
@@ -58,8 +59,9 @@ func readExamples(_ context.Context, m *Manifest, v *vocab.Vocab) (*dataset, err
 	for _, s := range held {
 		d.heldTokens += s.Trained()
 	}
-	d.about = fmt.Sprintf("%s: %d examples in %d sequences of %d, %d tokens trained; %d examples for validation",
-		m.Data.Examples, len(all), len(e.train), m.SequenceLen, d.tokens, len(held))
+	d.about = fmt.Sprintf("%s: %s in %s of %d, %s trained; %s for validation", m.Data.Examples,
+		plural.Of(len(all), "example"), plural.Of(len(e.train), "sequence"), m.SequenceLen,
+		plural.Of(d.tokens, "token"), plural.Of(len(held), "example"))
 	return d, nil
 }
 

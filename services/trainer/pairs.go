@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
@@ -55,8 +56,9 @@ func readPairs(_ context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error)
 			d.heldTokens += n
 		}
 	}
-	d.about = fmt.Sprintf("%s: %d pairs in %d sequences of %d, %d tokens compared; %d pairs for validation",
-		m.Data.Pairs, len(train), len(p.train), m.SequenceLen, d.tokens, len(held))
+	d.about = fmt.Sprintf("%s: %s in %s of %d, %s compared; %s for validation", m.Data.Pairs,
+		plural.Of(len(train), "pair"), plural.Of(len(p.train), "sequence"), m.SequenceLen, plural.Of(d.tokens, "token"),
+		plural.Of(len(held), "pair"))
 	return d, nil
 }
 

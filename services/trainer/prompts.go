@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
@@ -49,7 +50,8 @@ func readPrompts(_ context.Context, m *Manifest, v *vocab.Vocab) (*dataset, erro
 	if p.order, err = newOrder(m, corpus.Part{Samples: int64(len(p.rows))}); err != nil {
 		return nil, err
 	}
-	d.about = fmt.Sprintf("%s: %d prompts, %d answers to each", m.Data.Prompts, len(p.rows), m.GRPO.Group)
+	d.about = fmt.Sprintf("%s: %s, %s to each", m.Data.Prompts, plural.Of(len(p.rows), "prompt"),
+		plural.Of(m.GRPO.Group, "answer"))
 	return d, nil
 }
 

@@ -284,7 +284,7 @@ func TestGRPC_EachRequestOfAStreamCounts(t *testing.T) {
 	if err := kserve.NewGRPC(b, 0).ModelStreamInfer(s); err != nil {
 		t.Fatal(err)
 	}
-	if len(s.out) != 3 || s.out[1] != "answer" || !strings.Contains(s.out[2], "budget of 1 requests") ||
+	if len(s.out) != 3 || s.out[1] != "answer" || !strings.Contains(s.out[2], "budget of 1 request a minute") ||
 		len(b.Generations()) != 2 {
 		t.Errorf("got %q after the server has let in one request and the budget has one more", s.out)
 	}

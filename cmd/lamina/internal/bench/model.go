@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -285,13 +286,16 @@ func stepBytes(f *model.Files) int64 {
 // print writes the result as text.
 func (r *benchResult) print(e *verb.Env) error {
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
+	fmt.Fprintf(w, "MACHINE\t%s, %s, %s/%s\n", r.Machine.CPU, plural.Of(r.Machine.Cores, "core"), r.Machine.OS,
+		r.Machine.Arch)
 	fmt.Fprintf(w, "MODEL\t%s %s\n", r.Model, r.Quant)
-	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
-	fmt.Fprintf(w, "PREFILL\t%.1f tokens/s\t%d of %d in %d stages\n", r.PrefillTPS, r.Batch, r.PromptTokens, r.Stages)
+	fmt.Fprintf(w, "KERNELS\t%s, %s\n", r.KernelClass, plural.Of(r.Threads, "thread"))
+	fmt.Fprintf(w, "PREFILL\t%.1f tokens/s\t%d of %d in %s\n", r.PrefillTPS, r.Batch, r.PromptTokens,
+		plural.Of(r.Stages, "stage"))
 	fmt.Fprintf(w, "DECODE\t%.1f tokens/s\t%d of %d, %.2f GB/s of weights\n", r.DecodeTPS, r.Batch, r.GenTokens,
 		r.DecodeGBps)
-	fmt.Fprintf(w, "READ\t%.2f GB/s\tby %d threads; decode reaches %.0f %%\n", r.ReadGBps, r.Threads, 100*r.DecodeShare)
+	fmt.Fprintf(w, "READ\t%.2f GB/s\tby %s; decode reaches %.0f %%\n", r.ReadGBps, plural.Of(r.Threads, "thread"),
+		100*r.DecodeShare)
 	if p := r.PeakGflops; p.Float32 > 0 {
 		fmt.Fprintf(
 			w,

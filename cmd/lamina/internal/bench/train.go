@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
@@ -273,10 +274,11 @@ func (t *benchTrainer) update() {
 // print writes the result as text.
 func (r *trainResult) print(e *verb.Env) error {
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
-	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %d slots\n", r.Shape, r.Parameters, r.Batch, r.Tokens,
-		r.Slots)
-	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
+	fmt.Fprintf(w, "MACHINE\t%s, %s, %s/%s\n", r.Machine.CPU, plural.Of(r.Machine.Cores, "core"), r.Machine.OS,
+		r.Machine.Arch)
+	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %s\n", r.Shape, r.Parameters, r.Batch, r.Tokens,
+		plural.Of(r.Slots, "slot"))
+	fmt.Fprintf(w, "KERNELS\t%s, %s\n", r.KernelClass, plural.Of(r.Threads, "thread"))
 	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f; the fastest took %.2f ms\n", r.StepMillis, r.TokensTPS,
 		r.Loss, r.BestMillis)
 	fmt.Fprintf(w, "WORK\t%.1f GFLOP/s\t%.2f GFLOP a step\n", r.Gflops, r.StepGflop)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/loadtest"
+	"github.com/lamina-mesh/lamina/internal/plural"
 )
 
 // Promise is the name of a promise of Lamina.
@@ -272,13 +273,13 @@ func (e *evidence) rule(v *Verdict) {
 		return
 	}
 	if n := v.Failed + v.Refused; n > 0 {
-		why("%d streams failed and %d were refused: %s", v.Failed, v.Refused, e.firstFailure(v.Promise))
+		why("%s failed, %d refused: %s", plural.Of(v.Failed, "stream"), v.Refused, e.firstFailure(v.Promise))
 	}
 	if v.Compared == 0 {
 		why("no answer was compared with its undisturbed text")
 	}
 	if v.Promise == "S13" {
-		v.Notes = append(v.Notes, fmt.Sprintf("%d streams were resumed", e.resumed))
+		v.Notes = append(v.Notes, "resumed "+plural.Of(e.resumed, "stream"))
 		if e.resumed == 0 {
 			why("no stream had to be resumed")
 		}
@@ -295,7 +296,7 @@ func (e *evidence) rule(v *Verdict) {
 			}
 		}
 		q := quantiles(drains)
-		v.Notes = append(v.Notes, fmt.Sprintf("%d restarts, drained in %.0f ms at most", q.Count, q.Max))
+		v.Notes = append(v.Notes, fmt.Sprintf("%s, drained in %.0f ms at most", plural.Of(q.Count, "restart"), q.Max))
 		if q.Max > millis(drainLimit) {
 			why("a drain took %.1f s, more than %v", q.Max/1000, drainLimit)
 		}
@@ -324,10 +325,10 @@ func (e *evidence) ruleLost(v *Verdict) {
 		}
 	}
 	for _, o := range slices.Sorted(maps.Keys(bad)) {
-		v.Why = append(v.Why, fmt.Sprintf("%d streams ended without an error event: %s", bad[o], o))
+		v.Why = append(v.Why, fmt.Sprintf("%s ended without an error event: %s", plural.Of(bad[o], "stream"), o))
 	}
 	q := quantiles(told)
-	v.Notes = append(v.Notes, fmt.Sprintf("%d streams were told in %.0f ms at most", q.Count, q.Max))
+	v.Notes = append(v.Notes, fmt.Sprintf("told %s in %.0f ms at most", plural.Of(q.Count, "stream"), q.Max))
 	if q.Max > millis(toldLimit) {
 		v.Why = append(v.Why, fmt.Sprintf("a stream was told after %.1f s, more than %v", q.Max/1000, toldLimit))
 	}

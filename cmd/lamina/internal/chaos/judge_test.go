@@ -66,9 +66,9 @@ func TestJudge_BrokenPromisesSayWhy(t *testing.T) {
 	}{
 		"another text": {killing("S1", 1000*ms), []chaos.Stream{running, wrong}, "1 of 2 answers differ"},
 		"a failed stream": {killing("S1", 1000*ms), []chaos.Stream{running, ended(loadtest.Cut, 1100*ms)},
-			"1 streams failed"},
+			"1 stream failed"},
 		"a refusal": {killing("S12", 1000*ms), []chaos.Stream{running, ended(loadtest.Refused, 1100*ms)},
-			"1 were refused"},
+			"0 streams failed, 1 refused"},
 		"a wrong beginning": {killing("S3", 1000*ms), []chaos.Stream{running, diverged}, "begun with another text"},
 		"a long stall": {killing("S2", 1000*ms),
 			[]chaos.Stream{good(0, 3000*ms, chaos.Gap{From: 900 * ms, To: 2000 * ms})}, "p99 of stalls is 1100 ms"},

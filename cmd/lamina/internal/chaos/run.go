@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/loadtest"
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
@@ -91,7 +92,8 @@ func Run(ctx context.Context, m *Manifest, o Options) (result *Result, err error
 	if err := f.start(ctx); err != nil {
 		return nil, err
 	}
-	say("%s: %d stages x %d replicas of %s, ready after %.1f s", m.Name, m.Fleet.Stages, m.Fleet.Replicas, model,
+	say("%s: %s x %s of %s, ready after %.1f s", m.Name, plural.Of(m.Fleet.Stages, "stage"),
+		plural.Of(m.Fleet.Replicas, "replica"), model,
 		time.Since(begin).Seconds())
 	say("registry at %s, %s", f.registry.Addr(), f.pids())
 	return m.run(ctx, f, say)

@@ -4,19 +4,21 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+
+	"github.com/lamina-mesh/lamina/internal/plural"
 )
 
 // Print writes the table of promises.
 func (r *Result) Print(out io.Writer) error {
 	g := r.Load.All
-	fmt.Fprintf(out, "\nload with faults: %d requests in %.1f s, %.0f tokens/s, %d ok, %d failed, %d refused\n",
-		g.Requests,
+	fmt.Fprintf(out, "\nload with faults: %s in %.1f s, %.0f tokens/s, %d ok, %d failed, %d refused\n",
+		plural.Of(g.Requests, "request"),
 		r.Load.ElapsedS, g.Goodput, g.OK, g.Failed, g.Refused)
 	missed := ""
 	if r.Missed > 0 {
 		missed = fmt.Sprintf(", %d not injected before the load was over", r.Missed)
 	}
-	fmt.Fprintf(out, "%d faults%s\n\n", len(r.Faults), missed)
+	fmt.Fprintf(out, "%s%s\n\n", plural.Of(len(r.Faults), "fault"), missed)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(
 		w,

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -115,7 +116,7 @@ func (s *Session) undo(context.Context, string) error {
 	at, err := s.lastQuestion()
 	if err == nil {
 		s.messages = s.messages[:at]
-		s.note("%d messages are left.", len(s.messages))
+		s.note("The conversation has %s now.", plural.Of(len(s.messages), "message"))
 	}
 	return err
 }
@@ -277,7 +278,7 @@ func (s *Session) save(_ context.Context, path string) error {
 	if err != nil {
 		return fault.Wrap(fault.FailedPrecondition, err, "save the conversation")
 	}
-	s.note("%d messages are in %s.", len(list), path)
+	s.note("Saved %s in %s.", plural.Of(len(list), "message"), path)
 	return nil
 }
 
@@ -297,7 +298,7 @@ func (s *Session) load(_ context.Context, path string) error {
 		return fault.Wrap(fault.Invalid, err, "load %s", path)
 	}
 	s.System, s.messages = system, messages
-	s.note("%d messages are loaded.", len(messages))
+	s.note("Loaded %s.", plural.Of(len(messages), "message"))
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -240,7 +241,7 @@ func (a *answer) take(at int, piece string) int {
 // report says what the answer took, and what the user should know.
 func (a *answer) report() {
 	u, t := a.finished.GetUsage(), a.finished.GetTimings()
-	text := fmt.Sprintf("%d tokens", u.GetCompletionTokens())
+	text := plural.Of(u.GetCompletionTokens(), "token")
 	if us := t.GetDecodeUs(); us > 0 && u.GetCompletionTokens() > 1 {
 		text += fmt.Sprintf(", %.0f tokens/s", float64(u.GetCompletionTokens()-1)/float64(us)*1e6)
 	}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 )
 
@@ -111,9 +112,9 @@ func expiry(name string, c *x509.Certificate, now time.Time, next string) Findin
 	case left <= 0:
 		return fail(next, "%s has expired on %s", name, c.NotAfter.Format(time.DateTime))
 	case left < soon:
-		return warn(next, "%s expires in %d days", name, int(left.Hours()/24))
+		return warn(next, "%s expires in %s", name, plural.Of(int(left.Hours()/24), "day"))
 	}
-	return ok("%s is valid for %d days", name, int(left.Hours()/24))
+	return ok("%s is valid for %s", name, plural.Of(int(left.Hours()/24), "day"))
 }
 
 // maxSkew is the largest difference of clocks that is no trouble: certificates are valid from a minute before they

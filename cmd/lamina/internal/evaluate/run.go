@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lamina-mesh/lamina/internal/plural"
 	"github.com/lamina-mesh/lamina/pkg/eval"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/weights"
@@ -169,7 +170,7 @@ func (c *Comparison) Print(out io.Writer) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "A is %s, B is %s: %s, %d docs\n", c.A.Model, c.B.Model, c.A.Task, c.A.Docs)
+	_, err := fmt.Fprintf(out, "A is %s, B is %s: %s, %s\n", c.A.Model, c.B.Model, c.A.Task, plural.Of(c.A.Docs, "doc"))
 	return err
 }
 

@@ -7,12 +7,14 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/lamina-mesh/lamina/internal/plural"
 )
 
 // Print writes the report as text.
 func (r *Report) Print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	load := fmt.Sprintf("closed loop of %d streams", r.Streams)
+	load := "closed loop of " + plural.Of(r.Streams, "stream")
 	if r.Loop == "open" {
 		load = fmt.Sprintf("open loop, %g requests/s, at most %d in flight", r.Rate, r.Streams)
 	}
@@ -21,7 +23,8 @@ func (r *Report) Print(out io.Writer) error {
 		stopped = ", stopped before its end"
 	}
 	fmt.Fprintf(w, "server\t%s, model %s\n", strings.Join(r.URLs, ", "), r.Model)
-	fmt.Fprintf(w, "load\t%s, %d prompts, seed %d, %.1f s%s\n", load, r.Prompts, r.Seed, r.ElapsedS, stopped)
+	fmt.Fprintf(w, "load\t%s, %s, seed %d, %.1f s%s\n", load, plural.Of(r.Prompts, "prompt"), r.Seed, r.ElapsedS,
+		stopped)
 	g := r.All
 	fmt.Fprintf(w, "requests\t%d: %d ok, %d failed, %d refused", g.Requests, g.OK, g.Failed, g.Refused)
 	if g.Interrupted > 0 {
@@ -32,8 +35,8 @@ func (r *Report) Print(out io.Writer) error {
 	}
 	fmt.Fprintf(w, "\ngoodput\t%.1f tokens/s, %.2f requests/s (%d tokens in all)\n", g.Goodput, g.RequestsPerSec,
 		g.Tokens)
-	fmt.Fprintf(w, "stalls\t%d gaps above %.0f ms in %d streams, longest %.0f ms\n", g.Stalls.Count, g.Stalls.LimitMS,
-		g.Stalls.Streams, g.Stalls.LongestMS)
+	fmt.Fprintf(w, "stalls\t%s above %.0f ms in %s, longest %.0f ms\n", plural.Of(g.Stalls.Count, "gap"),
+		g.Stalls.LimitMS, plural.Of(g.Stalls.Streams, "stream"), g.Stalls.LongestMS)
 	identity := "no request was repeated or expected"
 	if n := g.Identity.Compared; n > 0 {
 		identity = fmt.Sprintf("%.2f %% (%d of %d answers)", 100*g.Identity.Share, g.Identity.Identical, n)
