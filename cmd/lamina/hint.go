@@ -43,7 +43,9 @@ func hint(err error) string {
 }
 
 // unreachable matches how gRPC says that it has no connection, around what the system says.
-var unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: )?((?:[^"\\]|\\.)*)"`)
+var unreachable = regexp.MustCompile(
+	`connection error: desc = "(?:transport: )?(?:Error while dialing: )?((?:[^"\\]|\\.)*)"`,
+)
 
 // plain returns the text of an error, without the words of gRPC around an error of the network.
 func plain(err error) string { return unreachable.ReplaceAllString(err.Error(), "$1") }
