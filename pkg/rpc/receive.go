@@ -36,6 +36,7 @@ type Server struct {
 	*grpc.Server
 	guard     guard
 	receiving receiving
+	recovered func(context.Context, any) error // logs a panic and returns its error
 }
 
 // RegisterService registers a service like grpc.Server.
@@ -53,20 +54,27 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
 func (s *Server) unary(method string, handler grpc.MethodHandler) grpc.MethodHandler {
 	return func(
 		srv any, ctx context.Context, _ func(any) error, intercept grpc.UnaryServerInterceptor,
-	) (any, error) {
-		v := s.guard.judge(ctx, method)
-		ctx = context.WithValue(ctx, verdictKey{}, v)
+	) (resp any, err error) {
+		var v verdict
 		fail := func(err error) (any, error) {
-			return intercept(ctx, nil, &grpc.UnaryServerInfo{Server: srv, FullMethod: method},
+			return intercept(context.WithValue(ctx, verdictKey{}, v), nil,
+				&grpc.UnaryServerInfo{Server: srv, FullMethod: method},
 				func(context.Context, any) (any, error) { return nil, err })
 		}
+		defer func() { // from what runs before the interceptors, which recover from panics of the method
+			if p := recover(); p != nil {
+				resp, err = fail(s.recovered(ctx, p))
+			}
+		}()
+		v = s.guard.judge(ctx, method)
+		ctx = context.WithValue(ctx, verdictKey{}, v)
 		if v.err != nil && v.principal == nil {
 			return fail(v.err)
 		}
 		r := s.receiving.of(ctx, v.tenant, true)
 		defer r.close()
 		var failed error
-		resp, err := handler(srv, ctx, func(m any) error {
+		resp, err = handler(srv, ctx, func(m any) error {
 			failed = r.receive(m)
 			return failed
 		}, intercept)
@@ -161,10 +169,11 @@ func (r *receiver) receive(m any) error {
 
 // read reads the rest of a message, whose header says whether it is compressed and how long it is.
 func (r *receiver) read(m any, head [5]byte) error {
-	n := int(binary.BigEndian.Uint32(head[1:]))
-	if n > MaxMessage {
+	length := binary.BigEndian.Uint32(head[1:])
+	if length > MaxMessage {
 		return tooLong()
 	}
+	n := int(length)
 	var data mem.BufferSlice
 	defer func() { data.Free() }()
 	for n > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -18,7 +19,9 @@ import (
 	testv1 "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/lamina-mesh/lamina/internal/logtest"
 	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -66,12 +69,18 @@ func serveOn(
 	t *testing.T, network *memnet.Network, o rpc.ServerOptions, s testv1.TestServiceServer,
 ) (*grpc.ClientConn, func()) {
 	t.Helper()
+	server := rpc.NewServer(o)
+	testv1.RegisterTestServiceServer(server, s)
+	return run(t, network, server)
+}
+
+// run is serveOn for any services.
+func run(t *testing.T, network *memnet.Network, server *rpc.Server) (*grpc.ClientConn, func()) {
+	t.Helper()
 	l, err := network.Listen("test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := rpc.NewServer(o)
-	testv1.RegisterTestServiceServer(server, s)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
@@ -347,6 +356,35 @@ func TestServer_UnaryCallsHaveOneRequest(t *testing.T) {
 		if err := stream.RecvMsg(&testv1.SimpleResponse{}); status.Code(err) != want {
 			t.Errorf("%d requests: %v", n, err)
 		}
+	}
+}
+
+// damaged is a request that cannot be decoded without a panic.
+type damaged struct{ *testv1.Empty }
+
+func (damaged) ProtoReflect() protoreflect.Message { panic("a damaged message") }
+
+// TestServer_PanicWhileARequestIsReceived_IsInternal has a panic before the interceptors, which recover from others. A
+// server that does not recover from it ends its process, and this test.
+func TestServer_PanicWhileARequestIsReceived_IsInternal(t *testing.T) {
+	var log logtest.Buffer
+	network := memnet.New()
+	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	receive := func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		return nil, dec(damaged{})
+	}
+	server.RegisterService(&grpc.ServiceDesc{ServiceName: "test", HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{{MethodName: "Damaged", Handler: receive}}}, held{})
+	conn, stop := run(t, network, server)
+	defer stop()
+	for range 2 {
+		if err := conn.Invoke(t.Context(), "/test/Damaged", &testv1.Empty{}, &testv1.Empty{}); status.Code(err) !=
+			codes.Internal || !strings.Contains(err.Error(), "a damaged message") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if !strings.Contains(log.String(), "receive.go") {
+		t.Errorf("the log lacks the stack of the panic: %s", log.String())
 	}
 }
 

@@ -51,7 +51,7 @@ type ServerOptions struct {
 	// Certificates are those that TLS is of; with them, connections end when their certificates are revoked.
 	Certificates *Certificates
 	Public       bool          // small buffers, for many clients
-	Stats        stats.Handler // is told of calls, for traces; nil for none
+	Stats        stats.Handler // is told of calls, for traces, and not of what Server receives itself; nil for none
 	Guard        *auth.Guard   // decides who may call what; nil lets everyone call everything
 	Bodies       *Bodies       // room for the requests that it holds together; nil for MaxBodies
 }
@@ -64,10 +64,11 @@ func NewServer(o ServerOptions) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	m := newMetrics(o.Metrics)
-	recovered := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
+	recovered := func(_ context.Context, p any) error {
 		o.Log.Error("recover from panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		return fault.New(fault.Internal, "recover from panic: %v", p)
-	})
+	}
+	recovering := recovery.WithRecoveryHandlerContext(recovered)
 	buffer, window, all := bufferSize, streamWindow, connWindow
 	if o.Public {
 		buffer, window, all = clientBuffer, clientStreamWindow, clientConnWindow
@@ -89,11 +90,11 @@ func NewServer(o ServerOptions) *Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(
 			keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(takeUnary, unary(o.Log, m), recovery.UnaryServerInterceptor(recovered), g.unary),
+		grpc.ChainUnaryInterceptor(takeUnary, unary(o.Log, m), recovery.UnaryServerInterceptor(recovering), g.unary),
 		grpc.ChainStreamInterceptor(
 			takeStream,
 			stream(o.Log, m),
-			recovery.StreamServerInterceptor(recovered),
+			recovery.StreamServerInterceptor(recovering),
 			g.stream(receiving),
 		),
 		grpc.InTapHandle(receiving.begin),
@@ -107,7 +108,7 @@ func NewServer(o ServerOptions) *Server {
 	if o.Guard != nil {
 		options = append(options, grpc.UnknownServiceHandler(unknown))
 	}
-	return &Server{Server: grpc.NewServer(options...), guard: g, receiving: receiving}
+	return &Server{Server: grpc.NewServer(options...), guard: g, receiving: receiving, recovered: recovered}
 }
 
 // unary returns an interceptor that maps errors to statuses, and logs and measures calls.
