@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -21,9 +20,8 @@ func services() []string { return []string{"tokenizer", "shard", "sampler", "rou
 
 // described is a shard's description of itself.
 type described struct {
-	addr  string
-	resp  *shardv1.DescribeResponse
-	stale bool // its attributes in discovery have changed since
+	addr string
+	resp *shardv1.DescribeResponse
 }
 
 // Run watches discovery and keeps pipelines over the shards that are alive, until
@@ -88,12 +86,12 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	shards := map[string]discovery.Instance{}
+	shards := map[string]string{}
 	for _, i := range s.instances["shard"] {
-		shards[i.ID] = i
+		shards[i.ID] = i.Addr
 	}
 	for id, d := range s.held {
-		if shards[id].Addr != d.addr {
+		if shards[id] != d.addr {
 			delete(s.held, id)
 		}
 	}
@@ -117,23 +115,12 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 			notify()
 		})
 	}
-	for id, i := range shards {
-		if d, known := s.held[id]; !known || d.stale {
-			ask(i.Addr, func() error {
-				resp, err := s.describeShard(ctx, i.Addr)
-				if err != nil {
-					return err
-				}
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				// What has changed since it was asked may not be in its answer, so it is asked again.
-				s.held[id] = described{addr: i.Addr, resp: resp, stale: s.metaChanged(i)}
-				s.leaveUnheld(id, resp)
-				s.adapters.described(i.Addr, resp)
-				return nil
-			})
+	for id, addr := range shards {
+		if _, known := s.held[id]; !known || s.stale[id] {
+			ask(addr, func() error { return s.describeHeld(ctx, id, addr) })
 		}
 	}
+	maps.DeleteFunc(s.stale, func(id string, _ bool) bool { return shards[id] == "" })
 	alive := map[string]bool{}
 	for _, i := range s.instances["tokenizer"] {
 		alive[i.Addr] = true
@@ -148,6 +135,25 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 		}
 	}
 	maps.DeleteFunc(s.renew, func(addr string, _ bool) bool { return !alive[addr] })
+}
+
+// describeHeld asks a shard what it holds.
+func (s *Service) describeHeld(ctx context.Context, id, addr string) error {
+	s.mu.Lock()
+	stale := s.stale[id]
+	delete(s.stale, id) // before asking, since what changes from now on may not be in the answer
+	s.mu.Unlock()
+	resp, err := s.describeShard(ctx, addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.stale[id] = stale || s.stale[id]
+		return err
+	}
+	s.held[id] = described{addr: addr, resp: resp}
+	s.leaveUnheld(id, resp)
+	s.adapters.described(addr, resp)
+	return nil
 }
 
 func (s *Service) describeShard(ctx context.Context, addr string) (*shardv1.DescribeResponse, error) {

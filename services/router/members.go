@@ -35,9 +35,8 @@ func (s *Service) update(service string, listed []discovery.Instance) {
 	state := slices.Clone(listed)
 	for _, i := range listed {
 		delete(s.missing, i.ID)
-		if d, known := s.held[i.ID]; known && service == "shard" && s.metaChanged(i) {
-			d.stale = true // it is asked again what it holds
-			s.held[i.ID] = d
+		if service == "shard" && s.metaChanged(i) {
+			s.stale[i.ID] = true // it is asked again what it holds
 		}
 	}
 	for _, old := range s.instances[service] {

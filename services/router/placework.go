@@ -290,7 +290,7 @@ func (s *Service) redescribe(id, addr string, resp *shardv1.DescribeResponse) {
 		return
 	}
 	before, known := s.held[id]
-	s.held[id] = described{addr: addr, resp: resp, stale: before.stale} // it may have been asked before it changed
+	s.held[id] = described{addr: addr, resp: resp}
 	if known && sameSpans(before.resp, resp) {
 		return
 	}

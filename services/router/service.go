@@ -147,6 +147,7 @@ type Service struct {
 	held         map[string]described                     // shards by id
 	vocabs       map[string]*tokenizerv1.DescribeResponse // tokenizers by address
 	renew        map[string]bool                          // those that are to be asked again
+	stale        map[string]bool                          // by id, the shards that are to be asked again
 	vocabularies map[string]*vocabulary                   // by digest
 	models       map[string]*modelInfo                    // by digest, from vocabs
 	asking       map[string]bool                          // addresses being described
@@ -174,6 +175,7 @@ func New(c Config) *Service {
 		requests:  newRequests(),
 		instances: map[string][]discovery.Instance{}, missing: map[string]*missing{}, held: map[string]described{},
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, renew: map[string]bool{}, asking: map[string]bool{},
+		stale:  map[string]bool{},
 		sought: map[sought]time.Time{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
