@@ -271,7 +271,8 @@ func TestServer_FloodsKeepNobodyWaiting(t *testing.T) {
 			case limit == 0 && twice:
 				t.Errorf("users wait %v beside floods, and %v without", p99(flooded), p99(calm))
 			case limit > 0 && !twice:
-				t.Errorf("users wait %v although slow clients take all connections: the test shows nothing", p99(flooded))
+				t.Errorf("users wait %v although slow clients take all connections: the test shows nothing",
+					p99(flooded))
 			}
 		})
 	}

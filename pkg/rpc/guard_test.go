@@ -464,7 +464,9 @@ func TestGuard_AuditNamesTheTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	long := &routerv1.UnloadAdapterRequest{Name: strings.Repeat("é", 1<<19)}
-	for secret, want := range map[string]codes.Code{"": codes.Unauthenticated, secrets["user"]: codes.PermissionDenied} {
+	for secret, want := range map[string]codes.Code{
+		"": codes.Unauthenticated, secrets["user"]: codes.PermissionDenied,
+	} {
 		other := routerv1.NewRouterServiceClient(dial(t, l.Addr().String(), rpc.DialOptions{Secret: secret}))
 		if _, err := other.UnloadAdapter(ctx, long); status.Code(err) != want {
 			t.Errorf("another unloads an adapter: %v, want %v", err, want)
