@@ -59,14 +59,16 @@ func (d *direct) send(m *mailbox, to int, part string, n schedule.Node, wireType
 		d.links[member.chain] = l
 	}
 	for g := range m.events(part, n, wireType, data) {
-		if err := l.window.Acquire(d.ctx, int64(len(g.GetData()))); err != nil {
+		size := int64(len(g.GetData()))
+		if err := l.window.Acquire(d.ctx, size); err != nil {
 			return context.Cause(d.ctx)
 		}
 		g.Data = bytes.Clone(g.GetData()) // the gradient changes when it is folded
-		d.bytes += uint64(len(g.GetData()))
 		select {
 		case l.queue <- g:
+			d.bytes += uint64(size)
 		case <-d.ctx.Done():
+			l.window.Release(size) // the first attempt at the next step may go on with this call
 			return context.Cause(d.ctx)
 		}
 	}

@@ -5,7 +5,14 @@ package shard
 import (
 	"context"
 	"errors"
+	"runtime"
 	"testing"
+
+	"golang.org/x/sync/semaphore"
+
+	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
 )
 
 // A call of an attempt that is over may break while the next attempt begins. The next attempt makes a call of its own.
@@ -25,5 +32,30 @@ func TestDirect_AnOldCallThatBreaksEndsNoNewAttempt(t *testing.T) {
 		if ended := ctx.Err() != nil; ended != (n == 0) {
 			t.Errorf("attempt %d is ended: %v, %v", n, ended, context.Cause(ctx))
 		}
+	}
+}
+
+// An attempt may be aborted while it waits for room in the queue of a call. What it has not queued is not on its way:
+// the next attempt, which goes on with the call, does not wait for it.
+func TestDirect_WhatAnAbortedAttemptHasNotQueuedIsNotOnItsWay(t *testing.T) {
+	r := &trainRun{ctx: t.Context(), open: &shardv1.TrainOpen{Run: "run"}}
+	r.members = members{shares: []share{{place: place{chain: "a"}}, {replica: 1, place: place{chain: "b"}}}}
+	l := &link{queue: make(chan *eventv1.Gradient), window: semaphore.NewWeighted(directWindow)}
+	d := newDirect(r)
+	d.links["b"] = l
+	ctx, cancel := context.WithCancel(t.Context())
+	d.ctx = ctx
+	done := make(chan error, 1)
+	go func() { done <- d.send(&mailbox{run: r}, 1, "part", schedule.Node{Hi: 1}, "", make([]byte, 8)) }()
+	for l.window.TryAcquire(directWindow) { // until the send has its part of it
+		l.window.Release(directWindow)
+		runtime.Gosched()
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatalf("the send ends with %v", err)
+	}
+	if !l.window.TryAcquire(directWindow) {
+		t.Error("the window is not free")
 	}
 }
