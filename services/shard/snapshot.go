@@ -152,8 +152,8 @@ func (r *trainRun) save(s *shardv1.Save) error {
 	}
 	if old := r.snapshot; old != nil {
 		if old.wanted() {
-			return fault.New(fault.FailedPrecondition, "save step %d: the snapshot of step %d is not written yet", r.step,
-				old.step)
+			return fault.New(fault.FailedPrecondition, "save step %d: the snapshot of step %d is not written yet",
+				r.step, old.step)
 		}
 		old.end()
 	}
@@ -356,7 +356,8 @@ func (r *trainRun) encode(s *snapshot, kind shardv1.StateKind, name string,
 			}
 			if at := notFinite(values); at >= 0 {
 				return checkpoint.File{}, fault.New(fault.DataLoss,
-					"check state of step %d: element %d of %s of %s is %v", s.step, read+at, kindName(kind), t.Name, values[at])
+					"check state of step %d: element %d of %s of %s is %v", s.step, read+at, kindName(kind), t.Name,
+					values[at])
 			}
 			if _, err := e.Write(wire.Bytes(values)); err != nil {
 				return checkpoint.File{}, err
