@@ -99,22 +99,37 @@ func TestAttend_OneResult(t *testing.T) {
 }
 
 // TestAttend_RowsAtOnePosition checks that rows which see the same positions, as those of an encoder do, have the bits
-// that each has alone, beside other sequences and rows at other positions.
+// that each has alone, beside other sequences and rows at other positions, for every type of cache.
 func TestAttend_RowsAtOnePosition(t *testing.T) {
-	for _, a := range []kernel.Heads{
-		{H: 3, K: 3, D: 32, Scale: 0.2}, {H: 6, K: 2, D: 20, Scale: 0.3, Window: 37}, {H: 2, K: 2, D: 16, Scale: 0.2},
+	for _, c := range []struct {
+		kernel.Heads
+		kv kernel.KVType
+	}{
+		{kernel.Heads{H: 3, K: 3, D: 32, Scale: 0.2, Sinks: []float32{0.5, -1, 3}}, kernel.KVFull},
+		{kernel.Heads{H: 6, K: 2, D: 20, Scale: 0.3, Window: 37}, kernel.KVFull},
+		{kernel.Heads{H: 2, K: 2, D: 16, Scale: 0.2}, kernel.KVFull},
+		{kernel.Heads{H: 6, K: 2, D: 32, Scale: 0.2, Sinks: []float32{0.5, -1, 3, 0, 1, 2}}, kernel.KVF16},
+		{kernel.Heads{H: 2, K: 1, D: 32, Scale: 0.2, Window: 260, Softcap: 2}, kernel.KVQ8},
 	} {
-		r := rand.New(rand.NewPCG(5, uint64(a.D)))
+		a, r := c.Heads, rand.New(rand.NewPCG(5, uint64(c.D)))
+		cache := func(n int) kernel.KV[float32] {
+			if c.kv == kernel.KVFull {
+				kv, _, _ := pagesOf(r, n, a, 16)
+				return kv
+			}
+			kv := pages(c.kv, n, 16, a)
+			kv.Write(0, normal(r, n*a.K*a.D), normal(r, n*a.K*a.D), a.K, a.D)
+			return kv
+		}
 		var spans []kernel.Span[float32]
-		for _, n := range []int{1, 5, 12, 13, 30, 300} {
-			kv, _, _ := pagesOf(r, n, a, 16)
+		for _, n := range []int{1, 5, 12, 13, 270} {
+			kv := cache(n)
 			for range n {
 				spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n - 1, KV: kv})
 			}
 			spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n / 2, KV: kv},
 				kernel.Span[float32]{Rows: n - n/2, Pos: n / 2, KV: kv})
-			other, _, _ := pagesOf(r, n, a, 16)
-			spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n / 2, KV: other})
+			spans = append(spans, kernel.Span[float32]{Rows: 1, Pos: n / 2, KV: cache(n)})
 		}
 		rows := 0
 		for _, s := range spans {
