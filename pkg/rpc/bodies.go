@@ -12,6 +12,9 @@ const (
 	// MaxBodies bounds the bodies of all requests that run on a listener, since each is in memory from its first byte
 	// until its request ends.
 	MaxBodies = 256 << 20
+	// servicesBodies is the bound where services call each other: what four routers may hold for their callers. The
+	// routers divide it between tenants, and say none.
+	servicesBodies = 4 * MaxBodies
 	// SmallBody is what every request may have beside that.
 	SmallBody = 64 << 10
 )
@@ -20,7 +23,8 @@ const (
 // at most as much of it as it leaves free: half of it while others need none, and less when they do. So those that
 // take all that they may get leave some for the next one. It is safe for concurrent use.
 type Bodies struct {
-	most int64
+	most  int64
+	whole bool // a tenant may have all of it
 
 	mu     sync.Mutex
 	used   int64
@@ -30,10 +34,18 @@ type Bodies struct {
 // NewBodies returns room for a number of bytes.
 func NewBodies(most int64) *Bodies { return &Bodies{most: most, tenant: map[string]int64{}} }
 
+// newServicesBodies returns room for the calls of services, which say no tenant.
+func newServicesBodies() *Bodies {
+	b := NewBodies(servicesBodies)
+	b.whole = true
+	return b
+}
+
 func (b *Bodies) take(tenant string, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.tenant[tenant]+n > b.most-b.used-n {
+	free := b.most - b.used - n
+	if free < 0 || !b.whole && b.tenant[tenant]+n > free {
 		return false
 	}
 	b.used += n

@@ -53,7 +53,7 @@ type ServerOptions struct {
 	Public       bool          // small buffers, for many clients
 	Stats        stats.Handler // is told of calls, for traces, and not of what Server receives itself; nil for none
 	Guard        *auth.Guard   // decides who may call what; nil lets everyone call everything
-	Bodies       *Bodies       // room for the requests that it holds together; nil for MaxBodies
+	Bodies       *Bodies       // room for the requests that it holds together; nil for MaxBodies, and more for services
 }
 
 // NewServer returns a server with Lamina's limits and interceptors. Handlers return
@@ -73,8 +73,10 @@ func NewServer(o ServerOptions) *Server {
 	if o.Public {
 		buffer, window, all = clientBuffer, clientStreamWindow, clientConnWindow
 	}
-	if o.Bodies == nil {
+	if o.Bodies == nil && o.Public {
 		o.Bodies = NewBodies(MaxBodies)
+	} else if o.Bodies == nil {
+		o.Bodies = newServicesBodies()
 	}
 	g, receiving := guard{o.Guard}, receiving{bodies: o.Bodies, streams: o.Public}
 	options := []grpc.ServerOption{
