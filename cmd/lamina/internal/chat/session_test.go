@@ -176,7 +176,8 @@ func TestSession_CommandsAndConversation(t *testing.T) {
 	if last.GetModel() != "base:mine" || last.GetSampling().Temperature != nil || last.GetSampling().GetSeed() != 7 {
 		t.Errorf("the last request is %v", last)
 	}
-	has(t, out, "seed 102 and more", "The conversation has 0 messages now.", "file exists", "base\nbase:mine", "seed                 7",
+	has(t, out, "seed 102 and more", "The conversation has 0 messages now.", "file exists", "base\nbase:mine",
+		"seed                 7",
 		"top-p: want a number", "colour: want one of temp", `"/nonsense" is no command`, "/set [NAME VALUE]",
 		"Ctrl-D or /exit ends the chat", "4 tokens")
 	if strings.Contains(out, "never") {
